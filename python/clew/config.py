@@ -1,0 +1,231 @@
+"""The configuration of a model: what the engine needs to know, under the classic library's field names."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import UnsupportedModelError
+
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "quick_gelu", "relu2", "tanh", "sigmoid")
+"""Activation functions, in the order of the core's enumeration."""
+
+ACTIVATION_ALIASES = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_python": "gelu",
+    "swish": "silu",
+    "quick_gelu": "quick_gelu",
+    "linear": "none",
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a model is; enough, with its weights, to run it.
+
+    Fields carry the classic library's names where it has one. Lengths count elements, `eps` is added to the variance.
+    `None` for `d_head`, `n_key_value_heads`, `d_mlp`, `rotary_dim` and `attn_scale` means the usual value
+    (`d_model / n_heads`, `n_heads`, `4 · d_model`, `d_head`, `√d_head`), which the finished config holds.
+
+    Raises
+    ------
+    UnsupportedModelError
+        An activation, norm or position kind that the engine does not have.
+    ValueError
+        Sizes that contradict each other.
+
+    Example
+    -------
+    >>> config = ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=32, d_vocab=50)
+    >>> config.d_head, config.d_mlp
+    (8, 64)
+    """
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_ctx: int
+    d_vocab: int
+    d_head: int = None  # type: ignore[assignment]
+    n_key_value_heads: int = None  # type: ignore[assignment]
+    d_mlp: int = None  # type: ignore[assignment]
+    act_fn: str = "gelu"
+    eps: float = 1e-5
+    normalization_type: str | None = "LN"
+    """"LN", "RMS", "LNPre" and "RMSPre" (no affine part), or None."""
+    final_norm: bool = True
+    positional_embedding_type: str = "standard"
+    """"standard" (learned, absolute), "rotary" or "none"."""
+    pos_offset: int = 0
+    """Row of W_pos that position 0 reads (OPT: 2)."""
+    attn_only: bool = False
+    gated_mlp: bool = False
+    parallel_attn_mlp: bool = False
+    shared_norm: bool = False
+    """Parallel blocks: ln1 feeds both branches (GPT-J, Phi)."""
+    use_normalization_before_and_after: bool = False
+    """Sandwich blocks: ln1_post and ln2_post (Gemma 2 and 3)."""
+    use_qk_norm: bool = False
+    use_attn_scale: bool = True
+    attn_scale: float = None  # type: ignore[assignment]
+    """Scores are divided by this."""
+    scale_attn_by_inverse_layer_idx: bool = False
+    attn_types: tuple[str, ...] | None = None
+    """"global" or "local" for each layer; None: all global (or all local where window_size is set)."""
+    window_size: int | None = None
+    """Local layers: key j is seen by query i when 0 <= i - j < window_size."""
+    attention_dir: str = "causal"
+    """"causal", or "bidirectional" (linear attention over the whole prompt)."""
+    attention_kind: str = "softmax"
+    """"softmax" or "linear" (no softmax: scores / n)."""
+    linear_attn_n: int | None = None
+    """Linear attention: the n that scores are divided by; None: the number of visible keys."""
+    exclude_self: bool = False
+    """Linear attention: a position does not see itself."""
+    attn_scores_soft_cap: float | None = None
+    output_logits_soft_cap: float | None = None
+    rotary_dim: int = None  # type: ignore[assignment]
+    rotary_base: float = 10000.0
+    rotary_base_local: float | None = None
+    """Base of the local layers (Gemma 3); None: the same."""
+    rotary_adjacent_pairs: bool = False
+    rope_scaling: Mapping[str, Any] | None = None
+    """Of the global layers: {"rope_type": "linear", "factor": f} or {"rope_type": "llama3", "factor", "low_freq_factor",
+    "high_freq_factor", "original_max_position_embeddings"}."""
+    embed_scale: float = 1.0
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = True
+    attn_out_bias: bool = True
+    mlp_bias: bool = True
+    norm_bias: bool = True
+    """LayerNorm has a bias (RMS norms never have)."""
+    unembed_bias: bool = False
+    initializer_range: float = 0.02
+    original_architecture: str | None = None
+    model_name: str = "custom"
+    tokenizer_name: str | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Other keys of the file's own configuration, kept for reference; none of them changes what is computed."""
+
+    def __post_init__(self) -> None:
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        for name in ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab"):
+            if int(getattr(self, name)) < (0 if name == "n_layers" else 1):
+                raise ValueError(f"ModelConfig: {name} = {getattr(self, name)}, must be positive")
+        if self.d_head is None:
+            if self.d_model % self.n_heads:
+                raise ValueError(
+                    f"ModelConfig: d_model = {self.d_model} is no multiple of n_heads = {self.n_heads}: give d_head"
+                )
+            put("d_head", self.d_model // self.n_heads)
+        if self.n_key_value_heads is None:
+            put("n_key_value_heads", self.n_heads)
+        if self.n_heads % self.n_key_value_heads:
+            raise ValueError(
+                f"ModelConfig: n_heads = {self.n_heads} is no multiple of n_key_value_heads = {self.n_key_value_heads}"
+            )
+        if self.d_mlp is None:
+            put("d_mlp", 0 if self.attn_only else 4 * self.d_model)
+        if self.rotary_dim is None:
+            put("rotary_dim", self.d_head if self.positional_embedding_type == "rotary" else 0)
+        if self.attn_scale is None:
+            put("attn_scale", math.sqrt(self.d_head) if self.use_attn_scale else 1.0)
+        put("act_fn", ACTIVATION_ALIASES.get(self.act_fn, self.act_fn))
+        if self.act_fn not in ACTIVATIONS:
+            raise UnsupportedModelError(f"act_fn = {self.act_fn!r}; supported: {', '.join(ACTIVATIONS)}")
+        if self.normalization_type not in ("LN", "RMS", "LNPre", "RMSPre", None):
+            raise UnsupportedModelError(
+                f"normalization_type = {self.normalization_type!r}; supported: LN, RMS, LNPre, RMSPre, None"
+            )
+        if self.positional_embedding_type not in ("standard", "rotary", "none"):
+            raise UnsupportedModelError(
+                f"positional_embedding_type = {self.positional_embedding_type!r}; supported: standard, rotary, none"
+            )
+        if self.attention_kind not in ("softmax", "linear"):
+            raise UnsupportedModelError(f"attention_kind = {self.attention_kind!r}; supported: softmax, linear")
+        if self.attention_dir not in ("causal", "bidirectional"):
+            raise UnsupportedModelError(f"attention_dir = {self.attention_dir!r}; supported: causal, bidirectional")
+        if self.rotary_dim % 2 or self.rotary_dim > self.d_head:
+            raise ValueError(
+                f"ModelConfig: rotary_dim = {self.rotary_dim} must be even and at most d_head = {self.d_head}"
+            )
+        if self.attn_types is not None:
+            put("attn_types", tuple(self.attn_types))
+            if len(self.attn_types) != self.n_layers or set(self.attn_types) - {"global", "local"}:
+                raise ValueError(
+                    f"ModelConfig: attn_types = {self.attn_types} must hold 'global' or 'local' for each of "
+                    f"{self.n_layers} layers"
+                )
+            if "local" in self.attn_types and not self.window_size:
+                raise ValueError("ModelConfig: local attention layers need window_size")
+        self.rotary_frequencies()  # refuses scalings that the engine does not have
+
+    @property
+    def norm_affine(self) -> bool:
+        """Do the norms have weights?"""
+        return self.normalization_type in ("LN", "RMS")
+
+    @property
+    def rms(self) -> bool:
+        """Are the norms RMS norms?"""
+        return self.normalization_type in ("RMS", "RMSPre")
+
+    def is_local(self, layer: int) -> bool:
+        """Does this layer see a sliding window only?"""
+        if self.attn_types is None:
+            return bool(self.window_size)
+        return self.attn_types[layer] == "local"
+
+    def rotary_frequencies(self) -> NDArray[np.float64]:
+        """Angle per position of each rotary pair, radians; float64 [kinds, rotary_dim / 2].
+
+        Row 0 is for global layers; row 1, where `rotary_base_local` is set, for local ones (never scaled).
+        """
+        if self.positional_embedding_type != "rotary" or not self.rotary_dim:
+            return np.zeros((0, 0))
+        exponent = np.arange(0, self.rotary_dim, 2, dtype=np.float64) / self.rotary_dim
+        freq = _scaled(self.rotary_base**-exponent, self.rope_scaling)
+        if self.rotary_base_local is None:
+            return freq[None, :]
+        return np.stack([freq, self.rotary_base_local**-exponent])
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        """The same configuration with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as plain values that JSON can hold."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        out["rope_scaling"] = None if self.rope_scaling is None else dict(self.rope_scaling)
+        out["extra"] = dict(self.extra)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
+
+
+def _scaled(freq: NDArray[np.float64], scaling: Mapping[str, Any] | None) -> NDArray[np.float64]:
+    """Rotary frequencies after linear or llama3 scaling."""
+    if not scaling:
+        return freq
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind in ("default", None):
+        return freq
+    factor = float(scaling.get("factor", 1.0))
+    if kind == "linear":
+        return freq / factor
+    if kind == "llama3":
+        low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+        original = float(scaling["original_max_position_embeddings"])
+        wavelength = 2 * np.pi / freq
+        # between the two wavelengths the frequency is blended, below it is kept, above divided
+        smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
+        return (1 - smooth) * freq / factor + smooth * freq
+    raise UnsupportedModelError(f"rope_scaling: rope_type = {kind!r}; supported: linear, llama3")

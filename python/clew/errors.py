@@ -1,0 +1,33 @@
+"""The exceptions that clew raises, all subclasses of :class:`clew.Error`."""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Anything that clew refuses; every other exception here is one of these."""
+
+
+class ShapeError(Error, ValueError):
+    """An array of the wrong rank, shape or dtype; the message names what was expected and what came."""
+
+
+class SiteError(Error, KeyError):
+    """A capture site that does not exist or that this model does not have; the message says the nearest names."""
+
+    def __str__(self) -> str:  # KeyError would show the message quoted
+        return Exception.__str__(self)
+
+
+class LoadError(Error, OSError):
+    """A file that cannot be read as a model or a tokenizer; the message names the file, and the byte where known."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
+
+
+class UnsupportedModelError(Error, NotImplementedError):
+    """A model that the engine would compute wrongly; the message names the architecture or the key."""
+
+
+class TokenError(Error, ValueError):
+    """A token that is not in the vocabulary, a prompt that is empty or too long."""
