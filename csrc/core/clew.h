@@ -200,13 +200,12 @@ void clew_plan_describe(const clew_plan *plan, size_t index, char *text, size_t 
 typedef struct clew_input {
   const int32_t *tokens;  /* [Σ lengths], sequences one after the other; or NULL with embeddings */
   const void *embeddings; /* [Σ lengths, d_model], the model's dtype; a request with from_embeddings or start_layer */
-  const int32_t *targets; /* [Σ lengths] or NULL (the next token): what CLEW_LOGITS_LOSS scores; −1: nothing */
 } clew_input;
 
 typedef struct clew_run clew_run;
 struct clew_cancel; /* pool.h */
-/* Checks the input, allocates, computes. CLEW_LOGITS_LOSS makes the output `logits` hold the loss [n_seq, longest − 1] in
- * nats, 0 where there is no target. */
+/* Checks the input, allocates, computes. CLEW_LOGITS_LOSS makes the output `logits` hold the next token's negative
+ * log-likelihood [n_seq, longest − 1] in nats, 0 behind a sequence's end. */
 clew_status clew_run_new(clew_run **out, const clew_plan *plan, const clew_input *input, struct clew_cancel *cancel,
                          clew_error *err);
 void clew_run_free(clew_run *run);

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UnsupportedModelError
+from .errors import ConfigError, UnsupportedModelError
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "quick_gelu", "relu2", "tanh", "sigmoid")
 """Activation functions, in the order of the core's enumeration."""
@@ -21,6 +21,8 @@ ACTIVATION_ALIASES = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "swish": "silu",
     "quick_gelu": "quick_gelu",
     "linear": "none",
@@ -39,7 +41,7 @@ class ModelConfig:
     ------
     UnsupportedModelError
         An activation, norm or position kind that the engine does not have.
-    ValueError
+    ConfigError
         Sizes that contradict each other.
 
     Example
@@ -121,17 +123,17 @@ class ModelConfig:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         for name in ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab"):
             if int(getattr(self, name)) < (0 if name == "n_layers" else 1):
-                raise ValueError(f"ModelConfig: {name} = {getattr(self, name)}, must be positive")
+                raise ConfigError(f"ModelConfig: {name} = {getattr(self, name)}, must be positive")
         if self.d_head is None:
             if self.d_model % self.n_heads:
-                raise ValueError(
+                raise ConfigError(
                     f"ModelConfig: d_model = {self.d_model} is no multiple of n_heads = {self.n_heads}: give d_head"
                 )
             put("d_head", self.d_model // self.n_heads)
         if self.n_key_value_heads is None:
             put("n_key_value_heads", self.n_heads)
         if self.n_heads % self.n_key_value_heads:
-            raise ValueError(
+            raise ConfigError(
                 f"ModelConfig: n_heads = {self.n_heads} is no multiple of n_key_value_heads = {self.n_key_value_heads}"
             )
         if self.d_mlp is None:
@@ -156,18 +158,18 @@ class ModelConfig:
         if self.attention_dir not in ("causal", "bidirectional"):
             raise UnsupportedModelError(f"attention_dir = {self.attention_dir!r}; supported: causal, bidirectional")
         if self.rotary_dim % 2 or self.rotary_dim > self.d_head:
-            raise ValueError(
+            raise ConfigError(
                 f"ModelConfig: rotary_dim = {self.rotary_dim} must be even and at most d_head = {self.d_head}"
             )
         if self.attn_types is not None:
             put("attn_types", tuple(self.attn_types))
             if len(self.attn_types) != self.n_layers or set(self.attn_types) - {"global", "local"}:
-                raise ValueError(
+                raise ConfigError(
                     f"ModelConfig: attn_types = {self.attn_types} must hold 'global' or 'local' for each of "
                     f"{self.n_layers} layers"
                 )
             if "local" in self.attn_types and not self.window_size:
-                raise ValueError("ModelConfig: local attention layers need window_size")
+                raise ConfigError("ModelConfig: local attention layers need window_size")
         self.rotary_frequencies()  # refuses scalings that the engine does not have
 
     @property

@@ -31,3 +31,7 @@ class UnsupportedModelError(Error, NotImplementedError):
 
 class TokenError(Error, ValueError):
     """A token that is not in the vocabulary, a prompt that is empty or too long."""
+
+
+class ConfigError(Error, ValueError):
+    """Settings that contradict each other or the model; the message names them."""

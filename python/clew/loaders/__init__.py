@@ -1,0 +1,170 @@
+"""Opening checkpoints: whatever a path, a hub id or a bundled name stands for becomes a :class:`Checkpoint`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import DTypeLike
+
+from ..errors import LoadError, UnsupportedModelError
+from .checkpoint import Checkpoint
+from .classic import is_classic, load_classic
+from .huggingface import SUPPORTED, find_tensors, load_huggingface
+from .initialise import initialise, weight_shapes
+from .safetensors import TensorStore, read_json, weights_dtype
+from .save import load_saved, save
+
+__all__ = ["Checkpoint", "bundled", "initialise", "open_checkpoint", "save", "weight_shapes"]
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+"""The package's own models: `<name>/` or `<name>.bin` or `<name>.gguf`."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = (
+    "config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "vocab.json", "merges.txt", "tokenizer.model", "generation_config.json",
+)  # fmt: skip
+
+
+def open_checkpoint(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Checkpoint:
+    """Open a model's files; weights are mapped, not read.
+
+    Parameters
+    ----------
+    path
+        A directory (Hugging Face, what :func:`save` wrote, a classic HookedTransformer state), a `.safetensors` file
+        beside its `config.json`, a `.gguf` or llama2.c `.bin` file, the name of a bundled model, or a hub id
+        `owner/name`. The first of these that exists is taken.
+    dtype
+        "float32" or "float64" converts; None: float64 for files of float64, else float32.
+
+    Raises
+    ------
+    LoadError
+        Nothing there (says what was looked for), or a file that is damaged or incomplete.
+    UnsupportedModelError
+        A model that would be computed wrongly; names the key.
+    ValueError
+        Another dtype.
+
+    Example
+    -------
+    >>> checkpoint = open_checkpoint("gpt2/")                                       # doctest: +SKIP
+    >>> checkpoint.weights["blocks.0.attn.W_Q"].shape                               # doctest: +SKIP
+    (12, 768, 64)
+    """
+    weights_dtype(dtype, False)  # a wrong dtype is refused before anything is read
+    place = Path(path).expanduser()
+    text = os.fspath(path)
+    if "\0" in text:
+        raise LoadError(f"{text!r} is no path")
+    if place.is_dir():
+        return _open_directory(place, dtype)
+    if place.is_file():
+        return _open_file(place, dtype)
+    if text in bundled():
+        found = next(DATA / name for name in (text, f"{text}.bin", f"{text}.gguf") if (DATA / name).exists())
+        return _open_directory(found, dtype) if found.is_dir() else _open_file(found, dtype)
+    if _HUB_ID.fullmatch(text):
+        return _open_directory(_from_hub(text), dtype)
+    names = ", ".join(bundled()) or "none"
+    raise LoadError(f"{text}: no such directory or file, no bundled model ({names}), and no hub id (owner/name)")
+
+
+def bundled() -> list[str]:
+    """Names of the trained models inside the package, for :func:`clew.load`."""
+    if not DATA.is_dir():
+        return []
+    names = set()
+    for entry in DATA.iterdir():
+        if entry.is_dir() and (entry / "config.json").is_file():
+            names.add(entry.name)
+        elif entry.suffix in (".bin", ".gguf"):
+            names.add(entry.stem)
+    return sorted(names)
+
+
+def _open_file(path: Path, dtype: DTypeLike | None) -> Checkpoint:
+    """A single file, by its suffix."""
+    suffix = path.suffix.lower()
+    if suffix == ".gguf":
+        from .gguf import load_gguf
+
+        return load_gguf(path, dtype)
+    if suffix == ".safetensors":
+        if not (path.parent / "config.json").is_file():
+            raise LoadError(f"{path}: no config.json beside it")
+        return _open_parts(path.parent, TensorStore.open(path), dtype)
+    if suffix == ".bin":
+        if re.fullmatch(r"pytorch_model.*\.bin", path.name):
+            raise LoadError(f"{path}: pickled weights: convert them to safetensors")
+        from .llama2c import load_llama2c
+
+        return load_llama2c(path, dtype)
+    raise LoadError(f"{path}: unknown suffix {suffix!r}; supported: .safetensors, .gguf, .bin (llama2.c), directories")
+
+
+def _open_directory(directory: Path, dtype: DTypeLike | None) -> Checkpoint:
+    if not (directory / "config.json").is_file():
+        ggufs = sorted(path.name for path in directory.glob("*.gguf"))
+        hint = f"; open one of its files: {', '.join(ggufs)}" if ggufs else ""
+        raise LoadError(f"{directory}: no config.json{hint}")
+    return _open_parts(directory, None, dtype)
+
+
+def _open_parts(directory: Path, store: TensorStore | None, dtype: DTypeLike | None) -> Checkpoint:
+    """A directory's `config.json` with its tensors, or with those of one given file."""
+    where = directory / "config.json"
+    raw = read_json(where)
+    load: Callable[[TensorStore, dict[str, Any], str, DTypeLike | None], Checkpoint]
+    if raw.get("model_type") == "clew":
+        load = load_saved
+    elif is_classic(raw):
+        load = load_classic
+    elif "model_type" in raw:
+        load = load_huggingface
+    else:
+        raise UnsupportedModelError(
+            f"{where}: no model_type, and not the classic library's fields; supported: {', '.join(SUPPORTED)}"
+        )
+    checkpoint = load(find_tensors(directory) if store is None else store, raw, str(where), dtype)
+    checkpoint.tokenizer = lambda: _tokenizer(directory)
+    return checkpoint
+
+
+def _tokenizer(directory: Path) -> Any:
+    """The directory's tokenizer, or None."""
+    from ..tokenizer import from_directory
+
+    return from_directory(directory)
+
+
+def _from_hub(repository: str) -> Path:
+    """Where the hub's cache holds a repository, after fetching what is not there and may be fetched.
+
+    Only configuration, tokenizer and safetensors files of its top folder are asked for. `HF_HUB_OFFLINE`, `HF_HOME`
+    and the rest of the package's own settings hold.
+    """
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise LoadError(
+            f"{repository}: no such directory; to fetch it as a hub id install the extra: pip install 'clew[hub]'"
+        ) from None
+    try:
+        directory = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(_HUB_FILES)))
+        wanted = ["model.safetensors"]
+        index = directory / "model.safetensors.index.json"
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if isinstance(weight_map, dict):
+                wanted = sorted({shard for shard in weight_map.values() if isinstance(shard, str)})
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
+    except LoadError:
+        raise
+    except Exception as error:  # the package raises many kinds, some of them other libraries' own
+        raise LoadError(f"{repository}: not to be had from the hub: {type(error).__name__}: {error}") from error

@@ -1,0 +1,43 @@
+/* The CPython side: arguments in, NumPy views out, the GIL, exceptions. No arithmetic. */
+#ifndef CLEW_BINDING_H
+#define CLEW_BINDING_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL clew_numpy_api
+#ifndef CLEW_IMPORT_NUMPY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "clew.h"
+
+typedef struct clew_state {
+  PyObject *errors[CLEW_ERROR_CANCELLED + 1]; /* exception of each status; NULL: the status has its own treatment */
+  PyTypeObject *model_type, *plan_type;
+} clew_state;
+
+extern PyModuleDef clew_module;
+extern PyType_Spec clew_model_spec, clew_plan_spec;
+
+typedef struct clew_model_object {
+  PyObject_HEAD
+  clew_model *model;
+  PyObject *arrays; /* tuple of the weights: keeps their memory alive */
+} clew_model_object;
+
+/* Raises the exception of err; always returns NULL. */
+PyObject *clew_raise(const clew_state *state, const clew_error *err);
+clew_state *clew_state_of(PyTypeObject *type);
+
+/* A new array over slab memory that keeps the slab alive; takes no reference of the caller's. */
+PyObject *clew_slab_array(clew_slab *slab, size_t offset, int n_dims, const npy_intp *shape, int typenum,
+                          int writeable);
+/* Does the array's memory lie in a slab, so that products may read behind it? */
+int clew_in_slab(PyArrayObject *array);
+
+static inline int clew_typenum(clew_dtype dtype) { return dtype == CLEW_FLOAT32 ? NPY_FLOAT32 : NPY_FLOAT64; }
+
+#endif

@@ -1,0 +1,285 @@
+/* _core.Plan: a compiled request; its run() computes without the GIL and gives views of the slabs. */
+#include <string.h>
+
+#include "binding.h"
+#include "pool.h"
+
+typedef struct clew_plan_object {
+  PyObject_HEAD
+  clew_plan *plan;
+  clew_model_object *model;
+  npy_intp n_rows; /* Σ lengths */
+} clew_plan_object;
+
+/* A contiguous int32 array with one axis, as Python code makes it; a new reference. */
+static PyArrayObject *int_array(PyObject *object, const char *what) {
+  if (!PyArray_Check(object) || PyArray_TYPE((PyArrayObject *)object) != NPY_INT32 ||
+      !PyArray_ISCARRAY_RO((PyArrayObject *)object)) {
+    PyErr_Format(PyExc_TypeError, "%s must be a contiguous int32 array", what);
+    return NULL;
+  }
+  return (PyArrayObject *)Py_NewRef(object);
+}
+
+/* Plan(model, lengths, capture, positions, start_layer, stop_layer, from_embeddings, logits) */
+static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+  static char *keywords[] = {"model",      "lengths",          "capture", "positions", "start_layer",
+                             "stop_layer", "from_embeddings", "logits",  NULL};
+  clew_state *state = clew_state_of(type);
+  PyObject *model, *lengths_object, *capture_object, *positions_object;
+  int start, stop, from_embeddings, logits;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOiipi", keywords, state->model_type, &model, &lengths_object,
+                                   &capture_object, &positions_object, &start, &stop, &from_embeddings, &logits)) {
+    return NULL;
+  }
+  PyArrayObject *lengths = NULL, *capture = NULL, *positions = NULL;
+  clew_plan_object *self = NULL;
+  clew_site_ref *refs = NULL;
+  clew_plan *plan = NULL;
+  if ((lengths = int_array(lengths_object, "lengths")) == NULL ||
+      (capture = int_array(capture_object, "capture")) == NULL ||
+      (positions_object != Py_None && (positions = int_array(positions_object, "positions")) == NULL)) {
+    goto done;
+  }
+  if (PyArray_NDIM(capture) != 2 || PyArray_DIM(capture, 1) != 2 || PyArray_NDIM(lengths) != 1 || logits < 0 ||
+      logits > CLEW_LOGITS_LOSS || PyArray_SIZE(lengths) > INT32_MAX) {
+    PyErr_SetString(PyExc_ValueError, "lengths must be [n_seq], capture [n, 2], logits 0 to 3");
+    goto done;
+  }
+  const size_t n_capture = (size_t)PyArray_DIM(capture, 0);
+  refs = PyMem_Calloc(n_capture + 1, sizeof *refs);
+  if (refs == NULL) {
+    PyErr_NoMemory();
+    goto done;
+  }
+  const int32_t *pair = PyArray_DATA(capture);
+  for (size_t i = 0; i < n_capture; i++) {
+    refs[i] = (clew_site_ref){(clew_site)pair[2 * i], pair[2 * i + 1]};
+  }
+  const clew_request request = {.n_seq = (int32_t)PyArray_SIZE(lengths),
+                                .lengths = PyArray_DATA(lengths),
+                                .capture = refs,
+                                .n_capture = n_capture,
+                                .positions = positions ? PyArray_DATA(positions) : NULL,
+                                .n_positions = positions ? (size_t)PyArray_SIZE(positions) : 0,
+                                .start_layer = start,
+                                .stop_layer = stop,
+                                .from_embeddings = from_embeddings != 0,
+                                .logits = (clew_logits)logits};
+  clew_error err;
+  clew_status status;
+  Py_BEGIN_ALLOW_THREADS;
+  status = clew_plan_new(&plan, ((clew_model_object *)model)->model, &request, &err);
+  Py_END_ALLOW_THREADS;
+  if (status != CLEW_OK) {
+    clew_raise(state, &err);
+    goto done;
+  }
+  self = (clew_plan_object *)type->tp_alloc(type, 0);
+  if (self == NULL) {
+    clew_plan_free(plan);
+    goto done;
+  }
+  self->plan = plan;
+  self->model = (clew_model_object *)Py_NewRef(model);
+  for (int32_t i = 0; i < request.n_seq; i++) {
+    self->n_rows += request.lengths[i];
+  }
+done:
+  PyMem_Free(refs);
+  Py_XDECREF(lengths);
+  Py_XDECREF(capture);
+  Py_XDECREF(positions);
+  return (PyObject *)self;
+}
+
+static void plan_dealloc(clew_plan_object *self) {
+  PyTypeObject *type = Py_TYPE(self);
+  clew_plan_free(self->plan);
+  Py_XDECREF(self->model);
+  type->tp_free((PyObject *)self);
+  Py_DECREF(type);
+}
+
+/* ---- Running -------------------------------------------------------------------------------------------------- */
+
+typedef struct clew_poll_state {
+  PyThreadState *thread; /* the calling thread's, while the GIL is released */
+} clew_poll_state;
+
+/* Takes the GIL and lets Python handle signals; an exception (KeyboardInterrupt) cancels the run. */
+static int poll_signals(void *ctx) {
+  clew_poll_state *poll = ctx;
+  PyEval_RestoreThread(poll->thread);
+  const int raised = PyErr_CheckSignals();
+  poll->thread = PyEval_SaveThread();
+  return raised;
+}
+
+/* (site, layers, array [n_layers, ...]) of one output; the layer axis is left out where the site has none */
+static PyObject *output_item(const clew_plan_object *self, const clew_run *run, size_t index) {
+  const clew_output *o = clew_plan_output(self->plan, index);
+  npy_intp shape[5];
+  int n_dims = 0;
+  if (clew_sites[o->site].layered) {
+    shape[n_dims++] = o->n_layers;
+  }
+  for (int32_t d = 0; d < o->n_dims; d++) {
+    shape[n_dims++] = (npy_intp)o->shape[d];
+  }
+  const int typenum = clew_typenum(clew_model_config(self->model->model)->dtype);
+  PyObject *array = clew_slab_array(clew_run_slab(run, o->slab), o->offset, n_dims, shape, typenum, 0);
+  PyObject *layers = PyTuple_New(o->n_layers);
+  for (int32_t l = 0; l < o->n_layers && layers != NULL; l++) {
+    PyObject *number = PyLong_FromLong(o->layers[l]);
+    if (number == NULL) {
+      Py_CLEAR(layers);
+    } else {
+      PyTuple_SET_ITEM(layers, l, number);
+    }
+  }
+  if (array == NULL || layers == NULL) {
+    Py_XDECREF(array);
+    Py_XDECREF(layers);
+    return NULL;
+  }
+  return Py_BuildValue("iNN", (int)o->site, layers, array);
+}
+
+/* run(tokens: int32 array [rows] | None, embeddings: array [rows, d_model] | None) -> list of outputs */
+static PyObject *plan_run(clew_plan_object *self, PyObject *args) {
+  clew_state *state = clew_state_of(Py_TYPE(self));
+  PyObject *tokens_object, *embeddings_object;
+  if (!PyArg_ParseTuple(args, "OO", &tokens_object, &embeddings_object)) {
+    return NULL;
+  }
+  const clew_config *config = clew_model_config(self->model->model);
+  clew_input input = {NULL, NULL};
+  if (tokens_object != Py_None) {
+    PyArrayObject *tokens = int_array(tokens_object, "tokens");
+    if (tokens == NULL) {
+      return NULL;
+    }
+    Py_DECREF(tokens); /* the argument tuple holds it */
+    if (PyArray_SIZE(tokens) != self->n_rows) {
+      return PyErr_Format(state->errors[CLEW_ERROR_SHAPE], "%zd tokens, the plan is for %zd", PyArray_SIZE(tokens),
+                          self->n_rows);
+    }
+    input.tokens = PyArray_DATA(tokens);
+  }
+  if (embeddings_object != Py_None) {
+    PyArrayObject *array = (PyArrayObject *)embeddings_object;
+    if (!PyArray_Check(embeddings_object) || PyArray_TYPE(array) != clew_typenum(config->dtype) ||
+        !PyArray_ISCARRAY_RO(array) || PyArray_SIZE(array) != self->n_rows * config->d_model) {
+      PyErr_Format(state->errors[CLEW_ERROR_SHAPE],
+                   "embeddings must be contiguous, of the model's dtype, with %zd x %d values", self->n_rows,
+                   config->d_model);
+      return NULL;
+    }
+    input.embeddings = PyArray_DATA(array);
+  }
+  clew_run *run = NULL;
+  clew_error err;
+  clew_poll_state poll;
+  clew_cancel cancel = {.poll = poll_signals, .ctx = &poll};
+  poll.thread = PyEval_SaveThread();
+  const clew_status status = clew_run_new(&run, self->plan, &input, &cancel, &err);
+  PyEval_RestoreThread(poll.thread);
+  if (status != CLEW_OK) {
+    if (status == CLEW_ERROR_CANCELLED && PyErr_Occurred()) {
+      return NULL; /* the signal handler's own exception */
+    }
+    return clew_raise(state, &err);
+  }
+  const size_t n = clew_plan_n_outputs(self->plan);
+  PyObject *list = PyList_New((Py_ssize_t)n);
+  for (size_t i = 0; i < n && list != NULL; i++) {
+    PyObject *item = output_item(self, run, i);
+    if (item == NULL) {
+      Py_CLEAR(list);
+    } else {
+      PyList_SET_ITEM(list, (Py_ssize_t)i, item);
+    }
+  }
+  clew_run_free(run);
+  return list;
+}
+
+/* ---- Questions ------------------------------------------------------------------------------------------------ */
+
+static PyObject *plan_keep_bytes(clew_plan_object *self, void *closure) {
+  (void)closure;
+  return PyLong_FromSize_t(clew_plan_keep_bytes(self->plan));
+}
+
+static PyObject *plan_scratch_bytes(clew_plan_object *self, void *closure) {
+  (void)closure;
+  return PyLong_FromSize_t(clew_plan_scratch_bytes(self->plan));
+}
+
+static PyObject *plan_flops(clew_plan_object *self, void *closure) {
+  (void)closure;
+  return PyFloat_FromDouble(clew_plan_flops(self->plan));
+}
+
+static PyObject *plan_outputs(clew_plan_object *self, void *closure) {
+  (void)closure;
+  const size_t n = clew_plan_n_outputs(self->plan);
+  PyObject *list = PyList_New((Py_ssize_t)n);
+  for (size_t i = 0; i < n && list != NULL; i++) {
+    const clew_output *o = clew_plan_output(self->plan, i);
+    PyObject *shape = PyTuple_New(o->n_dims);
+    for (int32_t d = 0; d < o->n_dims && shape != NULL; d++) {
+      PyTuple_SET_ITEM(shape, d, PyLong_FromSize_t(o->shape[d]));
+    }
+    PyObject *layers = PyTuple_New(o->n_layers);
+    for (int32_t l = 0; l < o->n_layers && layers != NULL; l++) {
+      PyTuple_SET_ITEM(layers, l, PyLong_FromLong(o->layers[l]));
+    }
+    PyObject *item = shape && layers ? Py_BuildValue("iNN", (int)o->site, layers, shape) : NULL;
+    if (item == NULL) {
+      Py_CLEAR(list);
+      break;
+    }
+    PyList_SET_ITEM(list, (Py_ssize_t)i, item);
+  }
+  return list;
+}
+
+static PyObject *plan_steps(clew_plan_object *self, void *closure) {
+  (void)closure;
+  const size_t n = clew_plan_n_steps(self->plan);
+  PyObject *list = PyList_New((Py_ssize_t)n);
+  for (size_t i = 0; i < n && list != NULL; i++) {
+    char text[256];
+    clew_plan_describe(self->plan, i, text, sizeof text);
+    PyObject *line = PyUnicode_FromString(text);
+    if (line == NULL) {
+      Py_CLEAR(list);
+    } else {
+      PyList_SET_ITEM(list, (Py_ssize_t)i, line);
+    }
+  }
+  return list;
+}
+
+static PyMethodDef plan_methods[] = {
+    {"run", (PyCFunction)plan_run, METH_VARARGS,
+     "run(tokens, embeddings)\n--\n\nComputes; a list of (site, layers, array) with read-only views of the slabs."},
+    {NULL, NULL, 0, NULL}};
+
+static PyGetSetDef plan_getset[] = {
+    {"keep_bytes", (getter)plan_keep_bytes, NULL, "bytes of what the caller gets", NULL},
+    {"scratch_bytes", (getter)plan_scratch_bytes, NULL, "bytes that a run needs besides", NULL},
+    {"flops", (getter)plan_flops, NULL, "floating-point operations of the products, causal", NULL},
+    {"outputs", (getter)plan_outputs, NULL, "list of (site, layers, shape of one layer)", NULL},
+    {"steps", (getter)plan_steps, NULL, "a line about each step", NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
+
+static PyType_Slot plan_slots[] = {{Py_tp_new, plan_new},         {Py_tp_dealloc, plan_dealloc},
+                                   {Py_tp_methods, plan_methods}, {Py_tp_getset, plan_getset},
+                                   {Py_tp_doc, "A compiled request."}, {0, NULL}};
+PyType_Spec clew_plan_spec = {.name = "clew._core.Plan",
+                              .basicsize = sizeof(clew_plan_object),
+                              .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+                              .slots = plan_slots};

@@ -1,0 +1,268 @@
+/* The extension module clew._core. */
+#define CLEW_IMPORT_NUMPY
+#include <errno.h>
+
+#include "binding.h"
+
+/* ---- Errors --------------------------------------------------------------------------------------------------- */
+
+static clew_state *state_of_module(PyObject *module) { return PyModule_GetState(module); }
+
+clew_state *clew_state_of(PyTypeObject *type) { return PyModule_GetState(PyType_GetModule(type)); }
+
+PyObject *clew_raise(const clew_state *state, const clew_error *err) {
+  PyErr_SetString(state->errors[err->status], err->message);
+  return NULL;
+}
+
+/* ---- Memory --------------------------------------------------------------------------------------------------- */
+
+/* empty(shape: tuple[int, ...], dtype: str) -> writable array in a slab */
+static PyObject *core_empty(PyObject *module, PyObject *args) {
+  PyObject *shape_object;
+  const char *name;
+  if (!PyArg_ParseTuple(args, "O!s", &PyTuple_Type, &shape_object, &name)) {
+    return NULL;
+  }
+  PyArray_Descr *descr = NULL;
+  PyObject *text = PyUnicode_FromString(name);
+  if (text == NULL || PyArray_DescrConverter(text, &descr) == NPY_FAIL) {
+    Py_XDECREF(text);
+    return NULL;
+  }
+  Py_DECREF(text);
+  const int typenum = descr->type_num;
+  size_t bytes = (size_t)PyDataType_ELSIZE(descr);
+  Py_DECREF(descr);
+  npy_intp shape[NPY_MAXDIMS];
+  const Py_ssize_t n_dims = PyTuple_GET_SIZE(shape_object);
+  if (n_dims > 8) {
+    return PyErr_Format(PyExc_ValueError, "%zd axes, at most 8", n_dims);
+  }
+  for (Py_ssize_t d = 0; d < n_dims; d++) {
+    shape[d] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape_object, d));
+    if (shape[d] == -1 && PyErr_Occurred()) {
+      return NULL;
+    }
+    if (shape[d] < 0 || __builtin_mul_overflow(bytes, (size_t)shape[d], &bytes)) {
+      return PyErr_Format(PyExc_ValueError, "axis %zd has length %zd", d, (Py_ssize_t)shape[d]);
+    }
+  }
+  clew_slab *slab = clew_slab_new(bytes);
+  if (slab == NULL) {
+    return PyErr_Format(state_of_module(module)->errors[CLEW_ERROR_MEMORY], "out of memory: %zu bytes", bytes);
+  }
+  PyObject *array = clew_slab_array(slab, 0, (int)n_dims, shape, typenum, 1);
+  clew_slab_release(slab);
+  return array;
+}
+
+/* map_file(path, slack=0) -> read-only uint8 array over the mapped file */
+static PyObject *core_map_file(PyObject *module, PyObject *args) {
+  (void)module;
+  PyObject *path;
+  Py_ssize_t slack = 0;
+  if (!PyArg_ParseTuple(args, "O&|n", PyUnicode_FSConverter, &path, &slack)) {
+    return NULL;
+  }
+  size_t size = 0;
+  clew_slab *slab = NULL;
+  int error = 0;
+  if (slack >= 0) {
+    Py_BEGIN_ALLOW_THREADS;
+    slab = clew_slab_map_file(PyBytes_AS_STRING(path), (size_t)slack, &size);
+    error = errno;
+    Py_END_ALLOW_THREADS;
+  } else {
+    error = EINVAL;
+  }
+  if (slab == NULL) {
+    errno = error;
+    PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path);
+    Py_DECREF(path);
+    return NULL;
+  }
+  Py_DECREF(path);
+  const npy_intp shape[1] = {(npy_intp)size};
+  PyObject *array = clew_slab_array(slab, 0, 1, shape, NPY_UINT8, 0);
+  clew_slab_release(slab);
+  return array;
+}
+
+static PyObject *core_in_slab(PyObject *module, PyObject *arg) {
+  (void)module;
+  return PyBool_FromLong(PyArray_Check(arg) && clew_in_slab((PyArrayObject *)arg));
+}
+
+static PyObject *core_idle_bytes(PyObject *module, PyObject *unused) {
+  (void)module, (void)unused;
+  return PyLong_FromSize_t(clew_slab_idle());
+}
+
+static PyObject *core_trim(PyObject *module, PyObject *unused) {
+  (void)module, (void)unused;
+  clew_slab_trim();
+  Py_RETURN_NONE;
+}
+
+/* first_bad(array) -> flat index of the first value that is NaN or infinite, or -1 */
+static PyObject *core_first_bad(PyObject *module, PyObject *arg) {
+  (void)module;
+  PyArrayObject *array = (PyArrayObject *)arg;
+  if (!PyArray_Check(arg) || PyArray_NDIM(array) > 3 || PyArray_NDIM(array) < 1 ||
+      (PyArray_TYPE(array) != NPY_FLOAT32 && PyArray_TYPE(array) != NPY_FLOAT64) || !PyArray_ISALIGNED(array)) {
+    PyErr_SetString(PyExc_TypeError, "first_bad takes an aligned float32 or float64 array with one to three axes");
+    return NULL;
+  }
+  clew_tensor tensor = {.n_dims = PyArray_NDIM(array), .data = PyArray_DATA(array)};
+  for (int d = 0; d < tensor.n_dims; d++) {
+    tensor.shape[d] = (size_t)PyArray_DIM(array, d);
+    tensor.strides[d] = PyArray_STRIDE(array, d) / PyArray_ITEMSIZE(array);
+  }
+  ptrdiff_t index;
+  Py_BEGIN_ALLOW_THREADS;
+  index = clew_tensor_check(&tensor, PyArray_TYPE(array) == NPY_FLOAT32 ? CLEW_FLOAT32 : CLEW_FLOAT64);
+  Py_END_ALLOW_THREADS;
+  return PyLong_FromSsize_t(index);
+}
+
+/* ---- Tables and settings -------------------------------------------------------------------------------------- */
+
+/* sites() -> list of (name, axes, meaning, layered), in order of computation */
+static PyObject *core_sites(PyObject *module, PyObject *unused) {
+  (void)module, (void)unused;
+  PyObject *list = PyList_New(CLEW_N_SITES);
+  for (int i = 0; i < CLEW_N_SITES && list != NULL; i++) {
+    const clew_site_info *s = &clew_sites[i];
+    PyObject *item = Py_BuildValue("sssO", s->name, s->axes, s->meaning, s->layered ? Py_True : Py_False);
+    if (item == NULL) {
+      Py_CLEAR(list);
+    } else {
+      PyList_SET_ITEM(list, i, item);
+    }
+  }
+  return list;
+}
+
+/* weights() -> list of (name, axes, layered) */
+static PyObject *core_weights(PyObject *module, PyObject *unused) {
+  (void)module, (void)unused;
+  PyObject *list = PyList_New(CLEW_N_WEIGHTS);
+  for (int i = 0; i < CLEW_N_WEIGHTS && list != NULL; i++) {
+    const clew_weight_info *w = &clew_weights[i];
+    PyObject *item = Py_BuildValue("ssO", w->name, w->axes, w->layered ? Py_True : Py_False);
+    if (item == NULL) {
+      Py_CLEAR(list);
+    } else {
+      PyList_SET_ITEM(list, i, item);
+    }
+  }
+  return list;
+}
+
+static PyObject *core_set_num_threads(PyObject *module, PyObject *arg) {
+  (void)module;
+  const long n = PyLong_AsLong(arg);
+  if (n == -1 && PyErr_Occurred()) {
+    return NULL;
+  }
+  if (n < 1 || n > 256) {
+    return PyErr_Format(PyExc_ValueError, "set_num_threads(%ld): 1 to 256 threads", n);
+  }
+  clew_set_threads((unsigned)n);
+  Py_RETURN_NONE;
+}
+
+static PyObject *core_get_num_threads(PyObject *module, PyObject *unused) {
+  (void)module, (void)unused;
+  return PyLong_FromUnsignedLong(clew_get_threads());
+}
+
+static PyObject *core_build_info(PyObject *module, PyObject *unused) {
+  (void)module, (void)unused;
+  return Py_BuildValue("{ssssss}", "version", CLEW_VERSION, "kernels", clew_kernel_isa(), "blis_kernels",
+                       clew_blas_family());
+}
+
+static PyMethodDef core_methods[] = {
+    {"empty", core_empty, METH_VARARGS, "empty(shape, dtype)\n--\n\nA writable array in a slab."},
+    {"map_file", core_map_file, METH_VARARGS, "map_file(path, slack=0)\n--\n\nA read-only uint8 array over a file."},
+    {"in_slab", core_in_slab, METH_O, "in_slab(array)\n--\n\nDoes the array's memory lie in a slab?"},
+    {"idle_bytes", core_idle_bytes, METH_NOARGS, "idle_bytes()\n--\n\nBytes kept for reuse."},
+    {"trim", core_trim, METH_NOARGS, "trim()\n--\n\nGives idle memory back to the system."},
+    {"first_bad", core_first_bad, METH_O, "first_bad(array)\n--\n\nFlat index of the first NaN or infinity, or -1."},
+    {"sites", core_sites, METH_NOARGS, "sites()\n--\n\nEvery capture site: (name, axes, meaning, layered)."},
+    {"weights", core_weights, METH_NOARGS, "weights()\n--\n\nEvery weight: (name, axes, layered)."},
+    {"set_num_threads", core_set_num_threads, METH_O, "set_num_threads(n)\n--\n\nThreads for the next run."},
+    {"get_num_threads", core_get_num_threads, METH_NOARGS, "get_num_threads()\n--\n\nThreads that a run uses."},
+    {"build_info", core_build_info, METH_NOARGS, "build_info()\n--\n\nVersion, kernels, BLIS's kernel family."},
+    {NULL, NULL, 0, NULL}};
+
+/* ---- The module ----------------------------------------------------------------------------------------------- */
+
+static int core_exec(PyObject *module) {
+  if (PyArray_ImportNumPyAPI() < 0) {
+    return -1;
+  }
+  clew_state *state = state_of_module(module);
+  static const char *const names[] = {[CLEW_ERROR_SHAPE] = "ShapeError",
+                                      [CLEW_ERROR_SITE] = "SiteError",
+                                      [CLEW_ERROR_TOKEN] = "TokenError",
+                                      [CLEW_ERROR_UNSUPPORTED] = "UnsupportedModelError",
+                                      [CLEW_ERROR_VALUE] = "ConfigError",
+                                      [CLEW_ERROR_CANCELLED] = NULL};
+  PyObject *errors = PyImport_ImportModule("clew.errors");
+  if (errors == NULL) {
+    return -1;
+  }
+  state->errors[CLEW_ERROR_MEMORY] = Py_NewRef(PyExc_MemoryError);
+  state->errors[CLEW_ERROR_CANCELLED] = Py_NewRef(PyExc_KeyboardInterrupt);
+  for (int i = CLEW_ERROR_SHAPE; i <= CLEW_ERROR_VALUE; i++) {
+    state->errors[i] = PyObject_GetAttrString(errors, names[i]);
+    if (state->errors[i] == NULL) {
+      Py_DECREF(errors);
+      return -1;
+    }
+  }
+  Py_DECREF(errors);
+  state->model_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &clew_model_spec, NULL);
+  state->plan_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &clew_plan_spec, NULL);
+  if (state->model_type == NULL || state->plan_type == NULL || PyModule_AddType(module, state->model_type) < 0 ||
+      PyModule_AddType(module, state->plan_type) < 0) {
+    return -1;
+  }
+  return 0;
+}
+
+static int core_traverse(PyObject *module, visitproc visit, void *arg) {
+  clew_state *state = state_of_module(module);
+  for (int i = 0; i <= CLEW_ERROR_CANCELLED; i++) {
+    Py_VISIT(state->errors[i]);
+  }
+  Py_VISIT(state->model_type);
+  Py_VISIT(state->plan_type);
+  return 0;
+}
+
+static int core_clear(PyObject *module) {
+  clew_state *state = state_of_module(module);
+  for (int i = 0; i <= CLEW_ERROR_CANCELLED; i++) {
+    Py_CLEAR(state->errors[i]);
+  }
+  Py_CLEAR(state->model_type);
+  Py_CLEAR(state->plan_type);
+  return 0;
+}
+
+static PyModuleDef_Slot core_slots[] = {{Py_mod_exec, core_exec}, {0, NULL}};
+
+PyModuleDef clew_module = {.m_base = PyModuleDef_HEAD_INIT,
+                           .m_name = "clew._core",
+                           .m_doc = "The engine of clew.",
+                           .m_size = sizeof(clew_state),
+                           .m_methods = core_methods,
+                           .m_slots = core_slots,
+                           .m_traverse = core_traverse,
+                           .m_clear = core_clear};
+
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&clew_module); }

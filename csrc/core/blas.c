@@ -1,0 +1,119 @@
+/* Matrix products: checks first, then our own kernels for few rows and small products, BLIS for the rest.
+ * BLIS aborts on arguments it dislikes, so nothing reaches it that has not been checked here. */
+#include "blas.h"
+
+#include <pthread.h>
+#include <stdint.h>
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wconversion"
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#pragma GCC diagnostic ignored "-Wfloat-conversion"
+#pragma GCC diagnostic ignored "-Wshadow"
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#pragma GCC diagnostic ignored "-Wtype-limits"
+#pragma GCC diagnostic ignored "-Wunused-function"
+#include "blis.h"
+#pragma GCC diagnostic pop
+
+/* Products of at most this many multiplications are ours: BLIS's set-up costs more than the arithmetic. */
+#define SMALL_PRODUCT ((size_t)40 * 40 * 40)
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void start(void) { bli_init(); }
+
+/* ---- Checks ------------------------------------------------------------------------------------------------- */
+
+/* Is [rows, cols] with these strides an addressable matrix? */
+static bool addressable(size_t rows, size_t cols, ptrdiff_t rs, ptrdiff_t cs, size_t item) {
+  ptrdiff_t down = 0, across = 0, last, bytes;
+  if (rows > PTRDIFF_MAX || cols > PTRDIFF_MAX || rows == 0 || cols == 0)
+    return rows <= PTRDIFF_MAX && cols <= PTRDIFF_MAX;
+  if ((rows > 1 && rs < 1) || (cols > 1 && cs < 1))
+    return false;
+  if (rows > 1 && __builtin_mul_overflow((ptrdiff_t)(rows - 1), rs, &down))
+    return false;
+  if (cols > 1 && __builtin_mul_overflow((ptrdiff_t)(cols - 1), cs, &across))
+    return false;
+  return !__builtin_add_overflow(down, across, &last) && last < PTRDIFF_MAX &&
+         !__builtin_mul_overflow(last + 1, (ptrdiff_t)item, &bytes);
+}
+
+/* Are its elements distinct? Asked of outputs, whose strides are known to be positive and in range. */
+static bool distinct(size_t rows, size_t cols, ptrdiff_t rs, ptrdiff_t cs) {
+  if (rows <= 1 || cols <= 1)
+    return true;
+  return (ptrdiff_t)(cols - 1) * cs < rs || (ptrdiff_t)(rows - 1) * rs < cs;
+}
+
+/* BLIS 0.9 reads up to one row of a, or column of b, past the end when k is no multiple of 8. */
+static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) {
+  const ptrdiff_t limit = (ptrdiff_t)((CLEW_SLACK - 4096) / item);
+  return k % 8 == 0 || (rs_a <= limit && cs_b <= limit);
+}
+
+/* ---- Products ----------------------------------------------------------------------------------------------- */
+
+#define DEFINE_GEMM(suffix, type, ch)                                                                                  \
+  static void scale_only##suffix(type *c, ptrdiff_t rs_c, ptrdiff_t cs_c, size_t m, size_t n, type beta) {             \
+    for (size_t i = 0; i < m; i++)                                                                                     \
+      for (size_t j = 0; j < n; j++) {                                                                                 \
+        type *x = c + (ptrdiff_t)i * rs_c + (ptrdiff_t)j * cs_c;                                                       \
+        *x = beta == (type)0 ? (type)0 : beta * *x;                                                                    \
+      }                                                                                                                \
+  }                                                                                                                    \
+                                                                                                                       \
+  clew_status clew_gemm##suffix(type *c /* [m, n] */, ptrdiff_t rs_c, ptrdiff_t cs_c, const type *a /* [m, k] */,      \
+                                ptrdiff_t rs_a, ptrdiff_t cs_a, const type *b /* [k, n] */, ptrdiff_t rs_b,            \
+                                ptrdiff_t cs_b, size_t m, size_t n, size_t k, type alpha, type beta) {                 \
+    if (!addressable(m, n, rs_c, cs_c, sizeof(type)) || !addressable(m, k, rs_a, cs_a, sizeof(type)) ||                \
+        !addressable(k, n, rs_b, cs_b, sizeof(type)) || !distinct(m, n, rs_c, cs_c))                                   \
+      return CLEW_ERROR_SHAPE;                                                                                         \
+    if (m == 0 || n == 0)                                                                                              \
+      return CLEW_OK;                                                                                                  \
+    if (!c || (k > 0 && (!a || !b)))                                                                                   \
+      return CLEW_ERROR_VALUE;                                                                                         \
+    if (k == 0) {                                                                                                      \
+      scale_only##suffix(c, rs_c, cs_c, m, n, beta);                                                                   \
+      return CLEW_OK;                                                                                                  \
+    }                                                                                                                  \
+    /* The stride of a dimension of length 1 is free: make it what the paths below like. */                            \
+    if (n == 1)                                                                                                        \
+      cs_c = 1, cs_b = rs_b == 1 ? (ptrdiff_t)k : 1;                                                                   \
+    if (m == 1)                                                                                                        \
+      rs_c = cs_c == 1 ? (ptrdiff_t)n : 1, rs_a = cs_a == 1 ? (ptrdiff_t)k : 1;                                        \
+    if (k == 1)                                                                                                        \
+      cs_a = 1, rs_b = cs_b == 1 ? (ptrdiff_t)n : 1;                                                                   \
+    const bool safe = within_slack(rs_a, cs_b, k, sizeof(type));                                                       \
+    const bool small = m * n <= SMALL_PRODUCT / k || !safe;                                                            \
+    if ((m <= CLEW_FEW_ROWS || small) && cs_c == 1 && cs_a == 1 && (rs_b == 1 || cs_b == 1)) {                         \
+      clew_get_kernels##suffix()->gemm_few(c, rs_c, a, rs_a, b, rs_b, cs_b, m, n, k, alpha, beta);                     \
+      return CLEW_OK;                                                                                                  \
+    }                                                                                                                  \
+    /* Few columns: the same product transposed. */                                                                    \
+    if ((n <= CLEW_FEW_ROWS || small) && rs_c == 1 && rs_b == 1 && (rs_a == 1 || cs_a == 1)) {                         \
+      clew_get_kernels##suffix()->gemm_few(c, cs_c, b, cs_b, a, cs_a, rs_a, n, m, k, alpha, beta);                     \
+      return CLEW_OK;                                                                                                  \
+    }                                                                                                                  \
+    pthread_once(&once, start);                                                                                        \
+    rntm_t serial;                                                                                                     \
+    bli_rntm_init(&serial);                                                                                            \
+    bli_rntm_set_num_threads(1, &serial);                                                                              \
+    bli_##ch##gemm_ex(BLIS_NO_TRANSPOSE, BLIS_NO_TRANSPOSE, (dim_t)m, (dim_t)n, (dim_t)k, &alpha, (type *)a, rs_a,     \
+                      cs_a, (type *)b, rs_b, cs_b, &beta, c, rs_c, cs_c, NULL, &serial);                               \
+    return CLEW_OK;                                                                                                    \
+  }
+
+DEFINE_GEMM(_f32, float, s)
+DEFINE_GEMM(_f64, double, d)
+
+const char *clew_blas_kernel(void) {
+  pthread_once(&once, start);
+  return bli_arch_string(bli_arch_query_id());
+}
+
+const char *clew_blas_version(void) {
+  pthread_once(&once, start);
+  return bli_info_get_version_str();
+}

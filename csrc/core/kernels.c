@@ -1,0 +1,26 @@
+/* The table of one precision and one instruction set. */
+#include "kernels_internal.h"
+
+#define NAME_OF_(isa) #isa
+#define NAME_OF(isa) NAME_OF_(isa)
+
+extern const kernel_table K(clew_kernel_table);
+
+const kernel_table K(clew_kernel_table) = {
+    .isa = NAME_OF(ISA),
+    .gemm_few = K(gemm_few),
+    .norm = K(norm),
+    .bias_act = K(bias_act),
+    .bias_add = K(bias_add),
+    .score = K(score),
+    .softmax = K(softmax),
+    .softmax_block = K(softmax_block),
+    .score_linear = K(score_linear),
+    .scale_rows = K(scale_rows),
+    .rotary = K(rotary),
+    .softcap = K(softcap),
+    .log_sum = K(log_sum),
+    .vexp = K(vexp),
+    .vtanh = K(vtanh),
+    .verf = K(verf),
+};

@@ -1,0 +1,210 @@
+/* Attention over blocks of queries.
+ *
+ * Where neither scores nor pattern are captured, keys come in blocks too and the softmax streams over them, so that a
+ * thread needs CLEW_QUERY_BLOCK · CLEW_KEY_BLOCK scores at most. Where they are, a block of queries is computed against
+ * all keys it sees at once. Blocks above the diagonal and outside a sliding window are never computed. */
+#include <math.h>
+#include <string.h>
+
+#include "blas.h"
+#include "exec.h"
+
+typedef struct R(attention_job) {
+  const clew_exec *x;
+  const clew_step *s;
+  size_t blocks; /* of queries in the longest sequence */
+} R(attention_job);
+
+/* One head's block of queries. */
+typedef struct R(block) {
+  size_t seq, head;
+  size_t n_queries, n_keys; /* of the block; of the sequence */
+  ptrdiff_t q0;             /* position of the first query */
+  size_t low, high;         /* keys that some query of the block sees */
+  const real *q, *k, *v;    /* q: [n_queries, e] of the block; k, v: [n_keys, e] of the sequence; strided rows */
+  real *z;                  /* [n_queries, e], strided rows; or NULL */
+  ptrdiff_t ld_q, ld_kv;
+  real *scores;             /* [n_queries, ld_scores] */
+  ptrdiff_t ld_scores;
+  real *maximum, *sum, *correction; /* [n_queries] */
+} R(block);
+
+static clew_mask R(mask)(const clew_exec *x, const clew_step *s, const R(block) * b, size_t k0) {
+  return (clew_mask){.q0 = b->q0, .k0 = (ptrdiff_t)k0, .window = s->attention.window,
+                     .causal = x->model->config.causal, .exclude_self = x->model->config.exclude_self};
+}
+
+/* scores [n_queries, n] = q · kᵀ for keys k0 … k0 + n */
+static void R(query_key)(const R(block) * b, size_t k0, size_t n, size_t e) {
+  (void)R(clew_gemm)(b->scores, b->ld_scores, 1, b->q, b->ld_q, 1, b->k + (ptrdiff_t)k0 * b->ld_kv, 1, b->ld_kv,
+                     b->n_queries, n, e, 1, 0);
+}
+
+/* z (+)= scores · v for keys k0 … k0 + n */
+static void R(weigh_values)(const R(block) * b, size_t k0, size_t n, size_t e, bool add) {
+  (void)R(clew_gemm)(b->z, b->ld_q, 1, b->scores, b->ld_scores, 1, b->v + (ptrdiff_t)k0 * b->ld_kv, b->ld_kv, 1,
+                     b->n_queries, e, n, 1, add ? 1 : 0);
+}
+
+/* factor [n_queries] = 1 / the number of keys each query sees */
+static void R(linear_factor)(real *factor, const clew_exec *x, const clew_step *s, const R(block) * b) {
+  const clew_config *c = &x->model->config;
+  for (size_t i = 0; i < b->n_queries; i++) {
+    ptrdiff_t n = c->linear_n;
+    if (n == 0) {
+      const ptrdiff_t pos = b->q0 + (ptrdiff_t)i, window = s->attention.window;
+      const ptrdiff_t first = window > 0 && pos - window + 1 > 0 ? pos - window + 1 : 0;
+      n = (c->causal ? pos + 1 : (ptrdiff_t)b->n_keys) - first - (c->exclude_self ? 1 : 0);
+    }
+    factor[i] = n > 0 ? 1 / (real)n : 0;
+  }
+}
+
+static void R(stream)(const clew_exec *x, const clew_step *s, const R(block) * b, size_t e) {
+  const R(clew_kernels) *kernels = R(clew_get_kernels)();
+  const clew_config *c = &x->model->config;
+  const real scale = (real)s->attention.scale, cap = (real)c->score_softcap;
+  if (c->linear_attention) {
+    R(linear_factor)(b->sum, x, s, b);
+  } else {
+    for (size_t i = 0; i < b->n_queries; i++) {
+      b->maximum[i] = -(real)INFINITY, b->sum[i] = 0;
+    }
+  }
+  for (size_t k0 = b->low; k0 < b->high; k0 += CLEW_KEY_BLOCK) {
+    const size_t n = clew_min(CLEW_KEY_BLOCK, b->high - k0);
+    const clew_mask mask = R(mask)(x, s, b, k0);
+    R(query_key)(b, k0, n, e);
+    if (c->linear_attention) {
+      kernels->score(b->scores, b->ld_scores, b->n_queries, n, scale, cap, &mask);
+      kernels->score_linear(b->scores, b->ld_scores, b->n_queries, n, b->sum, &mask);
+    } else {
+      kernels->softmax_block(b->scores, b->ld_scores, b->maximum, b->sum, b->correction, b->n_queries, n, scale, cap,
+                             &mask);
+      if (k0 > b->low) {
+        kernels->scale_rows(b->z, b->ld_q, b->correction, b->n_queries, e, false);
+      }
+    }
+    R(weigh_values)(b, k0, n, e, k0 > b->low);
+  }
+  if (!c->linear_attention) {
+    kernels->scale_rows(b->z, b->ld_q, b->sum, b->n_queries, e, true);
+  }
+}
+
+/* Rows of the block to an output [n_seq, h, n_positions, longest]; keys that no query of the block sees get `unseen`. */
+static void R(keep)(const clew_exec *x, const clew_step *s, const R(block) * b, int32_t output, real unseen) {
+  const clew_plan *plan = x->plan;
+  const size_t longest = (size_t)plan->longest;
+  real *out = (real *)clew_output_data(x, output, s->layer) +
+              (b->seq * (size_t)x->model->config.n_heads + b->head) * plan->n_positions * longest;
+  const bool all = plan->positions == NULL;
+  for (size_t j = all ? (size_t)b->q0 : 0; j < (all ? (size_t)b->q0 + b->n_queries : plan->n_positions); j++) {
+    const ptrdiff_t row = clew_kept_position(plan, b->seq, j) - b->q0;
+    if (row < 0 || row >= (ptrdiff_t)b->n_queries) {
+      continue;
+    }
+    real *to = out + j * longest;
+    for (size_t k = 0; k < b->low; k++) {
+      to[k] = unseen;
+    }
+    memcpy(to + b->low, b->scores + row * b->ld_scores, (b->high - b->low) * sizeof *to);
+    for (size_t k = b->high; k < longest; k++) {
+      to[k] = unseen;
+    }
+  }
+}
+
+/* Positions of the output that this sequence does not reach hold zeros. */
+static void R(clear_padding)(const clew_exec *x, const clew_step *s, size_t seq, size_t head, int32_t output) {
+  const clew_plan *plan = x->plan;
+  const size_t longest = (size_t)plan->longest;
+  real *out = (real *)clew_output_data(x, output, s->layer) +
+              (seq * (size_t)x->model->config.n_heads + head) * plan->n_positions * longest;
+  for (size_t j = 0; j < plan->n_positions; j++) {
+    if (clew_kept_position(plan, seq, j) < 0) {
+      memset(out + j * longest, 0, longest * sizeof *out);
+    }
+  }
+}
+
+static void R(materialise)(const clew_exec *x, const clew_step *s, const R(block) * b, size_t e) {
+  const R(clew_kernels) *kernels = R(clew_get_kernels)();
+  const clew_config *c = &x->model->config;
+  const size_t n = b->high - b->low;
+  const clew_mask mask = R(mask)(x, s, b, b->low);
+  R(query_key)(b, b->low, n, e);
+  kernels->score(b->scores, b->ld_scores, b->n_queries, n, (real)s->attention.scale, (real)c->score_softcap, &mask);
+  if (s->attention.scores != CLEW_NONE) {
+    R(keep)(x, s, b, s->attention.scores, -(real)INFINITY);
+  }
+  if (c->linear_attention) {
+    R(linear_factor)(b->sum, x, s, b);
+    kernels->score_linear(b->scores, b->ld_scores, b->n_queries, n, b->sum, &mask);
+  } else {
+    kernels->softmax(b->scores, b->ld_scores, b->n_queries, n);
+  }
+  if (s->attention.pattern != CLEW_NONE) {
+    R(keep)(x, s, b, s->attention.pattern, 0);
+  }
+  if (b->z != NULL) {
+    R(weigh_values)(b, b->low, n, e, false);
+  }
+}
+
+static void R(attention_task)(void *ctx, size_t index, unsigned slot) {
+  const R(attention_job) *job = ctx;
+  const clew_exec *x = job->x;
+  const clew_step *s = job->s;
+  const clew_config *c = &x->model->config;
+  const clew_rowset *queries = &x->plan->rows[s->rowset], *keys = &x->plan->rows[0];
+  const size_t h = (size_t)c->n_heads, g = (size_t)c->n_kv_heads, e = (size_t)c->d_head;
+  R(block) b = {.head = index % h};
+  const size_t block = job->blocks - 1 - index / h % job->blocks; /* the long rows first */
+  b.seq = index / h / job->blocks;
+  if (block == 0) {
+    if (s->attention.scores != CLEW_NONE) {
+      R(clear_padding)(x, s, b.seq, b.head, s->attention.scores);
+    }
+    if (s->attention.pattern != CLEW_NONE) {
+      R(clear_padding)(x, s, b.seq, b.head, s->attention.pattern);
+    }
+  }
+  const size_t first = block * CLEW_QUERY_BLOCK; /* in the sequence's own queries */
+  const size_t n_all = (size_t)(queries->row0[b.seq + 1] - queries->row0[b.seq]);
+  if (first >= n_all) {
+    return;
+  }
+  const size_t row = (size_t)queries->row0[b.seq] + first, key_row = (size_t)keys->row0[b.seq];
+  b.n_queries = clew_min(CLEW_QUERY_BLOCK, n_all - first);
+  b.n_keys = (size_t)clew_length(x->plan, b.seq);
+  b.q0 = queries->pos[row];
+  b.high = c->causal ? (size_t)b.q0 + b.n_queries : b.n_keys;
+  b.low = s->attention.window > 0 && b.q0 - s->attention.window + 1 > 0 ? (size_t)(b.q0 - s->attention.window + 1) : 0;
+  b.ld_q = (ptrdiff_t)(h * e), b.ld_kv = (ptrdiff_t)(g * e);
+  b.q = (const real *)clew_buffer_data(x, s->attention.q) + row * h * e + b.head * e;
+  const size_t kv = key_row * g * e + b.head / (h / g) * e;
+  b.k = (const real *)clew_buffer_data(x, s->attention.k) + kv;
+  real *own = (real *)(x->slots + slot * x->plan->slot_bytes);
+  b.maximum = own, b.sum = own + CLEW_QUERY_BLOCK, b.correction = own + 2 * CLEW_QUERY_BLOCK;
+  b.scores = own + 3 * CLEW_QUERY_BLOCK;
+  if (s->attention.z != CLEW_NONE) {
+    b.v = (const real *)clew_buffer_data(x, s->attention.v) + kv;
+    b.z = (real *)clew_buffer_data(x, s->attention.z) + row * h * e + b.head * e;
+  }
+  const bool whole = s->attention.scores != CLEW_NONE || s->attention.pattern != CLEW_NONE;
+  b.ld_scores = (ptrdiff_t)(whole ? (size_t)x->plan->longest : clew_min((size_t)x->plan->longest, CLEW_KEY_BLOCK));
+  if (whole) {
+    R(materialise)(x, s, &b, e);
+  } else {
+    R(stream)(x, s, &b, e);
+  }
+}
+
+void R(clew_op_attention)(const clew_exec *x, const clew_step *s) {
+  R(attention_job) job = {.x = x, .s = s};
+  const size_t longest = s->rowset == 0 ? (size_t)x->plan->longest : 1;
+  job.blocks = (longest + CLEW_QUERY_BLOCK - 1) / CLEW_QUERY_BLOCK;
+  clew_pool_for((size_t)x->plan->n_seq * job.blocks * (size_t)x->model->config.n_heads, R(attention_task), &job,
+                x->n_slots, x->cancel);
+}

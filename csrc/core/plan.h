@@ -1,0 +1,170 @@
+/* A plan is a flat list of steps over buffers; one executor runs it (run.c).
+ *
+ * Rows are (sequence, position) pairs, packed without padding; a row set is a list of them. Row set 0 holds every row of
+ * the input, row set 1 the last row of each sequence. Every buffer belongs to a row set and holds `cols` values a row.
+ * A buffer lies in scratch memory, recycled once its last reader is done, or in a keep slab: then the step that
+ * computes it writes what the caller gets, in place. */
+#ifndef CLEW_PLAN_H
+#define CLEW_PLAN_H
+
+#include "model.h"
+
+#define CLEW_NONE (-1) /* no buffer, no output */
+
+typedef struct clew_rowset {
+  size_t n_rows;
+  int32_t *pos;  /* [n_rows] position of each row in its sequence */
+  int32_t *row0; /* [n_seq + 1] first row of each sequence */
+} clew_rowset;
+
+typedef struct clew_buffer {
+  size_t cols, bytes;
+  int32_t rowset;
+  int32_t slab;    /* keep slab, or CLEW_NONE: scratch */
+  size_t offset;   /* bytes into scratch or slab */
+  int32_t born;    /* first step that writes it */
+  int32_t dies;    /* last step that reads or writes it */
+  bool scattered;  /* in the slab as [n_seq, longest, cols], padded: rows are not contiguous */
+  bool needed;     /* some step reads it, or the caller gets it */
+} clew_buffer;
+
+typedef enum clew_op {
+  CLEW_OP_EMBED,     /* hook_embed, hook_pos_embed and their sum from tokens or embeddings */
+  CLEW_OP_INPUT,     /* the residual stream that start_layer begins with */
+  CLEW_OP_NORM,      /* layer or RMS norm */
+  CLEW_OP_LINEAR,    /* products with weights; the epilogue says what their tiles become */
+  CLEW_OP_ROTARY,    /* rotary embedding of queries and keys */
+  CLEW_OP_ATTENTION, /* scores, pattern, z */
+  CLEW_OP_RESULT,    /* z W_O of every head apart */
+  CLEW_OP_ADD,       /* a + b */
+  CLEW_OP_SPREAD,    /* the residual once for each head */
+  CLEW_OP_GATHER,    /* rows of set 0 into set 1 */
+  CLEW_OP_STORE,     /* rows to an output that is not laid out like the buffer: padding, chosen positions */
+  CLEW_OP_LOSS,      /* unembedding and negative log-likelihood without keeping logits */
+  CLEW_N_OPS
+} clew_op;
+
+typedef enum clew_epilogue {
+  CLEW_EPILOGUE_BIAS,     /* out = x W + b */
+  CLEW_EPILOGUE_ACT,      /* out as above, post = act(out) */
+  CLEW_EPILOGUE_GATE,     /* out, out2 with W2: post = act(out) · out2 */
+  CLEW_EPILOGUE_RESIDUAL, /* out as above, sum = resid + out */
+  CLEW_EPILOGUE_SOFTCAP   /* out = cap tanh((x W + b) / cap) */
+} clew_epilogue;
+
+/* One product of a linear step. Buffers may coincide: post or sum is out where out itself is not wanted. */
+typedef struct clew_part {
+  const char *name;
+  const clew_matrix *w, *w2;
+  const void *b, *b2;
+  clew_epilogue epilogue;
+  int32_t in, out, out2, post, resid, sum;
+} clew_part;
+
+typedef struct clew_step {
+  clew_op op;
+  int32_t layer, rowset;
+  union {
+    struct {
+      int32_t embed, pos, sum; /* CLEW_NONE: not wanted; sum may be embed */
+    } embed;
+    struct {
+      int32_t out;
+    } input;
+    struct {
+      const char *name;
+      int32_t out, normalized, scale, in;
+      const clew_norm_weights *weights;
+      size_t groups; /* norms in a row: heads for query and key norms, else 1 */
+      bool centre;
+    } norm;
+    struct {
+      clew_part part[3];
+      int32_t n_parts;
+    } linear;
+    struct {
+      int32_t q_out, k_out, q, k; /* q or k may be CLEW_NONE */
+      int32_t base;
+    } rotary;
+    struct {
+      int32_t z, scores, pattern; /* scores, pattern: outputs */
+      int32_t q, k, v;
+      int32_t window;
+      double scale;
+    } attention;
+    struct {
+      int32_t out, z;
+      const clew_matrix *w;
+    } result;
+    struct {
+      int32_t out, a, b;
+    } add;
+    struct {
+      int32_t out, in;
+      size_t heads;
+    } spread;
+    struct {
+      int32_t out, in;
+    } gather;
+    struct {
+      int32_t output, in;
+    } store;
+    struct {
+      int32_t output, in, partial; /* partial: [rows, blocks, 3] maximum, sum, target's logit */
+    } loss;
+  };
+} clew_step;
+
+/* Output i as the plan keeps it. */
+typedef struct clew_kept {
+  clew_output info;    /* what the caller sees */
+  size_t cols;         /* values of one (sequence, position) */
+  size_t layer_bytes;  /* bytes of one layer's array */
+  int32_t *at;         /* [n_layers of the model or 1] index of a layer in it, or CLEW_NONE */
+} clew_kept;
+
+struct clew_plan {
+  const clew_model *model;
+  int32_t n_seq, longest;
+  bool ragged;
+  bool from_embeddings;
+  int32_t start_layer;
+  clew_logits logits;
+  clew_rowset rows[2];
+  int32_t *positions; /* [n_positions], or NULL: all */
+  size_t n_positions; /* positions an output has */
+  clew_step *steps;
+  size_t n_steps, step_room;
+  clew_buffer *buffers;
+  size_t n_buffers, buffer_room;
+  clew_kept *outputs;
+  size_t n_outputs;
+  size_t *slab_bytes; /* [n_slabs] */
+  size_t n_slabs;
+  size_t scratch_bytes; /* buffers */
+  size_t slot_bytes;    /* each thread's own */
+  size_t table_positions; /* rotary tables reach this far */
+  double flops;
+};
+
+/* Attention works on blocks of so many queries and keys, losses on so many logits at a time. */
+#define CLEW_QUERY_BLOCK 64
+#define CLEW_KEY_BLOCK 512
+#define CLEW_LOSS_ROWS 256
+#define CLEW_LOSS_COLS 1024
+
+/* How a product of m rows and n columns is cut into tiles: by shape only. */
+typedef struct clew_tiling {
+  size_t rows, cols;     /* of a tile */
+  size_t n_rows, n_cols; /* tiles */
+} clew_tiling;
+clew_tiling clew_tile(size_t m, size_t n);
+
+/* Memory of a plan: buffers into scratch, liveness, dead steps. plan_memory.c */
+void clew_plan_prune(clew_plan *plan);
+clew_status clew_plan_place(clew_plan *plan, clew_error *err);
+/* Calls visit(ctx, buffer index, is_write) for every buffer of a step. */
+void clew_step_visit(clew_step *step, void (*visit)(void *ctx, int32_t *buffer, bool write), void *ctx);
+double clew_step_flops(const clew_plan *plan, const clew_step *step);
+
+#endif

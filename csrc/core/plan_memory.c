@@ -1,0 +1,277 @@
+/* Which steps and buffers a plan needs, where its buffers lie, and what it costs. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan.h"
+
+#define ALIGNMENT ((size_t)64)
+
+/* ---- What a step touches ------------------------------------------------------------------------------------ */
+
+void clew_step_visit(clew_step *s, void (*visit)(void *ctx, int32_t *buffer, bool write), void *ctx) {
+#define READ(b) visit(ctx, &(b), false)
+#define WRITE(b) visit(ctx, &(b), true)
+  switch (s->op) {
+  case CLEW_OP_EMBED:
+    WRITE(s->embed.embed), WRITE(s->embed.pos), WRITE(s->embed.sum);
+    break;
+  case CLEW_OP_INPUT:
+    WRITE(s->input.out);
+    break;
+  case CLEW_OP_NORM:
+    WRITE(s->norm.out), WRITE(s->norm.normalized), WRITE(s->norm.scale), READ(s->norm.in);
+    break;
+  case CLEW_OP_LINEAR:
+    for (int32_t i = 0; i < s->linear.n_parts; i++) {
+      clew_part *p = &s->linear.part[i];
+      WRITE(p->out), WRITE(p->out2), WRITE(p->post), WRITE(p->sum), READ(p->in), READ(p->resid);
+    }
+    break;
+  case CLEW_OP_ROTARY:
+    WRITE(s->rotary.q_out), WRITE(s->rotary.k_out), READ(s->rotary.q), READ(s->rotary.k);
+    break;
+  case CLEW_OP_ATTENTION:
+    WRITE(s->attention.z), READ(s->attention.q), READ(s->attention.k), READ(s->attention.v);
+    break;
+  case CLEW_OP_RESULT:
+    WRITE(s->result.out), READ(s->result.z);
+    break;
+  case CLEW_OP_ADD:
+    WRITE(s->add.out), READ(s->add.a), READ(s->add.b);
+    break;
+  case CLEW_OP_SPREAD:
+    WRITE(s->spread.out), READ(s->spread.in);
+    break;
+  case CLEW_OP_GATHER:
+    WRITE(s->gather.out), READ(s->gather.in);
+    break;
+  case CLEW_OP_STORE:
+    READ(s->store.in);
+    break;
+  case CLEW_OP_LOSS:
+    WRITE(s->loss.partial), READ(s->loss.in);
+    break;
+  case CLEW_N_OPS:
+    break;
+  }
+#undef READ
+#undef WRITE
+}
+
+/* ---- Dead steps --------------------------------------------------------------------------------------------- */
+
+static bool is_needed(const clew_plan *plan, int32_t b) { return b != CLEW_NONE && plan->buffers[b].needed; }
+
+static bool part_is_needed(const clew_plan *plan, const clew_part *p) {
+  return is_needed(plan, p->out) || is_needed(plan, p->out2) || is_needed(plan, p->post) || is_needed(plan, p->sum);
+}
+
+/* Drops what nobody reads from a step; false when nothing is left of it. */
+static bool keep_step(const clew_plan *plan, clew_step *s) {
+  switch (s->op) {
+  case CLEW_OP_EMBED:
+    if (!is_needed(plan, s->embed.pos)) {
+      s->embed.pos = CLEW_NONE;
+    }
+    if (!is_needed(plan, s->embed.embed) && s->embed.embed != s->embed.sum) {
+      s->embed.embed = CLEW_NONE;
+    }
+    return s->embed.pos != CLEW_NONE || s->embed.embed != CLEW_NONE || is_needed(plan, s->embed.sum);
+  case CLEW_OP_INPUT:
+    return is_needed(plan, s->input.out);
+  case CLEW_OP_NORM:
+    return is_needed(plan, s->norm.out) || is_needed(plan, s->norm.normalized) || is_needed(plan, s->norm.scale);
+  case CLEW_OP_LINEAR: {
+    int32_t n = 0;
+    for (int32_t i = 0; i < s->linear.n_parts; i++) {
+      if (part_is_needed(plan, &s->linear.part[i])) {
+        s->linear.part[n++] = s->linear.part[i];
+      }
+    }
+    s->linear.n_parts = n;
+    return n > 0;
+  }
+  case CLEW_OP_ROTARY:
+    if (!is_needed(plan, s->rotary.q_out)) {
+      s->rotary.q_out = s->rotary.q = CLEW_NONE;
+    }
+    if (!is_needed(plan, s->rotary.k_out)) {
+      s->rotary.k_out = s->rotary.k = CLEW_NONE;
+    }
+    return s->rotary.q != CLEW_NONE || s->rotary.k != CLEW_NONE;
+  case CLEW_OP_ATTENTION:
+    if (!is_needed(plan, s->attention.z)) {
+      s->attention.z = s->attention.v = CLEW_NONE;
+    }
+    return s->attention.z != CLEW_NONE || s->attention.scores != CLEW_NONE || s->attention.pattern != CLEW_NONE;
+  case CLEW_OP_RESULT:
+    return is_needed(plan, s->result.out);
+  case CLEW_OP_ADD:
+    return is_needed(plan, s->add.out);
+  case CLEW_OP_SPREAD:
+    return is_needed(plan, s->spread.out);
+  case CLEW_OP_GATHER:
+    return is_needed(plan, s->gather.out);
+  case CLEW_OP_STORE:
+  case CLEW_OP_LOSS:
+  case CLEW_N_OPS:
+    break;
+  }
+  return true;
+}
+
+static void mark_read(void *ctx, int32_t *b, bool write) {
+  clew_plan *plan = ctx;
+  if (*b != CLEW_NONE && !write) {
+    plan->buffers[*b].needed = true;
+  }
+}
+
+void clew_plan_prune(clew_plan *plan) {
+  for (size_t i = 0; i < plan->n_buffers; i++) {
+    plan->buffers[i].needed = plan->buffers[i].slab != CLEW_NONE;
+  }
+  for (size_t i = plan->n_steps; i-- > 0;) {
+    if (keep_step(plan, &plan->steps[i])) {
+      clew_step_visit(&plan->steps[i], mark_read, plan);
+    } else {
+      plan->steps[i].op = CLEW_N_OPS;
+    }
+  }
+  size_t n = 0;
+  for (size_t i = 0; i < plan->n_steps; i++) {
+    if (plan->steps[i].op != CLEW_N_OPS) {
+      plan->steps[n++] = plan->steps[i];
+    }
+  }
+  plan->n_steps = n;
+}
+
+/* ---- Where buffers lie -------------------------------------------------------------------------------------- */
+
+typedef struct clew_life {
+  clew_plan *plan;
+  int32_t step;
+} clew_life;
+
+static void mark_life(void *ctx, int32_t *b, bool write) {
+  (void)write;
+  clew_life *life = ctx;
+  if (*b != CLEW_NONE) {
+    clew_buffer *buffer = &life->plan->buffers[*b];
+    if (buffer->born == CLEW_NONE) {
+      buffer->born = life->step;
+    }
+    buffer->dies = life->step;
+  }
+}
+
+/* Lowest offset at which `bytes` fit between the placed buffers that live at the same time. */
+static size_t find_offset(const clew_plan *plan, const int32_t *placed, size_t n_placed, const clew_buffer *b) {
+  size_t offset = 0;
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (size_t i = 0; i < n_placed; i++) {
+      const clew_buffer *other = &plan->buffers[placed[i]];
+      const bool together = other->born <= b->dies && b->born <= other->dies;
+      if (together && offset < other->offset + other->bytes && other->offset < offset + b->bytes) {
+        offset = other->offset + other->bytes;
+        moved = true;
+      }
+    }
+  }
+  return offset;
+}
+
+clew_status clew_plan_place(clew_plan *plan, clew_error *err) {
+  for (size_t i = 0; i < plan->n_buffers; i++) {
+    plan->buffers[i].born = plan->buffers[i].dies = CLEW_NONE;
+  }
+  for (size_t i = 0; i < plan->n_steps; i++) {
+    clew_life life = {plan, (int32_t)i};
+    clew_step_visit(&plan->steps[i], mark_life, &life);
+  }
+  /* Alive buffers only: placed ones whose life is over stay in the list no longer than a layer. */
+  int32_t *placed = clew_alloc(plan->n_buffers + 1, sizeof *placed);
+  if (placed == NULL) {
+    return clew_fail(err, CLEW_ERROR_MEMORY, "out of memory while planning %zu buffers", plan->n_buffers);
+  }
+  size_t n_placed = 0;
+  for (size_t i = 0; i < plan->n_buffers; i++) { /* buffers are numbered in the order of their birth */
+    clew_buffer *b = &plan->buffers[i];
+    if (b->slab != CLEW_NONE || b->born == CLEW_NONE) {
+      continue;
+    }
+    size_t n = 0;
+    for (size_t j = 0; j < n_placed; j++) {
+      if (plan->buffers[placed[j]].dies >= b->born) {
+        placed[n++] = placed[j];
+      }
+    }
+    n_placed = n;
+    b->bytes = (b->bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    b->offset = find_offset(plan, placed, n_placed, b);
+    if (b->offset + b->bytes > plan->scratch_bytes) {
+      plan->scratch_bytes = b->offset + b->bytes;
+    }
+    placed[n_placed++] = (int32_t)i;
+  }
+  clew_free(placed);
+  return CLEW_OK;
+}
+
+/* ---- Cost --------------------------------------------------------------------------------------------------- */
+
+clew_tiling clew_tile(size_t m, size_t n) {
+  clew_tiling t;
+  if (m <= 32) { /* streams the weights: enough chunks for the threads, each long enough to prefetch */
+    t.rows = m;
+    t.cols = (n / 8 + 63) / 64 * 64;
+    t.cols = t.cols < 128 ? 128 : t.cols > 1024 ? 1024 : t.cols;
+  } else {
+    t.rows = m <= 640 ? m : 512;
+    t.cols = n <= 512 ? (n + 1) / 2 : n <= 1024 ? (n / 2 + 15) / 16 * 16 : 512;
+    t.cols = t.cols < 16 ? 16 : t.cols;
+  }
+  t.n_rows = (m + t.rows - 1) / t.rows;
+  t.n_cols = (n + t.cols - 1) / t.cols;
+  return t;
+}
+
+static double matrix_flops(const clew_plan *plan, int32_t rowset, const clew_matrix *w) {
+  return w == NULL ? 0.0 : 2.0 * (double)plan->rows[rowset].n_rows * (double)w->k * (double)(w->n * w->groups);
+}
+
+/* Pairs of query and key that attention must look at. */
+static double visible_pairs(const clew_plan *plan, const clew_step *s) {
+  const clew_rowset *queries = &plan->rows[s->rowset];
+  double pairs = 0;
+  for (int32_t b = 0; b < plan->n_seq; b++) {
+    const int32_t n_keys = plan->rows[0].row0[b + 1] - plan->rows[0].row0[b];
+    for (int32_t r = queries->row0[b]; r < queries->row0[b + 1]; r++) {
+      const int32_t seen = plan->model->config.causal ? queries->pos[r] + 1 : n_keys;
+      pairs += s->attention.window > 0 && s->attention.window < seen ? s->attention.window : seen;
+    }
+  }
+  return pairs;
+}
+
+double clew_step_flops(const clew_plan *plan, const clew_step *s) {
+  const clew_config *c = &plan->model->config;
+  double flops = 0;
+  switch (s->op) {
+  case CLEW_OP_LINEAR:
+    for (int32_t i = 0; i < s->linear.n_parts; i++) {
+      flops += matrix_flops(plan, s->rowset, s->linear.part[i].w) + matrix_flops(plan, s->rowset, s->linear.part[i].w2);
+    }
+    return flops;
+  case CLEW_OP_ATTENTION:
+    return visible_pairs(plan, s) * 2.0 * c->n_heads * c->d_head * (s->attention.z == CLEW_NONE ? 1.0 : 2.0);
+  case CLEW_OP_RESULT:
+    return matrix_flops(plan, s->rowset, s->result.w);
+  case CLEW_OP_LOSS:
+    return matrix_flops(plan, s->rowset, &plan->model->W_U);
+  default:
+    return 0;
+  }
+}

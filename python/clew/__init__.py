@@ -1,0 +1,34 @@
+"""clew: take transformers apart. Load a model, run it, see every internal quantity. See the README for a tour."""
+
+from __future__ import annotations
+
+from .errors import ConfigError, Error, LoadError, ShapeError, SiteError, TokenError, UnsupportedModelError
+
+# isort: split
+from ._core import get_num_threads, set_num_threads
+from .config import ModelConfig
+from .factored import FactoredMatrix
+from .info import __version__, bundled, show_config
+from .model import Model, Plan, load
+from .run import Run
+
+__all__ = [
+    "ConfigError",
+    "Error",
+    "FactoredMatrix",
+    "LoadError",
+    "Model",
+    "ModelConfig",
+    "Plan",
+    "Run",
+    "ShapeError",
+    "SiteError",
+    "TokenError",
+    "UnsupportedModelError",
+    "__version__",
+    "bundled",
+    "get_num_threads",
+    "load",
+    "set_num_threads",
+    "show_config",
+]

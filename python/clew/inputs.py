@@ -1,0 +1,116 @@
+"""Reading what users give a model: text, ids in every shape, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ShapeError, TokenError
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Batch:
+    """Sequences one after the other, without padding."""
+
+    lengths: NDArray[np.int32]
+    """[batch]"""
+    tokens: NDArray[np.int32] | None = None
+    """[Σ lengths]"""
+    embeddings: Array | None = None
+    """[Σ lengths, d_model]"""
+
+    def padded_tokens(self) -> NDArray[np.int32] | None:
+        """Ids [batch, pos], -1 behind a sequence's end."""
+        if self.tokens is None:
+            return None
+        longest = int(self.lengths.max())
+        real = np.arange(longest) < self.lengths[:, None]
+        out = np.full(real.shape, -1, np.int32)
+        out[real] = self.tokens
+        return out
+
+
+def _id_array(value: Any, what: str) -> Array:
+    """An integer array, or an error that says what came instead."""
+    array = np.asarray(value)
+    if array.size == 0 and array.ndim == 1:
+        raise TokenError(f"{what} is empty")
+    if array.dtype.kind not in "iu":
+        raise ShapeError(f"{what}: token ids must be integers, not {array.dtype} {list(array.shape)}")
+    return array
+
+
+def token_batch(tokens: Any, d_vocab: int, encode: Callable[[str], list[int]]) -> Batch:
+    """Tokens of any accepted form as one packed batch.
+
+    Raises
+    ------
+    TokenError
+        An empty prompt or batch; an id outside the vocabulary (which, where).
+    ShapeError
+        Wrong rank or dtype.
+    """
+    if isinstance(tokens, (str, bytes)):
+        tokens = [tokens]
+    if isinstance(tokens, Sequence) and any(isinstance(t, (str, bytes)) for t in tokens):
+        strange = next((t for t in tokens if not isinstance(t, str)), None)
+        if strange is not None:
+            raise ShapeError(f"a list of texts holds {type(strange).__name__}: {strange!r}")
+        rows = [np.asarray(encode(t), np.int64) for t in tokens]
+    elif isinstance(tokens, Sequence) and len(tokens) and all(np.ndim(t) == 1 for t in tokens):
+        rows = [_id_array(t, f"prompt {i}") for i, t in enumerate(tokens)]
+    else:
+        array = _id_array(tokens, "the prompt")
+        if array.ndim not in (1, 2):
+            raise ShapeError(f"token ids must be [pos] or [batch, pos], not {list(array.shape)}")
+        if array.size == 0:
+            raise TokenError(f"empty batch of shape {list(array.shape)}: there is no prompt to run")
+        rows = list(np.atleast_2d(array))
+    lengths = np.array([len(r) for r in rows], np.int32)
+    if not rows:
+        raise TokenError("empty batch: there is no prompt to run")
+    empty = np.flatnonzero(lengths == 0)
+    if empty.size:
+        raise TokenError(f"prompt {int(empty[0])} is empty")
+    ids = np.concatenate(rows)
+    outside = np.flatnonzero((ids < 0) | (ids >= d_vocab))
+    if outside.size:
+        at = int(outside[0])
+        ends = np.cumsum(lengths)
+        seq = int(np.searchsorted(ends, at, side="right"))
+        pos = at - int(ends[seq] - lengths[seq])
+        raise TokenError(
+            f"token {int(ids[at])} at position {pos} of prompt {seq}: the vocabulary has ids 0 to {d_vocab - 1}"
+        )
+    return Batch(lengths, np.ascontiguousarray(ids, np.int32))
+
+
+def embedding_batch(embeddings: Any, d_model: int, dtype: np.dtype[Any]) -> Batch:
+    """Embeddings [batch, pos, d_model], [pos, d_model] or a ragged list of [pos, d_model] as one packed batch.
+
+    Raises ShapeError naming both shapes.
+    """
+    if isinstance(embeddings, Sequence) and len(embeddings) and all(np.ndim(e) == 2 for e in embeddings):
+        rows = [np.asarray(e) for e in embeddings]
+    else:
+        array = np.asarray(embeddings)
+        if array.ndim not in (2, 3):
+            raise ShapeError(f"embeddings {list(array.shape)}: expected [batch, pos, {d_model}] or [pos, {d_model}]")
+        rows = list(array if array.ndim == 3 else array[None])
+    for i, row in enumerate(rows):
+        if row.shape[1] != d_model:
+            raise ShapeError(f"embeddings of prompt {i} have shape {list(row.shape)}, expected [pos, {d_model}]")
+        if row.dtype.kind not in "fiu":
+            raise ShapeError(f"embeddings must be real numbers, not {row.dtype}")
+        if row.shape[0] == 0:
+            raise TokenError(f"prompt {i} is empty")
+    if not rows:
+        raise TokenError("empty batch: there is no prompt to run")
+    lengths = np.array([len(r) for r in rows], np.int32)
+    return Batch(lengths, None, np.ascontiguousarray(np.concatenate(rows), dtype))

@@ -1,0 +1,63 @@
+"""Memory that the engine may read: mapped files and arrays with readable slack behind them.
+
+Matrix products may read slightly past an operand's end, so weights must lie in memory that the extension made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+try:
+    from . import _core  # type: ignore[attr-defined,unused-ignore]
+except ImportError:
+    _core = None  # type: ignore[assignment,unused-ignore]
+
+
+def map_file(path: str | os.PathLike[str], slack: int = 0) -> NDArray[np.uint8]:
+    """Map a file read-only.
+
+    Parameters
+    ----------
+    path
+        A file of at least one byte.
+    slack
+        How many bytes behind the end must be readable (they hold zeros); 64 KiB at least.
+
+    Returns
+    -------
+    uint8 [bytes], read-only; the mapping lives as long as any view of it.
+
+    Raises
+    ------
+    OSError
+        The file cannot be opened or mapped.
+    """
+    if _core is not None:
+        return np.asarray(_core.map_file(os.fspath(path), slack))
+    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+
+
+def empty(shape: int | Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+    """An uninitialised, writable, C-contiguous array with readable slack behind it.
+
+    Raises
+    ------
+    MemoryError
+        There is not that much memory.
+    """
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if _core is not None:
+        return np.asarray(_core.empty(shape, np.dtype(dtype)))
+    return np.empty(shape, dtype)
+
+
+def copy(array: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
+    """A C-contiguous copy, converted to `dtype`, in memory of :func:`empty`."""
+    out = empty(array.shape, array.dtype if dtype is None else dtype)
+    out[...] = array
+    return out

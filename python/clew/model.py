@@ -1,0 +1,492 @@
+"""The model: weights and configuration around the engine, and what can be asked of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _core
+from .config import ModelConfig
+from .engine import WEIGHTS, core_config, place_weights, weight_names
+from .errors import ConfigError, Error, ShapeError, TokenError
+from .factored import FactoredMatrix
+from .inputs import Batch, embedding_batch, token_batch
+from .run import Run
+from .sites import LOGITS, SITES, SiteTable
+
+if TYPE_CHECKING:
+    from .loaders.checkpoint import Checkpoint
+    from .tokenizer import Tokenizer
+
+Array = NDArray[Any]
+Capture = str | Iterable[str | tuple[str, int]] | None
+Logits = Literal["all", "last"] | None
+
+_LOGITS = {None: 0, "last": 1, "all": 2}
+_LOSS = 3
+
+
+class Weights(Mapping[str, Array]):
+    """Every weight by its full name, in classic layout; read-only views wherever the file's layout allows."""
+
+    def __init__(self, arrays: dict[str, Array]) -> None:
+        self._arrays = {}
+        for name, array in arrays.items():
+            view = array.view()
+            view.flags.writeable = False
+            self._arrays[name] = view
+
+    def __getitem__(self, name: str) -> Array:
+        try:
+            return self._arrays[name]
+        except KeyError:
+            import difflib
+
+            near = difflib.get_close_matches(name, self._arrays, n=3)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise KeyError(f"{name!r} is no weight of this model{hint}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<32} {list(a.shape)} {a.dtype}" for name, a in self._arrays.items())
+
+
+@dataclass(frozen=True)
+class BadValue:
+    """A weight that is NaN or infinite."""
+
+    name: str
+    index: tuple[int, ...]
+    value: float
+
+
+class Plan:
+    """What a run would do and need, known before anything is allocated."""
+
+    def __init__(self, core: Any, batch: int, pos: int) -> None:
+        self._core = core
+        self.batch, self.pos = batch, pos
+        self.keep_bytes: int = core.keep_bytes
+        """Bytes of the arrays that the caller gets."""
+        self.flops: float = core.flops
+        """Floating-point operations of all products; causal attention counts what it shows."""
+        self.sites: dict[str, tuple[int, ...]] = {}
+        """Full name → shape of every array that the run gives, in order of computation."""
+        for index, layers, shape in core.outputs:
+            for layer in layers:
+                self.sites[SITES[index].full_name(layer)] = shape
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes that a run needs besides, recycled when it ends; depends on the number of threads."""
+        return int(self._core.scratch_bytes)
+
+    @property
+    def steps(self) -> list[str]:
+        """One line for each step of the computation."""
+        return list(self._core.steps)
+
+    def __repr__(self) -> str:
+        return (
+            f"Plan of {self.batch} × {self.pos} tokens: {len(self.steps)} steps, {self.flops / 1e9:.3g} GFLOP, "
+            f"keeps {self.keep_bytes / 1e6:.3g} MB in {len(self.sites)} arrays, "
+            f"scratch {self.scratch_bytes / 1e6:.3g} MB"
+        )
+
+
+class Model:
+    """A transformer whose every internal quantity can be seen.
+
+    Made by :func:`clew.load` or :meth:`Model.from_config`; immutable. Two threads may run one model at once.
+
+    Example
+    -------
+    >>> import clew
+    >>> config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=32, d_vocab=50)
+    >>> model = clew.Model.from_config(config, seed=0)
+    >>> run = model.run([3, 1, 4, 1, 5], capture=["resid_post", "blocks.0.attn.hook_pattern"])
+    >>> run.logits.shape, run["pattern", 0].shape
+    ((1, 5, 50), (1, 2, 5, 5))
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config = checkpoint.config
+        self.dtype: np.dtype[Any] = np.dtype(checkpoint.dtype)
+        self.notes = tuple(checkpoint.notes)
+        """What the loader left out of the file and why."""
+        self._make_tokenizer = checkpoint.tokenizer
+        placed = place_weights(checkpoint.weights, self.config, self.dtype)
+        known = weight_names(self.config.n_layers)
+        self.weights = Weights(placed)
+        """Full name → array in classic layout, read-only."""
+        self._core = _core.Model(
+            core_config(self.config, self.dtype), [(*known[name], array) for name, array in placed.items()]
+        )
+        self._table = SiteTable(self.config.n_layers, self._core.has_site)
+
+    @classmethod
+    def from_config(
+        cls, config: ModelConfig, seed: int = 0, dtype: str | np.dtype[Any] | type = "float32"
+    ) -> Model:
+        """A model with seeded random weights: N(0, initializer_range), projections into the stream scaled by 1/√(2 n_layers).
+
+        Raises ShapeError for a dtype other than float32 and float64.
+        """
+        from .loaders.checkpoint import Checkpoint
+        from .loaders.initialise import initialise
+
+        kind = np.dtype(dtype)
+        if kind not in (np.float32, np.float64):
+            raise ShapeError(f"dtype {kind}: a model computes in float32 or float64")
+        return cls(Checkpoint(config, initialise(config, seed, kind), kind))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes safetensors and config.json into a directory; `load(path)` gives the same bits."""
+        from .loaders.save import save
+
+        save(self, path)
+
+    # ---- weights --------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def n_params(self) -> int:
+        """Number of parameters; a tied unembedding counts once."""
+        seen = {(a.__array_interface__["data"][0], a.size): a.size for a in self.weights.values()}
+        return sum(seen.values())
+
+    def __getattr__(self, name: str) -> Any:
+        # W_Q, b_in, ...: only names that the table of weights holds reach this far
+        if name.startswith(("W_", "b_")):
+            for full, axes, layered in WEIGHTS:
+                if full.rsplit(".", 1)[-1] == name:
+                    return self._stacked(full, axes, layered)
+        raise AttributeError(f"Model has no attribute {name!r}")
+
+    def _stacked(self, name: str, axes: str, layered: bool) -> Array:
+        lengths = {
+            "v": self.config.d_vocab,
+            "d": self.config.d_model,
+            "h": self.config.n_heads,
+            "g": self.config.n_key_value_heads,
+            "e": self.config.d_head,
+            "f": self.config.d_mlp,
+            "c": self.config.n_ctx + self.config.pos_offset,
+        }
+        names = [f"blocks.{n}.{name}" for n in range(self.config.n_layers)] if layered else [name]
+        kept = [self.weights[n] for n in names if n in self.weights]
+        is_bias = name.rsplit(".", 1)[-1].startswith("b_")
+        if not kept and not is_bias:
+            raise AttributeError(f"this model has no {name}")
+        if not layered and kept:
+            return kept[0]
+        shape = tuple(lengths[a] for a in axes)
+        zero = np.zeros(shape, self.dtype)  # an absent bias
+        stack = np.stack([self.weights.get(n, zero) for n in names]) if layered else zero
+        stack.flags.writeable = False
+        return stack
+
+    def _kv_head(self, head: int) -> int:
+        if not -self.config.n_heads <= head < self.config.n_heads:
+            raise ConfigError(f"head {head}: the model has heads 0 to {self.config.n_heads - 1}")
+        return head % self.config.n_heads * self.config.n_key_value_heads // self.config.n_heads
+
+    def QK(self, layer: int, head: int) -> FactoredMatrix:
+        """W_Q W_Kᵀ [d_model, d_model] of one head, factored: residual of the query × residual of the key.
+
+        Without the scale of the scores; rotary positions and query/key norms act between the factors.
+        """
+        kv = self._kv_head(head)
+        layer = self._table.layer(layer, f"QK({layer}, {head})")
+        block = f"blocks.{layer}.attn."
+        return FactoredMatrix(self.weights[block + "W_Q"][head], self.weights[block + "W_K"][kv].T)
+
+    def OV(self, layer: int, head: int) -> FactoredMatrix:
+        """W_V W_O [d_model, d_model] of one head, factored: what attending to a residual writes."""
+        kv = self._kv_head(head)
+        layer = self._table.layer(layer, f"OV({layer}, {head})")
+        block = f"blocks.{layer}.attn."
+        return FactoredMatrix(self.weights[block + "W_V"][kv], self.weights[block + "W_O"][head])
+
+    def check(self) -> list[BadValue]:
+        """First NaN or infinite value of every weight that has one; an empty list is a clean bill."""
+        bad = []
+        for name, array in self.weights.items():
+            at = _core.first_bad(array)
+            if at >= 0:
+                index = tuple(int(i) for i in np.unravel_index(at, array.shape))
+                bad.append(BadValue(name, index, float(array[index])))
+        return bad
+
+    # ---- tokens ---------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that the model's files hold, loaded on first use; None where there is none."""
+        return None if self._make_tokenizer is None else self._make_tokenizer()
+
+    def _needs_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise TokenError("this model has no tokenizer: give token ids instead of text")
+        return self.tokenizer
+
+    def _encode(self, text: str, bos: bool | None = None) -> list[int]:
+        tokenizer = self._needs_tokenizer()
+        if bos is None:
+            return list(tokenizer.encode(text))
+        ids = list(tokenizer.encode(text, add_special_tokens=False))
+        if bos:
+            if tokenizer.bos_id is None:
+                raise TokenError("this tokenizer has no beginning-of-sequence token")
+            ids.insert(0, tokenizer.bos_id)
+        return ids
+
+    def to_tokens(self, text: str | Iterable[str], bos: bool | None = None) -> Array | list[list[int]]:
+        """Token ids, int64 [batch, pos]; a list of lists for texts of different lengths.
+
+        bos: begin with the beginning-of-sequence token; None: as the tokenizer's own configuration says.
+        Raises TokenError without a tokenizer.
+        """
+        rows = [self._encode(t, bos) for t in ([text] if isinstance(text, str) else text)]
+        return np.array(rows, np.int64) if len({len(r) for r in rows}) == 1 else rows
+
+    def to_str_tokens(self, text: str | ArrayLike) -> list[str]:
+        """The text of each token of a string or of ids [pos]."""
+        tokenizer = self._needs_tokenizer()
+        if isinstance(text, str):
+            ids = self._encode(text)
+        else:
+            array = np.asarray(text)
+            if array.ndim == 2 and array.shape[0] == 1:
+                array = array[0]
+            if array.ndim != 1 or array.dtype.kind not in "iu":
+                raise ShapeError(f"to_str_tokens: text or integer ids [pos], not {array.dtype} {list(array.shape)}")
+            ids = [int(i) for i in array]
+        return list(tokenizer.to_str_tokens(ids))
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token; TokenError, with the split, when it is not."""
+        return int(self._needs_tokenizer().single_token(text))
+
+    # ---- running --------------------------------------------------------------------------------------------------
+
+    def sites(self) -> SiteTable:
+        """The capture sites that this model has, with axes and meaning; printable, iterable over full names."""
+        return self._table
+
+    def _layer(self, layer: int | None, what: str) -> int | None:
+        if layer is None:
+            return None
+        n = self.config.n_layers
+        if not -n <= layer < n:
+            raise ConfigError(f"{what} = {layer}: the model has layers 0 to {n - 1}")
+        return int(layer) % n
+
+    def _plan(
+        self,
+        lengths: NDArray[np.int32],
+        capture: Capture,
+        positions: ArrayLike | None,
+        start_at_layer: int | None,
+        stop_after_layer: int | None,
+        logits: int,
+        from_embeddings: bool,
+    ) -> Any:
+        start = self._layer(start_at_layer, "start_at_layer")
+        stop = self._layer(stop_after_layer, "stop_after_layer")
+        if start is not None and stop is not None and stop < start:
+            raise ConfigError(f"start_at_layer = {start_at_layer} lies behind stop_after_layer = {stop_after_layer}")
+        pairs = self._table.resolve(capture, start, stop)
+        if stop is not None:
+            logits = 0
+        elif logits == 0 and any(s is LOGITS for s, _ in pairs):
+            logits = _LOGITS["all"]
+        where = None
+        if positions is not None:
+            where = np.atleast_1d(np.asarray(positions))
+            if where.ndim != 1 or where.dtype.kind not in "iu" or where.size == 0:
+                raise ShapeError(f"positions must be a list of integers, not {where.dtype} {list(where.shape)}")
+            longest = int(lengths.max(initial=0))
+            outside = where[(where >= longest) | (where < -longest)]
+            if outside.size:
+                raise ShapeError(f"positions: {int(outside[0])} of a prompt of {longest} tokens")
+            where = where.astype(np.int32)
+        return _core.Plan(
+            self._core,
+            lengths,
+            np.array([(s.index, n) for s, n in pairs], np.int32).reshape(-1, 2),
+            where,
+            -1 if start is None else start,
+            -1 if stop is None else stop,
+            from_embeddings,
+            logits,
+        )
+
+    def plan(
+        self,
+        batch: int = 1,
+        pos: int = 1024,
+        capture: Capture = None,
+        positions: ArrayLike | None = None,
+        start_at_layer: int | None = None,
+        stop_after_layer: int | None = None,
+        logits: Logits = "all",
+    ) -> Plan:
+        """What a run of [batch, pos] tokens would compute, keep and need, before anything is allocated.
+
+        Raises SiteError, TokenError (too long for learned positions), ConfigError as `run` does.
+        """
+        if batch < 1 or pos < 1:
+            raise TokenError(f"plan of {batch} × {pos} tokens: both must be at least 1")
+        lengths = np.full(batch, pos, np.int32)
+        core = self._plan(
+            lengths, capture, positions, start_at_layer, stop_after_layer, _logits_mode(logits), False
+        )
+        return Plan(core, batch, pos)
+
+    def _batch(self, tokens: Any, embeddings: Any, start_at_layer: int | None) -> Batch:
+        if embeddings is not None:
+            if tokens is not None:
+                raise ShapeError("give tokens or embeddings, not both")
+            return embedding_batch(embeddings, self.config.d_model, self.dtype)
+        if tokens is None:
+            raise TokenError("nothing to run: give tokens or embeddings")
+        if start_at_layer is not None:
+            raise ShapeError("start_at_layer: give the residual stream that enters the block as embeddings=")
+        return token_batch(tokens, self.config.d_vocab, self._encode)
+
+    def run(
+        self,
+        tokens: Any = None,
+        *,
+        capture: Capture = None,
+        embeddings: Any = None,
+        positions: ArrayLike | None = None,
+        start_at_layer: int | None = None,
+        stop_after_layer: int | None = None,
+        logits: Logits = "all",
+    ) -> Run:
+        """Runs the model on tokens and captures what is asked for.
+
+        Parameters
+        ----------
+        tokens
+            A text, a list of texts, ids [pos] or [batch, pos], or a ragged list of lists (padded on the right).
+        capture
+            Sites: exact names, globs, short names (every layer), `"z.3"` or `("z", 3)`.
+        embeddings
+            [batch, pos, d_model] or [pos, d_model] instead of tokens: replaces `hook_embed`. With `start_at_layer`, the
+            residual stream entering that block.
+        positions
+            Capture only these positions; negative ones count from each sequence's own end.
+        start_at_layer, stop_after_layer
+            First and last block to compute; a run that stops early has no logits.
+        logits
+            "all" [batch, pos, d_vocab], "last" [batch, 1, d_vocab], or None.
+
+        Raises
+        ------
+        SiteError, TokenError, ShapeError, ConfigError
+            Naming what was wrong.
+        MemoryError
+            What is to be kept does not fit, with the byte counts, before anything is computed.
+
+        Example
+        -------
+        >>> import clew
+        >>> config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=32, d_vocab=50)
+        >>> run = clew.Model.from_config(config).run([[1, 2, 3], [4, 5]], capture="z", positions=[-1], logits="last")
+        >>> run["z", 1].shape, run.logits.shape
+        ((2, 1, 2, 8), (2, 1, 50))
+        """
+        batch = self._batch(tokens, embeddings, start_at_layer)
+        from_embeddings = batch.embeddings is not None
+        plan = self._plan(
+            batch.lengths, capture, positions, start_at_layer, stop_after_layer, _logits_mode(logits), from_embeddings
+        )
+        outputs = plan.run(batch.tokens, batch.embeddings)
+        return Run(outputs, self._table, batch.lengths, batch.padded_tokens())
+
+    def loss(self, tokens: Any, reduce: Literal["none", "mean"] = "none") -> Any:
+        """Next-token negative log-likelihood in nats, [batch, pos − 1]; logits are never kept.
+
+        reduce="mean": one number, over the real tokens. Entries behind the end of a shorter sequence are 0.
+        Raises TokenError for prompts of which none has a next token.
+        """
+        if reduce not in ("none", "mean"):
+            raise ConfigError(f"reduce = {reduce!r}: 'none' or 'mean'")
+        batch = self._batch(tokens, None, None)
+        count = int((batch.lengths - 1).sum())
+        if count == 0:
+            raise TokenError("loss needs a prompt of two tokens or more: the second is what the first predicts")
+        plan = self._plan(batch.lengths, None, None, None, None, _LOSS, False)
+        ((_, _, losses),) = plan.run(batch.tokens, None)
+        return float(losses.sum(dtype=np.float64)) / count if reduce == "mean" else losses
+
+    # ---- looks ----------------------------------------------------------------------------------------------------
+
+    def _facts(self) -> list[tuple[str, str]]:
+        c = self.config
+        heads = f"{c.n_heads} × {c.d_head}"
+        if c.n_key_value_heads != c.n_heads:
+            heads += f", {c.n_key_value_heads} key-value heads"
+        return [
+            ("architecture", c.original_architecture or "custom"),
+            ("parameters", f"{self.n_params:,}"),
+            ("layers", str(c.n_layers)),
+            ("d_model", str(c.d_model)),
+            ("heads", heads),
+            ("d_mlp", "none" if c.attn_only else f"{c.d_mlp}, {c.act_fn}{', gated' if c.gated_mlp else ''}"),
+            ("norm", str(c.normalization_type)),
+            ("positions", f"{c.positional_embedding_type}, n_ctx {c.n_ctx}"),
+            ("vocabulary", str(c.d_vocab)),
+            ("dtype", str(self.dtype)),
+        ]
+
+    def __repr__(self) -> str:
+        rows = "\n".join(f"  {name:<13} {value}" for name, value in self._facts())
+        return f"Model {self.config.model_name}\n{rows}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._facts())
+        return f"<table><caption>{self.config.model_name}</caption>{rows}</table>"
+
+
+def _logits_mode(logits: Logits) -> int:
+    if logits not in _LOGITS:
+        raise ConfigError(f'logits = {logits!r}: "all", "last" or None')
+    return _LOGITS[logits]
+
+
+def load(path: str | PathLike[str], dtype: str | np.dtype[Any] | None = None) -> Model:
+    """Loads a model: a Hugging Face directory, `x.gguf`, llama2.c `x.bin`, a classic state, a hub id or a bundled name.
+
+    dtype: None keeps float32, or float64 for float64 files (float16 and bfloat16 become float32); "float32" or "float64"
+    converts. float32 weights stay in the mapped file.
+
+    Raises
+    ------
+    LoadError
+        The file cannot be read; names the file, and the byte or the tensors where known.
+    UnsupportedModelError
+        The engine would compute it wrongly; names the architecture or the key.
+    """
+    from .loaders import open_checkpoint
+
+    kind = None if dtype is None else np.dtype(dtype)
+    if kind is not None and kind not in (np.float32, np.float64):
+        raise ShapeError(f"dtype {kind}: a model computes in float32 or float64")
+    return Model(open_checkpoint(path, dtype=None if kind is None else kind.name))
+
+
+__all__ = ["BadValue", "Error", "Model", "Plan", "Weights", "load"]

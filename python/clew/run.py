@@ -1,0 +1,139 @@
+"""What a run gives: arrays by site, as views of the engine's own memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import SiteError
+from .sites import LOGITS, SITES, Site, SiteTable
+
+Array = NDArray[Any]
+
+
+class Run(Mapping[str, Array]):
+    """Captured values of one forward pass, by site.
+
+    Arrays are read-only views of the engine's memory, C-contiguous, with the axes of the table of sites; `.copy()` to
+    write. A batch axis is always there. Ragged batches are padded on the right with zeros; `lengths` [batch] tells the
+    real lengths.
+
+    >>> import clew
+    >>> model = clew.Model.from_config(clew.ModelConfig(n_layers=2, d_model=8, n_heads=2, n_ctx=8, d_vocab=10))
+    >>> run = model.run([1, 2, 3], capture=["resid_post", "pattern.0"])
+    >>> run.logits.shape, run["resid_post", -1].shape, run.stack("resid_post").shape
+    ((1, 3, 10), (1, 3, 8), (2, 1, 3, 8))
+    """
+
+    def __init__(
+        self,
+        outputs: list[tuple[int, tuple[int, ...], Array]],
+        table: SiteTable,
+        lengths: NDArray[np.int32],
+        tokens: NDArray[np.int32] | None,
+    ) -> None:
+        self.lengths = lengths
+        """Real tokens of each sequence, int32 [batch]."""
+        self.tokens = tokens
+        """Token ids padded with -1, int32 [batch, pos]; None for a run from embeddings."""
+        self._table = table
+        self._stacks = {SITES[i]: (layers, array) for i, layers, array in outputs}
+        order: list[tuple[Site, int]] = []
+        for site, (layers, _) in self._stacks.items():
+            order += [(site, layer) for layer in (layers if site.layered else (0,))]
+        first = min((s.index for s in SITES if s.layered), default=0)
+        last = max((s.index for s in SITES if s.layered), default=0)
+        order.sort(key=lambda sl: (sl[0].index > last, sl[0].index >= first, sl[1], sl[0].index))
+        self._where = {site.full_name(layer): (site, layer) for site, layer in order}
+
+    @property
+    def logits(self) -> Array:
+        """Logits [batch, pos, d_vocab] ([batch, 1, d_vocab] for logits="last").
+
+        Raises SiteError when the run was made with logits=None or stopped early.
+        """
+        if LOGITS not in self._stacks:
+            raise SiteError("this run has no logits: it was made with logits=None or stop_after_layer")
+        return self._stacks[LOGITS][1]
+
+    def _find(self, key: str | tuple[str, int]) -> tuple[Site, int]:
+        if isinstance(key, tuple):
+            if len(key) != 2:
+                raise SiteError(f"{key!r}: a key is a name or (name, layer)")
+            name = f"{key[0]}.{int(key[1])}"
+        else:
+            name = key
+        if name in self._where:
+            return self._where[name]
+        wanted = self._table.find(name)
+        captured = [(s, layer) for s, layer in wanted if s.full_name(layer) in self._where]
+        if len(captured) == 1:
+            return captured[0]
+        if len(captured) > 1:
+            raise SiteError(
+                f"{name!r} was captured {len(captured)} times ({captured[0][0].full_name(captured[0][1])}, …): "
+                f"give the full name, (name, layer), or use run.stack({name!r})"
+            )
+        kinds = ", ".join(dict.fromkeys(s.short if s.layered else s.name for s in self._stacks)) or "nothing"
+        raise SiteError(f"{name!r} was not captured; this run holds {kinds}")
+
+    def __getitem__(self, key: str | tuple[str, int]) -> Array:
+        site, layer = self._find(key)
+        layers, array = self._stacks[site]
+        return array[layers.index(layer)] if site.layered else array
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self._find(key)  # type: ignore[arg-type]
+        except (SiteError, TypeError, ValueError):
+            return False
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def _stacked(self, name: str) -> tuple[tuple[int, ...], Array]:
+        sites = {s for s, _ in self._table.find(name)}
+        held = [s for s in self._stacks if s in sites and s.layered]
+        if len(held) == 1:
+            return self._stacks[held[0]]
+        if held:
+            raise SiteError(f"{name!r} means {', '.join(s.name for s in held)}: give one of them")
+        raise SiteError(f"{name!r} was captured on no layer")
+
+    def stack(self, name: str) -> Array:
+        """A site over its captured layers [layer, batch, …]: a view, nothing is copied.
+
+        Raises SiteError when it was captured on no layer.
+        """
+        return self._stacked(name)[1]
+
+    def layers(self, name: str) -> tuple[int, ...]:
+        """Numbers of the layers that `stack(name)` holds."""
+        return self._stacked(name)[0]
+
+    def __repr__(self) -> str:
+        rows = []
+        for site, (layers, array) in self._stacks.items():
+            shape = array.shape[1:] if site.layered else array.shape
+            where = f"{len(layers)} layers" if site.layered else ""
+            rows.append(f"  {site.name:<34} {where:<10} {list(shape)}")
+        batch = len(self.lengths)
+        head = f"Run of {batch} sequence{'s' if batch != 1 else ''}, {int(self.lengths.sum())} tokens"
+        return "\n".join([head, *rows])
+
+    def _repr_html_(self) -> str:
+        cells = ""
+        for site, (layers, array) in self._stacks.items():
+            shape = array.shape[1:] if site.layered else array.shape
+            where = ", ".join(map(str, layers)) if site.layered else ""
+            axes = " × ".join(f"{n} {a}" for n, a in zip(shape, site.axes, strict=False))
+            cells += f"<tr><td><code>{site.name}</code></td><td>{where}</td><td>{axes}</td><td>{array.dtype}</td></tr>"
+        head = "<tr><th>site</th><th>layers</th><th>shape</th><th>dtype</th></tr>"
+        return f"<table>{head}{cells}</table>"
