@@ -17,20 +17,13 @@ PyObject *clew_raise(const clew_state *state, const clew_error *err) {
 
 /* ---- Memory --------------------------------------------------------------------------------------------------- */
 
-/* empty(shape: tuple[int, ...], dtype: str) -> writable array in a slab */
+/* empty(shape: tuple[int, ...], dtype) -> writable array in a slab */
 static PyObject *core_empty(PyObject *module, PyObject *args) {
   PyObject *shape_object;
-  const char *name;
-  if (!PyArg_ParseTuple(args, "O!s", &PyTuple_Type, &shape_object, &name)) {
-    return NULL;
-  }
   PyArray_Descr *descr = NULL;
-  PyObject *text = PyUnicode_FromString(name);
-  if (text == NULL || PyArray_DescrConverter(text, &descr) == NPY_FAIL) {
-    Py_XDECREF(text);
+  if (!PyArg_ParseTuple(args, "O!O&", &PyTuple_Type, &shape_object, PyArray_DescrConverter, &descr)) {
     return NULL;
   }
-  Py_DECREF(text);
   const int typenum = descr->type_num;
   size_t bytes = (size_t)PyDataType_ELSIZE(descr);
   Py_DECREF(descr);

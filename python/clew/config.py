@@ -100,8 +100,8 @@ class ModelConfig:
     """Base of the local layers (Gemma 3); None: the same."""
     rotary_adjacent_pairs: bool = False
     rope_scaling: Mapping[str, Any] | None = None
-    """Of the global layers: {"rope_type": "linear", "factor": f} or {"rope_type": "llama3", "factor", "low_freq_factor",
-    "high_freq_factor", "original_max_position_embeddings"}."""
+    """Of the global layers: {"rope_type": "linear", "factor": f}; {"rope_type": "llama3", "factor", "low_freq_factor",
+    "high_freq_factor", "original_max_position_embeddings"}; or {"rope_type": "factors", "factors": divisors by pair}."""
     embed_scale: float = 1.0
     tie_word_embeddings: bool = False
     qkv_bias: bool = True
@@ -230,4 +230,9 @@ def _scaled(freq: NDArray[np.float64], scaling: Mapping[str, Any] | None) -> NDA
         # between the two wavelengths the frequency is blended, below it is kept, above divided
         smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
         return (1 - smooth) * freq / factor + smooth * freq
+    if kind == "factors":  # GGUF files may hold divisors that no rule gives
+        divisors = np.asarray(scaling["factors"], dtype=np.float64)
+        if divisors.shape != freq.shape:
+            raise ConfigError(f"rope_scaling: {divisors.size} factors for {freq.size} rotary pairs")
+        return freq / divisors
     raise UnsupportedModelError(f"rope_scaling: rope_type = {kind!r}; supported: linear, llama3")

@@ -20,6 +20,9 @@ from .gguf_reader import GGUFStore
 
 Array = NDArray[Any]
 
+MAX_HEAD = 1 << 16
+"""Elements of a head; the largest models have 2^9."""
+
 _MISSING = object()
 
 
@@ -76,15 +79,19 @@ class _Keys:
     def decimal(self, name: str, default: Any = _MISSING) -> Any:
         """A float32 as the decimal that it was written as: 1e-5, not 9.99999974e-6."""
         value = self.real(name, default)
-        return value if value is default else float(str(np.float32(value)))
+        if value is default:
+            return value
+        with np.errstate(over="ignore"):
+            single = np.float32(value)
+        return float(str(single)) if float(single) == value else value
 
 
 def load_gguf(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Checkpoint:
     """Open a GGUF file; float32 tensors are mapped in place, others converted once.
 
     Architectures: gpt2, llama (Mistral too), qwen2, qwen3, gemma, gemma2, gemma3, gptneox, phi2. Tensor types: F32,
-    F64, F16, BF16, Q8_0, Q4_0, Q5_0, Q4_K, Q5_K, Q6_K. Llama's query and key rows, which the format permutes, come back in
-    the order that every other source has, so that captured queries and keys mean the same.
+    F64, F16, BF16, Q8_0, Q4_0, Q5_0, Q4_K, Q5_K, Q6_K. Llama's query and key rows, which the format permutes, come back
+    in the order that every other source has, so that captured queries and keys mean the same.
 
     Parameters
     ----------
@@ -174,6 +181,8 @@ def _common(keys: _Keys, store: GGUFStore) -> dict[str, Any]:
         if d_model % n_heads:
             raise LoadError(f"{where}: {keys.arch}.embedding_length = {d_model} is no multiple of {n_heads} heads")
         d_head = d_model // n_heads
+    if d_head > MAX_HEAD:
+        raise LoadError(f"{where}: heads of {d_head} elements, more than {MAX_HEAD}")
     value_length = keys.size(".attention.value_length", d_head)
     if value_length != d_head:
         raise UnsupportedModelError(
@@ -405,7 +414,7 @@ def _sources(config: ModelConfig, store: GGUFStore) -> list[Source]:
     for layer in range(config.n_layers):
         at, blk = f"blocks.{layer}.", f"blk.{layer}."
         norm(at + "ln1", blk + "attn_norm")
-        fused = f"{blk}attn_qkv.weight" in store or arch in ("gpt2", "gptneox")
+        fused = arch in ("gpt2", "gptneox") or (arch == "phi2" and f"{blk}attn_qkv.weight" in store)
         start = 0
         for letter, heads in (("q", h), ("k", g), ("v", g)):
             view = _rows(start, heads, e)

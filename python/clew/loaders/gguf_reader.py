@@ -76,12 +76,15 @@ class Texts(Sequence[str]):
         return self._data[start : start + length].tobytes().decode("utf-8")
 
     def __iter__(self) -> Iterator[str]:
-        raw = self._data.tobytes() if len(self) > 64 else None
-        if raw is None:
-            yield from (self[i] for i in range(len(self)))
+        if not self._starts:
             return
+        base = self._starts[0] - 8
+        last = self._starts[-1]
+        end = last + int.from_bytes(self._data[last - 8 : last].tobytes(), "little")
+        raw = self._data[base:end].tobytes()
         for start in self._starts:
-            yield raw[start : start + int.from_bytes(raw[start - 8 : start], "little")].decode("utf-8")
+            begin = start - base
+            yield raw[begin : begin + int.from_bytes(raw[begin - 8 : begin], "little")].decode("utf-8")
 
     def __repr__(self) -> str:
         return f"<{len(self)} texts>"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -30,7 +30,19 @@ VERSION = 1
 _BIASES = ("qkv_bias", "attn_out_bias", "mlp_bias", "norm_bias", "unembed_bias")
 
 
-def save(directory: str | os.PathLike[str], config: ModelConfig, weights: Mapping[str, Array]) -> None:
+class Saveable(Protocol):
+    """A model or a checkpoint."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """What it is."""
+
+    @property
+    def weights(self) -> Mapping[str, Array]:
+        """name -> float32 or float64 array in classic shape, all of one dtype, any strides."""
+
+
+def save(model: Saveable, directory: str | os.PathLike[str]) -> None:
     """Write a model; the directory is made if need be, other files in it are left alone.
 
     Each file is written beside its place and then renamed, and the old configuration goes before the new weights come:
@@ -38,12 +50,10 @@ def save(directory: str | os.PathLike[str], config: ModelConfig, weights: Mappin
 
     Parameters
     ----------
+    model
+        Its configuration and its weights, float32 or float64 throughout.
     directory
         Where to.
-    config
-        Its configuration.
-    weights
-        name -> float32 or float64 array in classic shape, all of one dtype, any strides.
 
     Raises
     ------
@@ -52,10 +62,10 @@ def save(directory: str | os.PathLike[str], config: ModelConfig, weights: Mappin
     OSError
         The files cannot be written.
     """
+    config, weights = model.config, dict(model.weights)
     dtypes = {array.dtype for array in weights.values()}
     if len(dtypes) > 1 or not dtypes <= {np.dtype("<f4"), np.dtype("<f8")}:
         raise ValueError(f"save: weights of dtype {sorted(map(str, dtypes))}; expected float32 or float64 throughout")
-    weights = dict(weights)
     tied = config.tie_word_embeddings and _same(weights["embed.W_E"].T, weights["unembed.W_U"])
     if tied:
         del weights["unembed.W_U"]

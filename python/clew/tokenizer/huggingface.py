@@ -68,9 +68,9 @@ class BackedTokenizer(Tokenizer):
             names[token] = name
         self.tokens = names
         # decoders drop a leading space at the start of a text: a letter before the token keeps it
-        letters = (token for name in ("a", "e", "A", "E", "0") if (token := vocabulary.get(name)) is not None)
-        with_letter = (token for token in letters if backend.decode([token], skip_special_tokens=False) == names[token])
-        self._letter = next(with_letter, None) if backend.decoder is not None else None
+        letters = (vocabulary[name] for name in ("a", "e", "A", "E", "0") if name in vocabulary)
+        plain = (one for one in letters if backend.decode([one], skip_special_tokens=False) == names[one])
+        self._letter = next(plain, None) if backend.decoder is not None else None
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         if self._own_rule or not add_special_tokens:
