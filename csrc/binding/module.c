@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "binding.h"
+#include "product.h"
 
 /* ---- Errors --------------------------------------------------------------------------------------------------- */
 
@@ -119,6 +120,66 @@ static PyObject *core_first_bad(PyObject *module, PyObject *arg) {
   return PyLong_FromSsize_t(index);
 }
 
+/* ---- Products ------------------------------------------------------------------------------------------------- */
+
+/* The three axes of an operand, a missing batch axis first, as strides in elements. */
+static int operand(ptrdiff_t strides[3], npy_intp shape[3], PyObject *object, const char *name, int typenum) {
+  PyArrayObject *array = (PyArrayObject *)object;
+  if (!PyArray_Check(object) || PyArray_NDIM(array) < 2 || PyArray_NDIM(array) > 3 ||
+      PyArray_TYPE(array) != typenum || !PyArray_ISALIGNED(array) || !clew_in_slab(array)) {
+    PyErr_Format(PyExc_ValueError, "product: %s must be a 2-D or 3-D array of the common dtype, in slab memory", name);
+    return -1;
+  }
+  const int batched = PyArray_NDIM(array) == 3;
+  for (int d = 0; d < 3; d++) {
+    const int axis = d - 1 + batched;
+    shape[d] = axis < 0 ? 1 : PyArray_DIM(array, axis);
+    strides[d] = axis < 0 ? 0 : PyArray_STRIDE(array, axis) / PyArray_ITEMSIZE(array);
+    if (strides[d] < 0 || (d > 0 && strides[d] == 0 && shape[d] > 1)) {
+      PyErr_Format(PyExc_ValueError, "product: axis %d of %s has stride %zd", axis, name, (Py_ssize_t)strides[d]);
+      return -1;
+    }
+  }
+  return 0;
+}
+
+/* product(out, a, b): out [(batch,) m, n] = a [(batch,) m, k] @ b [(batch,) k, n] */
+static PyObject *core_product(PyObject *module, PyObject *args) {
+  (void)module;
+  PyObject *out, *a, *b;
+  if (!PyArg_ParseTuple(args, "OOO", &out, &a, &b)) {
+    return NULL;
+  }
+  const int typenum = PyArray_Check(out) ? PyArray_TYPE((PyArrayObject *)out) : NPY_NOTYPE;
+  if (typenum != NPY_FLOAT32 && typenum != NPY_FLOAT64) {
+    PyErr_SetString(PyExc_ValueError, "product: out must be float32 or float64");
+    return NULL;
+  }
+  clew_product_shape shape;
+  npy_intp s_out[3], s_a[3], s_b[3];
+  if (operand(shape.c, s_out, out, "out", typenum) < 0 || operand(shape.a, s_a, a, "a", typenum) < 0 ||
+      operand(shape.b, s_b, b, "b", typenum) < 0) {
+    return NULL;
+  }
+  if (s_a[0] != s_out[0] || s_b[0] != s_out[0] || s_a[1] != s_out[1] || s_b[2] != s_out[2] || s_a[2] != s_b[1] ||
+      !PyArray_ISWRITEABLE((PyArrayObject *)out)) {
+    PyErr_Format(PyExc_ValueError, "product: out [%zd, %zd, %zd] is not a [%zd, %zd, %zd] times b [%zd, %zd, %zd]",
+                 s_out[0], s_out[1], s_out[2], s_a[0], s_a[1], s_a[2], s_b[0], s_b[1], s_b[2]);
+    return NULL;
+  }
+  shape.batch = (size_t)s_out[0], shape.m = (size_t)s_out[1], shape.n = (size_t)s_out[2], shape.k = (size_t)s_a[2];
+  void *data = PyArray_DATA((PyArrayObject *)out);
+  const void *data_a = PyArray_DATA((PyArrayObject *)a), *data_b = PyArray_DATA((PyArrayObject *)b);
+  Py_BEGIN_ALLOW_THREADS;
+  if (typenum == NPY_FLOAT32) {
+    clew_product_f32(data, data_a, data_b, &shape, NULL);
+  } else {
+    clew_product_f64(data, data_a, data_b, &shape, NULL);
+  }
+  Py_END_ALLOW_THREADS;
+  Py_RETURN_NONE;
+}
+
 /* ---- Tables and settings -------------------------------------------------------------------------------------- */
 
 /* sites() -> list of (name, axes, meaning, layered), in order of computation */
@@ -173,8 +234,8 @@ static PyObject *core_get_num_threads(PyObject *module, PyObject *unused) {
 
 static PyObject *core_build_info(PyObject *module, PyObject *unused) {
   (void)module, (void)unused;
-  return Py_BuildValue("{ssssss}", "version", CLEW_VERSION, "kernels", clew_kernel_isa(), "blis_kernels",
-                       clew_blas_family());
+  return Py_BuildValue("{ssssssss}", "version", CLEW_VERSION, "kernels", clew_kernel_isa(), "blis_version",
+                       clew_blas_release(), "blis_kernels", clew_blas_family());
 }
 
 static PyMethodDef core_methods[] = {
@@ -184,6 +245,8 @@ static PyMethodDef core_methods[] = {
     {"idle_bytes", core_idle_bytes, METH_NOARGS, "idle_bytes()\n--\n\nBytes kept for reuse."},
     {"trim", core_trim, METH_NOARGS, "trim()\n--\n\nGives idle memory back to the system."},
     {"first_bad", core_first_bad, METH_O, "first_bad(array)\n--\n\nFlat index of the first NaN or infinity, or -1."},
+    {"product", core_product, METH_VARARGS,
+     "product(out, a, b)\n--\n\nout = a @ b through the engine's own GEMM; all in slab memory."},
     {"sites", core_sites, METH_NOARGS, "sites()\n--\n\nEvery capture site: (name, axes, meaning, layered)."},
     {"weights", core_weights, METH_NOARGS, "weights()\n--\n\nEvery weight: (name, axes, layered)."},
     {"set_num_threads", core_set_num_threads, METH_O, "set_num_threads(n)\n--\n\nThreads for the next run."},

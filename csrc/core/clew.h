@@ -217,5 +217,6 @@ void clew_set_threads(unsigned n);
 unsigned clew_get_threads(void);
 const char *clew_kernel_isa(void);    /* "base", "v3", "v4" */
 const char *clew_blas_family(void);   /* BLIS's kernel family: "zen3", ... */
+const char *clew_blas_release(void);  /* BLIS's version */
 
 #endif

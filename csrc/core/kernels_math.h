@@ -139,7 +139,7 @@ static inline real tanh_real(real x) {
   const real twice = a > (real)20 ? (real)40 : a + a;
   const real fraction = exp_fraction(twice, &shifted);
   const real large = (real)1 - (real)2 / (fma_real(fraction, power_of_two(shifted), (real)1));
-  return a < (real)0.55 ? small : copysign_real(large, x);
+  return copysign_real(a < (real)0.55 ? small : large, x); /* tanh(−0) is −0 */
 }
 
 /* erf(x) / x − 1 for r = x² ≤ 1 */

@@ -1,8 +1,9 @@
 /* The thread pool.
  *
  * A call of clew_pool_for is a job on its caller's stack, in a list of jobs. Threads take task numbers from the job's
- * counter until none are left. A worker joins a job and leaves it under the mutex, and does not touch it afterwards,
- * so the caller may return once the job is out of the list and nobody is in it.
+ * counter until none are left. A worker joins a job under the mutex and only while tasks are left; it leaves under the
+ * mutex too, and does not touch the job afterwards. So a caller that sees no task left and nobody in its job, under the
+ * mutex, may take it out of the list and return.
  *
  * fork: a child has only the thread that forked. Before a fork no thread may begin a task, and the fork waits until
  * those under way have ended: no lock of BLIS or of ours is held then. The child forgets the workers; a job of the
@@ -34,7 +35,7 @@
 
 typedef struct job {
   atomic_size_t next; /* first task that nobody has taken */
-  size_t n;           /* set to less by a cancelled caller, who alone changes it */
+  size_t n;
   clew_task task;
   void *ctx;
   unsigned n_slots;
@@ -63,7 +64,7 @@ static pthread_cond_t resumed;      /* the fork is over */
 static bool chosen;                 /* n_threads was set by clew_pool_resize */
 
 static atomic_uint n_threads; /* with the caller; 0: not looked up yet */
-static atomic_uint n_posted;  /* jobs ever posted: what idle workers watch */
+static atomic_uint n_posted;  /* jobs posted and sizes set: what idle workers watch */
 static atomic_uint n_inside;  /* threads inside a task */
 static atomic_uint n_forks;   /* forks under way: no task may begin */
 
@@ -138,6 +139,7 @@ static void after_fork_child(void) {
   }
   jobs = own;
   n_workers = waiting = 0;
+  atomic_store(&n_inside, 0); /* a thread that was about to be turned away may have been counted */
   atomic_store(&n_forks, 0);
   if (!chosen)
     atomic_store(&n_threads, 0); /* the child may be given other processors */
@@ -239,19 +241,20 @@ static void *run_worker(void *argument) {
   }
   n_workers--;
   if (n_workers > 0 && workers[n_workers].asleep) {
-    workers[n_workers].asleep = false; /* it may be one too many as well */
+    workers[n_workers].asleep = false; /* may be one too many as well, and is the last one now */
     pthread_cond_signal(&workers[n_workers].wake);
   }
   pthread_mutex_unlock(&mutex);
   return NULL;
 }
 
-/* Wakes the workers first … last that sleep. Under the mutex. */
-static void wake(unsigned first, unsigned last) {
-  for (unsigned slot = first; slot <= last && slot <= n_workers; slot++)
+/* Wakes up to `count` sleeping workers of slots below n_slots. Under the mutex. */
+static void wake(unsigned count, unsigned n_slots) {
+  for (unsigned slot = 1; count > 0 && slot < n_slots && slot <= n_workers; slot++)
     if (workers[slot].asleep) {
       workers[slot].asleep = false;
       pthread_cond_signal(&workers[slot].wake);
+      count--;
     }
 }
 
@@ -265,7 +268,13 @@ static void start_workers(unsigned last) {
     return;
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
   pthread_attr_setstacksize(&attributes, WORKER_STACK);
-  sigfillset(&all); /* workers inherit the mask: signals are for the program's own threads */
+  /* Workers inherit the mask: signals are for the program's own threads, but for those that a thread's own fault
+   * raises, which a handler may want to report. */
+  sigfillset(&all);
+  sigdelset(&all, SIGSEGV);
+  sigdelset(&all, SIGBUS);
+  sigdelset(&all, SIGFPE);
+  sigdelset(&all, SIGILL);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   while (n_workers < last) {
     worker *next = &workers[n_workers + 1];
@@ -312,33 +321,42 @@ void clew_pool_resize(unsigned n) {
   pthread_mutex_lock(&mutex);
   chosen = true;
   atomic_store(&n_threads, n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n);
-  wake(n_workers, n_workers); /* it goes if it is one too many, and wakes the one before */
+  atomic_fetch_add(&n_posted, 1);
+  wake(n_workers, MAX_THREADS); /* those that are too many go */
   pthread_mutex_unlock(&mutex);
 }
 
 /* ---- Calls -------------------------------------------------------------------------------------------------- */
 
-/* Until every worker has left a job that is out of the list. */
-static void wait_for_workers(job *j, clew_cancel *cancel) {
+/* Waits until every worker has left a job without tasks, and takes it out of the list. It stays in the list so long
+ * because the poll callback may fork: the child must find it. */
+static void close_job(job *j, clew_cancel *cancel) {
   long long until = now_ns() + SPIN_NS;
   while (atomic_load(&j->helpers) > 0 && now_ns() < until)
     RELAX();
+  pthread_mutex_lock(&mutex);
   while (atomic_load(&j->helpers) > 0) {
-    pthread_mutex_lock(&mutex);
     waiting++;
-    if (atomic_load(&j->helpers) > 0)
-      cond_wait_ns(&left, POLL_NS);
+    cond_wait_ns(&left, POLL_NS);
     waiting--;
-    pthread_mutex_unlock(&mutex);
-    clew_cancel_check(cancel);
+    if (atomic_load(&j->helpers) > 0) {
+      pthread_mutex_unlock(&mutex);
+      clew_cancel_check(cancel);
+      pthread_mutex_lock(&mutex);
+    }
   }
+  job **p = &jobs;
+  while (*p != j)
+    p = &(*p)->link;
+  *p = j->link;
+  pthread_mutex_unlock(&mutex);
 }
 
 bool clew_pool_for(size_t n, clew_task task, void *ctx, unsigned n_slots, clew_cancel *cancel) {
   pthread_once(&once, start);
-  unsigned threads = clew_pool_threads();
+  unsigned threads_now = clew_pool_threads(), threads = threads_now;
   if (threads > n_slots)
-    threads = n_slots ? n_slots : 1;
+    threads = n_slots;
   if (threads > n)
     threads = (unsigned)n;
 
@@ -351,22 +369,14 @@ bool clew_pool_for(size_t n, clew_task task, void *ctx, unsigned n_slots, clew_c
   }
 
   pthread_mutex_lock(&mutex);
-  start_workers(clew_pool_threads() - 1);
+  start_workers(threads_now - 1);
   j.link = jobs;
   jobs = &j;
   atomic_fetch_add(&n_posted, 1);
-  wake(1, threads - 1);
+  wake(threads - 1, threads_now < n_slots ? threads_now : n_slots);
   pthread_mutex_unlock(&mutex);
 
   work(&j, 0, cancel);
-
-  pthread_mutex_lock(&mutex);
-  for (job **p = &jobs; *p; p = &(*p)->link)
-    if (*p == &j) {
-      *p = j.link;
-      break;
-    }
-  pthread_mutex_unlock(&mutex);
-  wait_for_workers(&j, cancel);
+  close_job(&j, cancel);
   return !(cancel && cancel->cancelled);
 }

@@ -132,3 +132,4 @@ void clew_set_threads(unsigned n) { clew_pool_resize(n); }
 unsigned clew_get_threads(void) { return clew_pool_threads(); }
 const char *clew_kernel_isa(void) { return clew_get_kernels_f32()->isa; }
 const char *clew_blas_family(void) { return clew_blas_kernel(); }
+const char *clew_blas_release(void) { return clew_blas_version(); }
