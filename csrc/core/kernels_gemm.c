@@ -30,10 +30,47 @@
 
 INLINE vec fma_vec(vec a, vec b, vec c) { return a * b + c; }
 
+/* A tile reads several rows (or columns) of b side by side, but memory is fastest when it is asked for in the order of
+ * its addresses. So the next block of b is prefetched row after row, a few lines for each step of the present one, into
+ * the second-level cache: the first has no room for two blocks and c. */
+#define LINE 64 /* bytes */
+#define PREFETCH(address) __builtin_prefetch(address, 0, 2)
+
+/* Rows that will be read next. */
+typedef struct stream {
+  const char *at;
+  size_t lines; /* of this row, not asked for yet */
+  size_t rows;  /* still to come, this one included */
+  size_t lines_in_row;
+  ptrdiff_t gap; /* from the last line of a row to the next row, bytes */
+} stream;
+
+INLINE stream stream_of(const real *from, size_t length, ptrdiff_t apart, size_t rows) {
+  const size_t lines = (length * sizeof(real) + LINE - 1) / LINE;
+  return (stream){(const char *)from, lines, lines ? rows : 0, lines,
+                  apart * (ptrdiff_t)sizeof(real) - (ptrdiff_t)lines * LINE};
+}
+
+INLINE void prefetch_lines(stream *s, size_t lines) {
+  while (s->rows > 0) {
+    const size_t here = lines < s->lines ? lines : s->lines;
+    for (size_t l = 0; l < here; l++)
+      PREFETCH(s->at + l * LINE);
+    s->at += here * LINE;
+    s->lines -= here;
+    if (s->lines > 0)
+      return;
+    s->at += s->gap;
+    s->lines = s->lines_in_row;
+    s->rows--;
+    lines -= here;
+  }
+}
+
 /* ---- Rows of b contiguous ----------------------------------------------------------------------------------- */
 
-/* c [m, n] += a [m, kb] · b [kb, n]; a is packed. next: where the following block of b begins. */
-INLINE void add_rows(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrdiff_t rs_b, const real *next, size_t m,
+/* c [m, n] += a [m, kb] · b [kb, n]; a is packed. */
+INLINE void add_rows(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrdiff_t rs_b, stream next, size_t m,
                      size_t n, const size_t kb) {
   size_t j = 0;
   for (; j + 2 * LANES <= n; j += 2 * LANES) {
@@ -43,9 +80,8 @@ INLINE void add_rows(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrd
       const real *row = b + (ptrdiff_t)t * rs_b + j;
       b0[t] = load(row);
       b1[t] = load(row + LANES);
-      __builtin_prefetch(next + (ptrdiff_t)t * rs_b + j);
-      __builtin_prefetch(next + (ptrdiff_t)t * rs_b + j + LANES);
     }
+    prefetch_lines(&next, kb * 2 * VEC_BYTES / LINE);
     real *tile = c + j;
     for (size_t i = 0; i < m; i++, tile += ld_c) {
       vec c0 = load(tile), c1 = load(tile + LANES);
@@ -113,74 +149,121 @@ static void rows_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld
     size_t p = 0;
     for (; p + K_BLOCK <= k; p += K_BLOCK) {
       const real *block = b + (ptrdiff_t)p * rs_b + (ptrdiff_t)j;
-      const real *next = p + 2 * K_BLOCK <= k ? block + K_BLOCK * rs_b : b + j + width;
-      if (p + 2 * K_BLOCK > k && j + width >= n)
-        next = block;
+      stream next = stream_of(block + K_BLOCK * rs_b, here, rs_b, k - p - K_BLOCK < K_BLOCK ? k - p - K_BLOCK : K_BLOCK);
+      if (p + K_BLOCK == k && n - j > width)
+        next = stream_of(b + j + width, n - j - width < width ? n - j - width : width, rs_b, K_BLOCK);
       pack(packed, a + p, ld_a, m, K_BLOCK, alpha);
       add_rows(panel, ld_c, packed, block, rs_b, next, m, here, K_BLOCK);
     }
     for (; p < k; p++) {
       const real *row = b + (ptrdiff_t)p * rs_b + (ptrdiff_t)j;
       pack(packed, a + p, ld_a, m, 1, alpha);
-      add_rows(panel, ld_c, packed, row, rs_b, row, m, here, 1);
+      add_rows(panel, ld_c, packed, row, rs_b, (stream){0}, m, here, 1);
     }
   }
 }
 
 /* ---- Columns of b contiguous -------------------------------------------------------------------------------- */
 
-/* c [mi, nj] = alpha · a [mi, k] · b [k, nj] + beta · c, b's columns cs_b apart. */
+/* c [mi, nj] = alpha · a [mi, k] · b [k, nj] + beta · c, b's columns cs_b apart. Meanwhile the `ahead` columns that
+ * begin at next are prefetched. */
 INLINE void dot_tile(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t cs_b, size_t k,
-                     real alpha, real beta, const size_t mi, const size_t nj) {
+                     real alpha, real beta, const real *next, const size_t ahead, const size_t mi, const size_t nj) {
   vec sum[DOT_ROWS][DOT_COLS];
 #pragma GCC unroll 8
   for (size_t i = 0; i < mi; i++)
 #pragma GCC unroll 8
     for (size_t j = 0; j < nj; j++)
       sum[i][j] = (vec){0};
+  const size_t steps = k / LANES, parts = ahead ? ahead : 1;
   size_t p = 0;
-  for (; p + LANES <= k; p += LANES) {
-    vec column[DOT_COLS];
-#pragma GCC unroll 8
-    for (size_t j = 0; j < nj; j++)
-      column[j] = load(b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p);
-#pragma GCC unroll 8
-    for (size_t i = 0; i < mi; i++) {
-      const vec row = load(a + (ptrdiff_t)i * ld_a + (ptrdiff_t)p);
+  for (size_t part = 0; part < parts; part++) { /* while one is prefetched */
+    const char *line = (const char *)(next + (ptrdiff_t)part * cs_b);
+    for (const size_t end = steps * (part + 1) / parts * LANES; p < end; p += LANES) {
+      vec column[DOT_COLS];
 #pragma GCC unroll 8
       for (size_t j = 0; j < nj; j++)
-        sum[i][j] = fma_vec(row, column[j], sum[i][j]);
+        column[j] = load(b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p);
+#if VEC_BYTES == LINE
+      for (size_t l = 0; l < ahead; l++, line += LINE)
+        PREFETCH(line);
+#else
+      for (size_t l = 0; l < ahead; l += LINE / VEC_BYTES, line += LINE)
+        PREFETCH(line);
+#endif
+#pragma GCC unroll 8
+      for (size_t i = 0; i < mi; i++) {
+        const vec row = load(a + (ptrdiff_t)i * ld_a + (ptrdiff_t)p);
+#pragma GCC unroll 8
+        for (size_t j = 0; j < nj; j++)
+          sum[i][j] = fma_vec(row, column[j], sum[i][j]);
+      }
     }
   }
 #pragma GCC unroll 8
-  for (size_t i = 0; i < mi; i++)
-#pragma GCC unroll 8
+  for (size_t i = 0; i < mi; i++) {
+    real total[DOT_COLS];
+    if (nj == DOT_COLS)
+      lane_sums(total, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+    else
+      total[0] = lane_sum(sum[i][0]);
+    real *out = c + (ptrdiff_t)i * ld_c;
     for (size_t j = 0; j < nj; j++) {
-      real total = lane_sum(sum[i][j]);
       for (size_t t = p; t < k; t++)
-        total = fma_real(a[(ptrdiff_t)i * ld_a + (ptrdiff_t)t], b[(ptrdiff_t)j * cs_b + (ptrdiff_t)t], total);
-      real *out = c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j;
-      total *= alpha;
-      *out = beta == (real)0 ? total : fma_real(beta, *out, total);
+        total[j] = fma_real(a[(ptrdiff_t)i * ld_a + (ptrdiff_t)t], b[(ptrdiff_t)j * cs_b + (ptrdiff_t)t], total[j]);
+      total[j] *= alpha;
+      out[j] = beta == (real)0 ? total[j] : fma_real(beta, out[j], total[j]);
     }
+  }
+}
+
+/* The same for mi rows, whose number becomes a constant. */
+INLINE void dot_rows(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t cs_b, size_t k,
+                     real alpha, real beta, const real *next, const size_t ahead, size_t mi) {
+#define ROWS(count)                                                                                                    \
+  case count:                                                                                                          \
+    dot_tile(c, ld_c, a, ld_a, b, cs_b, k, alpha, beta, next, ahead, count, DOT_COLS);                                 \
+    break
+  switch (mi) {
+    ROWS(1);
+    ROWS(2);
+#if DOT_ROWS > 2
+    ROWS(3);
+#endif
+#if DOT_ROWS > 3
+    ROWS(4);
+    ROWS(5);
+    ROWS(6);
+#endif
+  default:
+    break;
+  }
+#undef ROWS
 }
 
 static void columns_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t cs_b,
                                size_t m, size_t n, size_t k, real alpha, real beta) {
+  const size_t passes = (m + DOT_ROWS - 1) / DOT_ROWS;
+  const size_t share = passes < 4 ? DOT_COLS / 2 : 1; /* of the next columns, in each pass */
   size_t j = 0;
   for (; j + DOT_COLS <= n; j += DOT_COLS) {
-    size_t i = 0;
-    for (; i + DOT_ROWS <= m; i += DOT_ROWS)
-      dot_tile(c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j, ld_c, a + (ptrdiff_t)i * ld_a, ld_a, b + (ptrdiff_t)j * cs_b,
-               cs_b, k, alpha, beta, DOT_ROWS, DOT_COLS);
-    for (; i < m; i++)
-      dot_tile(c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j, ld_c, a + (ptrdiff_t)i * ld_a, ld_a, b + (ptrdiff_t)j * cs_b,
-               cs_b, k, alpha, beta, 1, DOT_COLS);
+    const real *columns = b + (ptrdiff_t)j * cs_b;
+    const real *next = j + 2 * DOT_COLS <= n ? columns + DOT_COLS * cs_b : columns;
+    if (passes == 1) {
+      dot_rows(c + j, ld_c, a, ld_a, columns, cs_b, k, alpha, beta, next, DOT_COLS, m);
+      continue;
+    }
+    for (size_t pass = 0; pass < passes; pass++) {
+      const size_t i = m * pass / passes, first = pass * share;
+      dot_rows(c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j, ld_c, a + (ptrdiff_t)i * ld_a, ld_a, columns, cs_b, k, alpha,
+               beta, first < DOT_COLS ? next + (ptrdiff_t)first * cs_b : next, first < DOT_COLS ? share : 0,
+               m * (pass + 1) / passes - i);
+    }
   }
   for (; j < n; j++)
     for (size_t i = 0; i < m; i++)
       dot_tile(c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j, ld_c, a + (ptrdiff_t)i * ld_a, ld_a, b + (ptrdiff_t)j * cs_b,
-               cs_b, k, alpha, beta, 1, 1);
+               cs_b, k, alpha, beta, b, 0, 1, 1);
 }
 
 void K(gemm_few)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k] */, ptrdiff_t ld_a,

@@ -56,6 +56,11 @@ static inline real sqrt_real(real x) {
 #else
 #define VEC_BYTES 16
 #endif
+#if REAL_IS_FLOAT
+#define REAL_BYTES 4
+#else
+#define REAL_BYTES 8
+#endif
 #define LANES (VEC_BYTES / sizeof(real))
 typedef real vec __attribute__((vector_size(VEC_BYTES)));
 typedef real vec_mem __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
@@ -64,14 +69,61 @@ static inline vec load(const real *p) { return (vec)*(const vec_mem *)p; }
 static inline void store(real *p, vec v) { *(vec_mem *)p = (vec_mem)v; }
 static inline vec splat(real x) { return x - (vec){0}; } /* − 0 changes no number; + 0 would: −0 */
 
-/* Sum of the lanes: halves are added until one lane is left, the same order on every call. */
-static inline real lane_sum(vec v) {
-  real t[LANES];
-  store(t, v);
+/* The sums of the lanes of four registers. Lanes are added in halves: l and l + LANES / 2, then l and l + LANES / 4, ...:
+ * the order that the last of these branches spells out. */
+#if !defined(__has_builtin)
+#define CLEW_SHUFFLES 0
+#elif __has_builtin(__builtin_shufflevector)
+#define CLEW_SHUFFLES 1
+#else
+#define CLEW_SHUFFLES 0
+#endif
+
+static inline void lane_sums(real *sums /* [4] */, vec a, vec b, vec c, vec d) {
+#define MIX __builtin_shufflevector
+#if CLEW_SHUFFLES && VEC_BYTES == 16 * REAL_BYTES
+  const vec ab = MIX(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                 MIX(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  const vec cd = MIX(c, d, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                 MIX(c, d, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  vec s = MIX(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+          MIX(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  s += MIX(s, s, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  s += MIX(s, s, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#elif CLEW_SHUFFLES && VEC_BYTES == 8 * REAL_BYTES
+  const vec ab = MIX(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + MIX(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  const vec cd = MIX(c, d, 0, 1, 2, 3, 8, 9, 10, 11) + MIX(c, d, 4, 5, 6, 7, 12, 13, 14, 15);
+  vec s = MIX(ab, cd, 0, 1, 4, 5, 8, 9, 12, 13) + MIX(ab, cd, 2, 3, 6, 7, 10, 11, 14, 15);
+  s += MIX(s, s, 1, 0, 3, 2, 5, 4, 7, 6);
+#elif CLEW_SHUFFLES && VEC_BYTES == 4 * REAL_BYTES
+  const vec ab = MIX(a, b, 0, 1, 4, 5) + MIX(a, b, 2, 3, 6, 7);
+  const vec cd = MIX(c, d, 0, 1, 4, 5) + MIX(c, d, 2, 3, 6, 7);
+  const vec s = MIX(ab, cd, 0, 2, 4, 6) + MIX(ab, cd, 1, 3, 5, 7);
+#else
+  real s[4 * LANES];
+  store(s, a);
+  store(s + LANES, b);
+  store(s + 2 * LANES, c);
+  store(s + 3 * LANES, d);
   for (size_t width = LANES / 2; width > 0; width /= 2)
-    for (size_t l = 0; l < width; l++)
-      t[l] += t[l + width];
-  return t[0];
+    for (size_t v = 0; v < 4; v++)
+      for (size_t l = 0; l < width; l++)
+        s[v * LANES + l] += s[v * LANES + l + width];
+  for (size_t v = 0; v < 4; v++)
+    sums[v] = s[v * LANES];
+  return;
+#endif
+#if CLEW_SHUFFLES && VEC_BYTES >= 4 * REAL_BYTES
+  for (size_t v = 0; v < 4; v++)
+    sums[v] = s[v * LANES / 4];
+#endif
+#undef MIX
+}
+
+static inline real lane_sum(vec v) {
+  real sums[4];
+  lane_sums(sums, v, v, v, v);
+  return sums[0];
 }
 
 /* The keys that row i of a block [m, n] sees: columns [lo, hi) but for hole (SIZE_MAX: none). */

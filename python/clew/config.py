@@ -28,6 +28,22 @@ ACTIVATION_ALIASES = {
     "linear": "none",
 }
 
+_LEAST = {
+    "n_layers": 0,
+    "d_model": 1,
+    "n_heads": 1,
+    "n_ctx": 1,
+    "d_vocab": 1,
+    "d_head": 1,
+    "n_key_value_heads": 1,
+    "d_mlp": 0,
+    "pos_offset": 0,
+    "window_size": 0,
+    "linear_attn_n": 1,
+    "rotary_dim": 0,
+}
+"""The smallest value of each size."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -121,9 +137,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        for name in ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab"):
-            if int(getattr(self, name)) < (0 if name == "n_layers" else 1):
-                raise ConfigError(f"ModelConfig: {name} = {getattr(self, name)}, must be positive")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | np.integer) and value >= least):
+                raise ConfigError(f"ModelConfig: {name} = {value!r}, must be a whole number, at least {least}")
+        for name in ("attn_scale", "rotary_base", "rotary_base_local", "attn_scores_soft_cap", "output_logits_soft_cap"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"ModelConfig: {name} = {value}, must be positive")
+        if not 0 <= self.eps < math.inf:
+            raise ConfigError(f"ModelConfig: eps = {self.eps}, must not be negative")
+        if self.linear_attn_n is not None and self.attention_kind != "linear":
+            raise ConfigError(f"ModelConfig: linear_attn_n = {self.linear_attn_n} needs attention_kind = 'linear'")
         if self.d_head is None:
             if self.d_model % self.n_heads:
                 raise ConfigError(

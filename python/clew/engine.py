@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from . import _core
 from .config import ACTIVATIONS, ModelConfig
 from .errors import LoadError
+from .loaders.initialise import weight_shapes
 
 Array = NDArray[Any]
 
@@ -87,18 +89,39 @@ def in_slab(array: Array, dtype: np.dtype[Any]) -> Array:
     return copy.transpose(np.argsort(order))  # type: ignore[no-any-return]
 
 
+_NORM = re.compile(r"(^|\.)(ln\d|ln\d_post|ln_final)\.[wb]$")
+
+
+def _is_bias(name: str) -> bool:
+    return name.rsplit(".", 1)[-1].startswith("b")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names, or the first of very many."""
+    return ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
+
+
 def place_weights(weights: Mapping[str, Array], config: ModelConfig, dtype: np.dtype[Any]) -> dict[str, Array]:
     """All weights in memory that the engine may read, in the core's order; arrays that share memory still do.
 
     Raises
     ------
     LoadError
-        A name that is no weight of such a model.
+        A name that is no weight of such a model, or a weight that is not there; all are named. Absent biases are 0.
     """
     known = weight_names(config.n_layers)
     strange = [name for name in weights if name not in known]
     if strange:
-        raise LoadError(f"weights with names that this model does not have: {', '.join(strange[:8])}")
+        raise LoadError(f"weights with names that this model does not have: {_listed(strange)}")
+    missing = [name for name in weight_shapes(config) if name not in weights and not _is_bias(name)]
+    if missing:
+        raise LoadError(f"weights that are missing: {_listed(missing)}")
+    if not config.norm_affine:  # the core would apply them
+        strange = [name for name in weights if _NORM.search(name)]
+        if strange:
+            raise LoadError(
+                f"weights that norms of type {config.normalization_type} do not have: {_listed(strange)}"
+            )
     placed: dict[str, Array] = {}
     for name in sorted(weights, key=lambda n: known[n]):
         array = np.asarray(weights[name])

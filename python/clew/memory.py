@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-try:
-    from . import _core  # type: ignore[attr-defined,unused-ignore]
-except ImportError:
-    _core = None  # type: ignore[assignment,unused-ignore]
+from . import _core
 
 
 def map_file(path: str | os.PathLike[str], slack: int = 0) -> NDArray[np.uint8]:
@@ -37,9 +34,7 @@ def map_file(path: str | os.PathLike[str], slack: int = 0) -> NDArray[np.uint8]:
     OSError
         The file cannot be opened or mapped.
     """
-    if _core is not None:
-        return np.asarray(_core.map_file(os.fspath(path), slack))
-    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    return np.asarray(_core.map_file(os.fspath(path), slack))
 
 
 def empty(shape: int | Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
@@ -51,9 +46,7 @@ def empty(shape: int | Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
         There is not that much memory.
     """
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    if _core is not None:
-        return np.asarray(_core.empty(shape, np.dtype(dtype)))
-    return np.empty(shape, dtype)
+    return np.asarray(_core.empty(shape, np.dtype(dtype)))
 
 
 def copy(array: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -30,6 +31,7 @@ Logits = Literal["all", "last"] | None
 
 _LOGITS = {None: 0, "last": 1, "all": 2}
 _LOSS = 3
+_MOST_TOKENS = 2**31 - 1
 
 
 class Weights(Mapping[str, Array]):
@@ -288,9 +290,10 @@ class Model:
         if layer is None:
             return None
         n = self.config.n_layers
-        if not -n <= layer < n:
-            raise ConfigError(f"{what} = {layer}: the model has layers 0 to {n - 1}")
-        return int(layer) % n
+        number = _whole(layer, what)
+        if not -n <= number < n:
+            raise ConfigError(f"{what} = {layer}: the model has {f'layers 0 to {n - 1}' if n else 'no layers'}")
+        return number % n
 
     def _plan(
         self,
@@ -308,11 +311,15 @@ class Model:
             raise ConfigError(f"start_at_layer = {start_at_layer} lies behind stop_after_layer = {stop_after_layer}")
         pairs = self._table.resolve(capture, start, stop)
         if stop is not None:
+            if logits == _LOGITS["last"]:
+                raise ConfigError(f'logits = "last": a run that stops after layer {stop} has none')
             logits = 0
         elif logits == 0 and any(s is LOGITS for s, _ in pairs):
             logits = _LOGITS["all"]
         where = None
         if positions is not None:
+            if all(s is LOGITS for s, _ in pairs):
+                raise ConfigError("positions choose what is kept of captured sites, but none is captured")
             where = np.atleast_1d(np.asarray(positions))
             if where.ndim != 1 or where.dtype.kind not in "iu" or where.size == 0:
                 raise ShapeError(f"positions must be a list of integers, not {where.dtype} {list(where.shape)}")
@@ -346,8 +353,11 @@ class Model:
 
         Raises SiteError, TokenError (too long for learned positions), ConfigError as `run` does.
         """
+        batch, pos = _whole(batch, "batch"), _whole(pos, "pos")
         if batch < 1 or pos < 1:
             raise TokenError(f"plan of {batch} × {pos} tokens: both must be at least 1")
+        if batch * pos > _MOST_TOKENS:
+            raise TokenError(f"plan of {batch} × {pos} tokens: one run takes at most {_MOST_TOKENS}")
         lengths = np.full(batch, pos, np.int32)
         core = self._plan(
             lengths, capture, positions, start_at_layer, stop_after_layer, _logits_mode(logits), False
@@ -462,8 +472,16 @@ class Model:
         return f"<table><caption>{self.config.model_name}</caption>{rows}</table>"
 
 
+def _whole(number: Any, what: str) -> int:
+    """A whole number, or a ConfigError that says what came instead."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise ConfigError(f"{what} = {number!r}: expected a whole number") from None
+
+
 def _logits_mode(logits: Logits) -> int:
-    if logits not in _LOGITS:
+    if not (logits is None or isinstance(logits, str)) or logits not in _LOGITS:
         raise ConfigError(f'logits = {logits!r}: "all", "last" or None')
     return _LOGITS[logits]
 

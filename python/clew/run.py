@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SiteError
-from .sites import LOGITS, SITES, Site, SiteTable
+from .sites import LOGITS, SITES, Site, SiteTable, pair_name
 
 Array = NDArray[Any]
 
@@ -60,12 +60,7 @@ class Run(Mapping[str, Array]):
         return self._stacks[LOGITS][1]
 
     def _find(self, key: str | tuple[str, int]) -> tuple[Site, int]:
-        if isinstance(key, tuple):
-            if len(key) != 2:
-                raise SiteError(f"{key!r}: a key is a name or (name, layer)")
-            name = f"{key[0]}.{int(key[1])}"
-        else:
-            name = key
+        name = pair_name(key)
         if name in self._where:
             return self._where[name]
         wanted = self._table.find(name)

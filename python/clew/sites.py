@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from . import _core
@@ -52,6 +54,20 @@ SITES: tuple[Site, ...] = tuple(
     for i, (name, axes, meaning, layered) in enumerate(_core.sites())
 )
 LOGITS = next(s for s in SITES if s.name == "logits")
+
+
+def pair_name(item: object) -> str:
+    """A name as it is, or `("z", 3)` as `"z.3"`.
+
+    Raises SiteError for anything else.
+    """
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
+        with suppress(TypeError):
+            return f"{item[0]}.{operator.index(item[1])}"
+    if not isinstance(item, str):
+        raise SiteError(f"{item!r} is no name of a capture site, nor (name, layer)")
+    return item
+
 
 _LAYER_NAME = re.compile(r"blocks\.(-?\d+)\.(.+)")
 
@@ -189,12 +205,12 @@ class SiteTable:
             capture = [capture]
         pairs: set[tuple[int, int]] = set()
         for item in capture:
-            if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
-                item = f"{item[0]}.{int(item[1])}"
-            if not isinstance(item, str):
-                raise SiteError(f"{item!r} is no name of a capture site")
+            item = pair_name(item)
             found = self.find(item, first, stop_after_layer)
             if len(found) > 1:
                 found = [(s, n) for s, n in found if s.layered or (embedding if s.index < front else final)]
+                if not found:
+                    last = self.n_layers - 1 if stop_after_layer is None else stop_after_layer
+                    raise SiteError(f"{item!r} matches nothing that a run of blocks {first} to {last} computes")
             pairs.update((s.index, layer) for s, layer in found)
         return [(SITES[i], layer) for i, layer in sorted(pairs)]

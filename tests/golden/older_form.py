@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 CHANGED = (
-    "gpt_neox", "gpt_neox_serial", "phi", "llama", "llama3", "llama_linear", "mistral", "qwen2", "qwen2_window", "qwen3",
-    "gemma", "gemma2", "gemma3",
+    "gpt_neox", "gpt_neox_serial", "phi", "llama", "llama3", "llama_linear", "mistral", "qwen2", "qwen2_window",
+    "qwen3", "gemma", "gemma2", "gemma3",
 )  # fmt: skip
 """Golden models whose configuration has an older form."""
 
 
 def older_form(config: dict[str, Any]) -> dict[str, Any]:
-    """A copy with `rope_theta`, `rope_scaling`, `rotary_pct`, ... in place of `rope_parameters`, without `layer_types`."""
+    """A copy with `rope_theta`, `rope_scaling`, ... in place of `rope_parameters`, without `layer_types`."""
     out = dict(config)
     kind = out["model_type"]
     rope = out.pop("rope_parameters")

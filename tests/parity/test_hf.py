@@ -19,10 +19,9 @@ pytest.importorskip("transformers")
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "golden")]
 
+import clew  # noqa: E402
 import older_form  # noqa: E402
 from hf_models import GOLDEN, models, reference, save, tokens  # noqa: E402
-
-import clew  # noqa: E402
 
 SEEDS = (0, 1, 2)
 KINDS = ("logits", "hidden_states", "attentions")
@@ -57,6 +56,18 @@ def test_float64(name: str, tmp_path: Path) -> None:
         for kind in ("hidden_states", "attentions"):
             for layer, (a, b) in enumerate(zip(got[kind], truth[kind], strict=True)):
                 assert relative_error(a, b) < 1e-10, (seed, kind, layer)
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "phi_gqa", "llama3", "mistral", "qwen3_window", "gemma2", "gemma3"])
+def test_long_prompts(name: str, tmp_path: Path) -> None:
+    # longer than any block of keys or queries; rotary positions have no end
+    save(name, 0, tmp_path)
+    ids = tokens(name, 0, batch=1, pos=300)
+    truth, got = reference(tmp_path, ids), ours(tmp_path, ids, "float64")
+    for kind in KINDS:
+        assert relative_error(got[kind], truth[kind]) < 1e-10
+    alone = clew.load(tmp_path, dtype="float64").run(ids)  # without the pattern: streaming softmax
+    assert relative_error(alone.logits, truth["logits"]) < 1e-10
 
 
 @pytest.mark.parametrize("name", models())

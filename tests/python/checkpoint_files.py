@@ -107,8 +107,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
     ),
     "gpt_neo": (
         dict(
-            hidden_size=D, num_layers=L, num_heads=H, max_position_embeddings=C, intermediate_size=F, vocab_size=V,
-            attention_types=[[["global", "local"], 1]], window_size=5,
+            hidden_size=D,
+            num_layers=L,
+            num_heads=H,
+            max_position_embeddings=C,
+            intermediate_size=F,
+            vocab_size=V,
+            attention_types=[[["global", "local"], 1]],
+            window_size=5,
         ),
         {"transformer.wte.weight": (V, D), "transformer.wpe.weight": (C, D)}
         | _each_layer(

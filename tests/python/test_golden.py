@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import clew
 import numpy as np
 import pytest
-
-import clew
 
 HERE = Path(__file__).resolve().parent.parent / "golden"
 sys.path.insert(0, str(HERE))

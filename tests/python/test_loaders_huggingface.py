@@ -11,9 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_files import (
-    CASES, D, E, F, G, H, L, V, C, case, random_tensors, to_bfloat16, write_checkpoint,
+    CASES,
+    C,
+    D,
+    E,
+    F,
+    G,
+    H,
+    L,
+    V,
+    case,
+    random_tensors,
+    to_bfloat16,
+    write_checkpoint,
 )  # fmt: skip
-
 from clew.errors import LoadError, UnsupportedModelError
 from clew.loaders import open_checkpoint, weight_shapes
 from clew.loaders.checkpoint import Checkpoint
@@ -67,7 +78,10 @@ def _separate(q: str, k: str, v: str, o: str, e: int, g: int, bias: bool, o_bias
     for letter, name, n in (("Q", q, H), ("K", k, g), ("V", v, g)):
         rules[f"attn.W_{letter}"] = (f"{name}.weight", lambda x, n=n: heads(x, n, e))
         if bias:
-            rules[f"attn.b_{letter}"] = (f"{name}.bias", lambda x, n=n: np.array([x[i * e : (i + 1) * e] for i in range(n)]))
+            rules[f"attn.b_{letter}"] = (
+                f"{name}.bias",
+                lambda x, n=n: np.array([x[i * e : (i + 1) * e] for i in range(n)]),
+            )
     if o_bias:
         rules["attn.b_O"] = (f"{o}.bias", _same)
     return rules
@@ -547,9 +561,9 @@ def test_gemma_keys(tmp_path: Path) -> None:
     config = only_config(tmp_path / "a", "gemma", hidden_act="gelu")
     assert config.embed_scale == math.sqrt(D) and config.act_fn == "gelu_tanh" and config.tie_word_embeddings
     assert config.attn_scale == math.sqrt(6) and config.d_head == 6
-    assert only_config(tmp_path / "b", "gemma", hidden_act="gelu", hidden_activation="gelu_pytorch_tanh") == config.replace(
-        model_name="gemma"
-    )
+    assert only_config(
+        tmp_path / "b", "gemma", hidden_act="gelu", hidden_activation="gelu_pytorch_tanh"
+    ) == config.replace(model_name="gemma")
     with pytest.raises(UnsupportedModelError, match="hidden_activation = 'relu' contradicts"):
         only_config(tmp_path / "c", "gemma", hidden_activation="relu")
 
@@ -660,9 +674,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("kind", "changes", "message"), REFUSED)
-def test_keys_that_change_results_are_refused(
-    kind: str, changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_keys_that_change_results_are_refused(kind: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=message) as caught:
         only_config(tmp_path, kind, **changes)
     assert "config.json" in str(caught.value)

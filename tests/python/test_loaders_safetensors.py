@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_files import case, random_tensors, safetensors_bytes, to_bfloat16, write_checkpoint
-
 from clew.errors import Error, LoadError
 from clew.loaders import open_checkpoint
 from clew.loaders.safetensors import SafetensorsFile, TensorStore, read_json, weights_dtype, write_file
@@ -61,7 +60,12 @@ def test_the_package_reads_what_we_write(tmp_path: Path) -> None:
 
     rng = np.random.default_rng(1)
     base = rng.standard_normal((4, 6, 5))
-    tensors = {"plain": base, "strided": base.transpose(2, 0, 1), "single": base[0].astype(np.float32), "none": base[:0]}
+    tensors = {
+        "plain": base,
+        "strided": base.transpose(2, 0, 1),
+        "single": base[0].astype(np.float32),
+        "none": base[:0],
+    }
     write_file(tmp_path / "x.safetensors", tensors, {"format": "clew"})
     again = load_file(tmp_path / "x.safetensors")
     for name, array in tensors.items():
@@ -209,8 +213,10 @@ def test_mutations_load_or_are_refused_and_take_no_memory(small: Path) -> None:
         # mostly the header: digits make the interesting damage
         for _ in range(rng.integers(1, 4)):
             place = int(rng.integers(0, header if rng.random() < 0.9 else len(whole)))
-            mutated[place] = rng.choice(np.frombuffer(b'0123456789"{}[],:', np.uint8)) if rng.random() < 0.7 else int(
-                rng.integers(0, 256)
+            mutated[place] = (
+                rng.choice(np.frombuffer(b'0123456789"{}[],:', np.uint8))
+                if rng.random() < 0.7
+                else int(rng.integers(0, 256))
             )
         path.write_bytes(bytes(mutated))
         loaded += _attempt(small)

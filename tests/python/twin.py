@@ -1,7 +1,7 @@
 """The forward pass in plain NumPy float64: every capture site, as its definition says it.
 
-Slow and readable on purpose. It shares nothing with the engine, nor with `ModelConfig`'s own rotary frequencies, so that
-an error on either side shows as a difference.
+Slow and readable on purpose. It shares nothing with the engine, nor with the rotary frequencies of `ModelConfig`, so
+that an error on either side shows as a difference.
 """
 
 from __future__ import annotations
@@ -186,7 +186,11 @@ def _block(config: Any, w: dict[str, Array], layer: int, resid_pre: Array) -> tu
         if config.normalization_type is None:
             return x
         scale, normalized, out = norm(config, x, w.get(f"{name}.w"), w.get(f"{name}.b"))
-        sites[f"{name}.hook_scale"], sites[f"{name}.hook_normalized"], sites[f"{name}.hook_out"] = scale, normalized, out
+        sites[f"{name}.hook_scale"], sites[f"{name}.hook_normalized"], sites[f"{name}.hook_out"] = (
+            scale,
+            normalized,
+            out,
+        )
         return out
 
     # attention

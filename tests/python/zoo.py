@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from clew.config import ModelConfig
+from numpy.typing import NDArray
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -226,7 +225,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def random_weights(config: ModelConfig, seed: int, dtype: Any = np.float64) -> dict[str, NDArray[Any]]:
-    """Weights turned up so that no term can hide: norm weights 1 + .25 n, biases .3 n ± .1, peaked attention patterns."""
+    """Weights turned up so that no term can hide: norm weights 1 + .25 n, biases .3 n ± .1, peaked patterns."""
     rng = np.random.default_rng(seed)
     c = config
     # the standard deviation of scores of unit-variance inputs; without norms linear attention is cubic in its input

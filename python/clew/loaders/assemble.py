@@ -34,15 +34,16 @@ class Source:
 
 def transposed(array: Array) -> Array:
     """[out, in] -> [in, out]"""
-    return array.T
+    out: Array = array.T
+    return out
 
 
 def heads_in(n_heads: int, part: int = 0, parts: int = 1) -> Callable[[Array], Array]:
     """[h·parts·e, d] -> [h, d, e], the given part of each head"""
 
     def view(array: Array) -> Array:
-        d = array.shape[1]
-        return array.reshape(n_heads, parts, -1, d)[:, part].transpose(0, 2, 1)
+        out: Array = array.reshape(n_heads, parts, -1, array.shape[1])[:, part].transpose(0, 2, 1)
+        return out
 
     return view
 
@@ -51,7 +52,8 @@ def heads_in_columns(n_heads: int, part: int, parts: int) -> Callable[[Array], A
     """[d, parts·h·e] -> [h, d, e]"""
 
     def view(array: Array) -> Array:
-        return array.reshape(array.shape[0], parts, n_heads, -1)[:, part].transpose(1, 0, 2)
+        out: Array = array.reshape(array.shape[0], parts, n_heads, -1)[:, part].transpose(1, 0, 2)
+        return out
 
     return view
 
@@ -60,9 +62,10 @@ def heads_bias(n_heads: int, part: int = 0, parts: int = 1, interleaved: bool = 
     """[parts·h·e], or interleaved [h·parts·e] -> [h, e]"""
 
     def view(array: Array) -> Array:
-        if interleaved:
-            return array.reshape(n_heads, parts, -1)[:, part]
-        return array.reshape(parts, n_heads, -1)[part, :, :]
+        out: Array = (
+            array.reshape(n_heads, parts, -1)[:, part] if interleaved else array.reshape(parts, n_heads, -1)[part]
+        )
+        return out
 
     return view
 
@@ -71,7 +74,8 @@ def heads_out(n_heads: int) -> Callable[[Array], Array]:
     """[d, h·e] -> [h, e, d]"""
 
     def view(array: Array) -> Array:
-        return array.reshape(array.shape[0], n_heads, -1).transpose(1, 2, 0)
+        out: Array = array.reshape(array.shape[0], n_heads, -1).transpose(1, 2, 0)
+        return out
 
     return view
 
@@ -80,7 +84,8 @@ def heads_out_rows(n_heads: int) -> Callable[[Array], Array]:
     """[h·e, d] -> [h, e, d]"""
 
     def view(array: Array) -> Array:
-        return array.reshape(n_heads, -1, array.shape[1])
+        out: Array = array.reshape(n_heads, -1, array.shape[1])
+        return out
 
     return view
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields as dataclass_fields
@@ -70,6 +71,8 @@ def save(model: Saveable, directory: str | os.PathLike[str]) -> None:
     if tied:
         del weights["unembed.W_U"]
     config = config.replace(tie_word_embeddings=tied)
+    # one order whatever the dict's, so that the same model gives the same files
+    weights = dict(sorted(weights.items(), key=lambda item: re.sub(r"\d+", lambda m: m[0].zfill(6), item[0])))
     axes = {name: _memory_order(array) for name, array in weights.items()}
     text = json.dumps({"model_type": "clew", "version": VERSION, "config": config.to_dict(), "weights": axes}, indent=1)
     path = Path(directory)

@@ -42,7 +42,7 @@ class SentencePieceTokenizer(Tokenizer):
     Parameters
     ----------
     pieces, scores, kinds
-        By id; a space is written "▁". Higher scores merge first.
+        By id. Higher scores merge first.
     bos_id, eos_id, unk_id
         None where there is none.
     add_bos, add_eos
@@ -55,6 +55,8 @@ class SentencePieceTokenizer(Tokenizer):
         Spaces around the text go, runs of spaces become one.
     special_in_text
         Control tokens that are spelled out in a text are recognised.
+    space
+        How the pieces write a space.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
         prefix_after_special: bool = False,
         remove_extra_whitespaces: bool = False,
         special_in_text: bool = True,
+        space: str = SPACE,
     ) -> None:
         self.tokens = list(pieces)
         self.bos_id, self.eos_id, self._unk_id = bos_id, eos_id, unk_id
@@ -79,6 +82,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._kinds = list(kinds)
         self._add_space_prefix, self._prefix_after_special = add_space_prefix, prefix_after_special
         self._remove_extra = remove_extra_whitespaces
+        self._space = space
 
         self._pieces: dict[str, tuple[int, float]] = {}
         """What merging may form: piece -> id, score."""
@@ -95,18 +99,18 @@ class SentencePieceTokenizer(Tokenizer):
                 if special_in_text and piece:
                     specials.setdefault(piece, token)
             elif kind == USER_DEFINED and piece:
-                defined.setdefault(piece.replace(" ", SPACE), token)
-                self._pieces.setdefault(piece.replace(" ", SPACE), (token, score))
+                defined.setdefault(piece, token)
+                self._pieces.setdefault(piece, (token, score))
             elif kind in (NORMAL, UNUSED) and piece:
                 self._pieces.setdefault(piece, (token, score))
         if prefix_after_special:  # llama.cpp cuts user-defined tokens out of the text before anything else
-            specials = {piece.replace(SPACE, " "): token for piece, token in defined.items()} | specials
+            specials = {piece.replace(space, " "): token for piece, token in defined.items()} | specials
             defined = {}
         self._specials, self._special_pattern = specials, _any_of(specials)
         self._defined, self._defined_pattern = defined, _any_of(defined)
         # where no piece reaches across the end of a word, words are merged one by one and remembered
-        within_words = all(re.fullmatch(f"{SPACE}*[^{SPACE}]*", piece) for piece in self._pieces if len(piece) > 1)
-        self._words = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+") if within_words else re.compile(r"(?s:.+)")
+        within_words = all(re.fullmatch(f"{space}*[^{space}]*", piece) for piece in self._pieces if len(piece) > 1)
+        self._words = re.compile(f"{space}*[^{space}]+|{space}+") if within_words else re.compile(r"(?s:.+)")
         self._cache: dict[str, list[int]] = {}
 
     # ---- text -> ids
@@ -126,11 +130,13 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode_plain(self, text: str, prefix: bool) -> list[int]:
         """Text without control tokens."""
         if self._remove_extra:
-            text = re.sub(f"[ {SPACE}]+", " ", text).strip(" ")
+            text = re.sub(" +", " ", text.lstrip(" "))
         if not text:
             return []
         text = (" " if prefix else "") + text
-        text = text.replace(" ", SPACE)
+        text = text.replace(" ", self._space)
+        if self._remove_extra:
+            text = text.rstrip(self._space)
         out: list[int] = []
         start = 0
         for match in self._defined_pattern.finditer(text) if self._defined_pattern else ():
@@ -201,7 +207,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _spell(self, symbol: str) -> list[int]:
         """A character that is no piece: as bytes, else the unknown token."""
         if self._bytes:
-            raw = symbol.replace(SPACE, " ").encode() if SPACE not in self._pieces else symbol.encode()
+            raw = symbol.encode()
             if all(byte in self._bytes for byte in raw):
                 return [self._bytes[byte] for byte in raw]
         if self._unk_id is None:
@@ -229,13 +235,14 @@ class SentencePieceTokenizer(Tokenizer):
             if self._kinds[token] in (CONTROL, UNKNOWN):
                 if not skip_special_tokens:
                     out.append(self.tokens[token])
-                at_start = (at_start and token == self.bos_id) or (
-                    self._prefix_after_special and self._add_space_prefix and self._kinds[token] == CONTROL
-                )
+                if self._kinds[token] == UNKNOWN:
+                    at_start = False
+                elif self._prefix_after_special:
+                    at_start = self._add_space_prefix
                 continue
-            piece = self.tokens[token].replace(SPACE, " ")
+            piece = self.tokens[token].replace(self._space, " ")
             if at_start and piece:
-                piece = piece.lstrip(" ") if self._remove_extra else piece.removeprefix(" ")
+                piece = piece.removeprefix(" ")
                 at_start = self._remove_extra and not piece
             out.append(piece)
         flush()
@@ -244,10 +251,10 @@ class SentencePieceTokenizer(Tokenizer):
     def _str_token(self, token: int) -> str:
         if token in self._byte_of:
             return bytes([self._byte_of[token]]).decode("utf-8", "clew-one-each")
-        return self.tokens[token].replace(SPACE, " ")
+        return self.tokens[token].replace(self._space, " ")
 
     def _lookup(self, text: str) -> int | None:
-        found = self._pieces.get(text.replace(" ", SPACE))
+        found = self._pieces.get(text.replace(" ", self._space))
         if found is not None:
             return found[0]
         raw = text.encode()
@@ -309,10 +316,7 @@ def from_llama2c(path: str | os.PathLike[str], vocab_size: int | None = None) ->
         pieces[token] = pieces[token].strip("\n")
     kinds = [UNKNOWN, CONTROL, CONTROL]
     kinds += [BYTE if _BYTE_PIECE.fullmatch(piece) else NORMAL for piece in pieces[3:]]
-    return SentencePieceTokenizer(
-        [piece.replace(" ", SPACE) if kind == NORMAL else piece for piece, kind in zip(pieces, kinds, strict=True)],
-        scores, kinds, bos_id=1, eos_id=2, unk_id=0, special_in_text=False,
-    )  # fmt: skip
+    return SentencePieceTokenizer(pieces, scores, kinds, bos_id=1, eos_id=2, unk_id=0, special_in_text=False, space=" ")
 
 
 # ---- tokenizer.model ----

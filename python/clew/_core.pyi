@@ -1,0 +1,88 @@
+"""The engine of clew, compiled. Not a public interface: `clew.load`, `Model.run` and the rest stand on it."""
+
+from os import PathLike
+from typing import Any, TypedDict, final
+
+from numpy.typing import DTypeLike, NDArray
+
+class _BuildInfo(TypedDict, total=False):
+    version: str
+    kernels: str
+    blis_kernels: str
+    blis_version: str
+
+def empty(shape: tuple[int, ...], dtype: DTypeLike, /) -> NDArray[Any]:
+    """A writable array in a slab; its values are whatever the memory held. At most 8 axes."""
+
+def map_file(path: str | bytes | PathLike[str] | PathLike[bytes], slack: int = 0, /) -> NDArray[Any]:
+    """A read-only uint8 array [bytes] over the mapped file, with `slack` readable bytes behind it."""
+
+def in_slab(array: object, /) -> bool:
+    """Does the array's memory lie in a slab?"""
+
+def idle_bytes() -> int:
+    """Bytes kept for reuse."""
+
+def trim() -> None:
+    """Gives idle memory back to the system."""
+
+def first_bad(array: NDArray[Any], /) -> int:
+    """Flat index of the first NaN or infinity of a float32 or float64 array with one to three axes; -1: none."""
+
+def sites() -> list[tuple[str, str, str, bool]]:
+    """(name, axes, meaning, layered) of every capture site, in order of computation."""
+
+def weights() -> list[tuple[str, str, bool]]:
+    """(name, axes, layered) of every weight."""
+
+def set_num_threads(n: int, /) -> None:
+    """Threads for the next run, 1 to 256; ValueError otherwise."""
+
+def get_num_threads() -> int:
+    """Threads that a run uses."""
+
+def build_info() -> _BuildInfo:
+    """Version, kernels and BLIS's kernel family."""
+
+@final
+class Model:
+    """A checked configuration with its weights."""
+
+    def __new__(cls, config: dict[str, Any], weights: list[tuple[int, int, NDArray[Any]]]) -> Model: ...
+    def has_site(self, site: int, /) -> bool:
+        """Does this model compute the site?"""
+
+@final
+class Plan:
+    """A compiled request."""
+
+    def __new__(
+        cls,
+        model: Model,
+        lengths: NDArray[Any],
+        capture: NDArray[Any],
+        positions: NDArray[Any] | None,
+        start_layer: int,
+        stop_layer: int,
+        from_embeddings: bool,
+        logits: int,
+    ) -> Plan: ...
+    @property
+    def keep_bytes(self) -> int:
+        """Bytes of what the caller gets."""
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes that a run needs besides."""
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the products, causal."""
+    @property
+    def outputs(self) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+        """(site, layers, shape of one layer) of every output."""
+    @property
+    def steps(self) -> list[str]:
+        """A line about each step."""
+    def run(
+        self, tokens: NDArray[Any] | None, embeddings: NDArray[Any] | None, /
+    ) -> list[tuple[int, tuple[int, ...], NDArray[Any]]]:
+        """Computes without the GIL; (site, layers, read-only view) of every output."""

@@ -1,0 +1,320 @@
+"""Figures of a run: residual norms, attention patterns, what the logit lens reads. Needs matplotlib (`clew[plot]`).
+
+Every function returns a matplotlib Figure that a notebook shows and `figure.savefig("name.png")` writes; nothing opens
+a window and no global state of matplotlib changes. `ax=` draws into axes of your own. Colours are told apart by
+colour-blind readers and in grey.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import ShapeError, SiteError
+from .lens import LogitLens
+from .model import Model
+from .run import Run
+
+try:
+    from matplotlib import font_manager
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+except ImportError as error:
+    raise ImportError("clew.plot needs matplotlib: pip install 'clew[plot]'") from error
+
+if TYPE_CHECKING:
+    from matplotlib.image import AxesImage
+
+Array = NDArray[Any]
+
+# Okabe and Ito's colours, with a marker each
+_SERIES = (("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"))
+_MAX_TEXT_COLUMNS = 40  # more columns than this leave no room for words in the cells
+_MAX_LABELS = 64
+
+
+class _Figure(Figure):
+    """A figure that shows itself in a notebook, whichever backend is chosen."""
+
+    def _repr_png_(self) -> bytes:
+        data = io.BytesIO()
+        self.savefig(data, format="png", dpi=96)
+        return data.getvalue()
+
+
+def _axes(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+    if ax is not None:
+        figure = ax.get_figure(root=True)
+        assert figure is not None
+        return figure, ax
+    figure = _Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # type: ignore[no-untyped-call]
+    return figure, figure.add_subplot()
+
+
+@lru_cache(maxsize=1)
+def _font() -> Any:
+    return font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+
+
+@lru_cache(maxsize=4096)
+def label(token: str) -> str:
+    r"""A token as figures write it: spaces are shown, line breaks escaped, letters that the font lacks are code points.
+
+    >>> label(" cat"), label("\n"), label("")
+    ('·cat', '\\n', '∅')
+    """
+    shown = token.replace(" ", "·") if token else "∅"
+    out = []
+    for character in shown:
+        if character in "\n\t\r":
+            out.append({"\n": "\\n", "\t": "\\t", "\r": "\\r"}[character])
+        elif character.isprintable() and _font().get_char_index(ord(character)):
+            out.append(character)
+        else:
+            out.append(f"U+{ord(character):04X}")
+    return "".join(out)
+
+
+def token_labels(model: Model, ids: ArrayLike) -> list[str]:
+    """Labels of token ids [pos]: their text, or the ids themselves where the model has no tokenizer."""
+    array = np.asarray(ids)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ShapeError(f"token_labels: integer ids [pos], not {array.dtype} {list(array.shape)}")
+    if model.tokenizer is None:
+        return [str(int(i)) for i in array]
+    return [label(t) for t in model.tokenizer.to_str_tokens([int(i) for i in array])]
+
+
+def _short(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1] + "…"
+
+
+def _sequence(run: Run, batch: int) -> tuple[int, int]:
+    """A sequence's number and length."""
+    n = len(run.lengths)
+    if not -n <= batch < n:
+        raise ShapeError(f"batch = {batch}: the run has {n} sequence{'s' if n != 1 else ''}")
+    return batch % n, int(run.lengths[batch])
+
+
+def residual_norms(
+    run: Run, *, batch: int = 0, ax: Axes | None = None, title: str = "Length of the residual stream"
+) -> Figure:
+    """Euclidean length of the residual stream after each layer, over positions: median, and the middle half as a band.
+
+    Besides `resid_post`, which the run must have captured, it draws `attn_out` and `mlp_out`, what each layer's
+    attention and MLP add, where they were captured. The first position, which many models use as a place to rest
+    attention and make very long, is drawn apart where there are others.
+
+    Raises SiteError without `resid_post`, ShapeError for a sequence that is not there.
+    """
+    seq, length = _sequence(run, batch)
+    stack = run.stack("resid_post")
+    layers = run.layers("resid_post")
+    figure, ax = _axes(ax, 6.4, 4.2)
+    first = 1 if length > 1 and stack.shape[2] >= length else 0
+
+    def lengths(name: str) -> Array:
+        x = run.stack(name)[:, seq, : min(length, run.stack(name).shape[2])]
+        return np.asarray(np.linalg.norm(x.astype(np.float64), axis=-1))
+
+    names = (("resid_post", "residual stream"), ("attn_out", "added by attention"), ("mlp_out", "added by the MLP"))
+    for (name, text), (colour, marker) in zip(names, _SERIES, strict=True):
+        try:
+            held = run.layers(name)
+        except SiteError:
+            if name == "resid_post":
+                raise
+            continue
+        norms = lengths(name)
+        low, middle, high = np.percentile(norms[:, first:], [25, 50, 75], axis=1)
+        ax.fill_between(held, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(held, middle, color=colour, marker=marker, label=text)
+        if name == "resid_post" and first:
+            ax.plot(
+                held, norms[:, 0], color="#707070", linestyle="--", marker="o", markerfacecolor="white",
+                label="residual stream, first position",
+            )  # fmt: skip
+    ax.set_ylim(bottom=0)
+    ax.set_xticks(list(layers))
+    if len(layers) > 16:
+        ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    ax.set_xlabel("layer")
+    ax.set_ylabel("Euclidean length")
+    ax.set_title(title)
+    ax.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def attention(
+    pattern: ArrayLike,
+    labels: Sequence[str] | None = None,
+    *,
+    ax: Axes | None = None,
+    title: str = "Attention pattern",
+) -> Figure:
+    """One head's attention weights [query, key] as a map: a row is a query, a column what it attends to.
+
+    labels: a text for each token ([query] = [key] then); up to 64 are written. Colours run from 0 to the largest
+    weight, or symmetrically around 0 where weights are negative (linear attention).
+
+    Raises ShapeError for anything but two axes, or another number of labels.
+
+    Example
+    -------
+    >>> import clew, clew.plot
+    >>> model = clew.load("stories260K")
+    >>> run = model.run([1, 403, 407, 261, 378], capture="pattern")
+    >>> figure = clew.plot.attention(run["pattern", 2][0, 5], clew.plot.token_labels(model, run.tokens[0]))
+    >>> figure.savefig("head.png")                                              # doctest: +SKIP
+    """
+    weights = np.asarray(pattern)
+    if weights.ndim != 2 or 0 in weights.shape:
+        raise ShapeError(f"pattern must be [query, key] of one head, not {list(weights.shape)}")
+    n_query, n_key = weights.shape
+    if labels is not None and (len(labels) != n_key or n_query != n_key):
+        raise ShapeError(f"{len(labels)} labels for a pattern of {n_query} queries and {n_key} keys")
+    written = labels is not None and n_key <= _MAX_LABELS
+    side = min(max(4.2, 0.2 * n_key + 2.0), 13.0) if written else 5.2
+    figure, ax = _axes(ax, side + 0.9, side)
+    biggest = float(np.abs(weights).max()) or 1.0
+    signed = bool((weights < 0).any())
+    image = ax.imshow(
+        weights,
+        cmap="RdBu_r" if signed else "cividis",
+        norm=Normalize(-biggest if signed else 0.0, biggest),
+        interpolation="nearest",
+    )
+    if labels is not None and written:
+        ax.set_xticks(range(n_key))
+        ax.set_yticks(range(n_query))
+        shown = [_short(t, 14) for t in labels]
+        ax.set_xticklabels(shown, rotation=90, fontsize=8, parse_math=False)
+        ax.set_yticklabels(shown, fontsize=8, parse_math=False)
+        ax.tick_params(length=0)
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+    ax.set_xlabel("key: attended to")
+    ax.set_ylabel("query: attends")
+    ax.set_title(title)
+    _bar(figure, image, ax, "attention weight")
+    return figure
+
+
+def _bar(figure: Figure, image: AxesImage, ax: Axes, text: str) -> Any:
+    bar = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.set_label(text)
+    return bar
+
+
+def lens_table(
+    lens: LogitLens,
+    *,
+    batch: int = 0,
+    positions: slice | Sequence[int] | None = None,
+    ax: Axes | None = None,
+    title: str = "Logit lens: the likeliest next token after each layer",
+) -> Figure:
+    """What each layer would predict at each position: the likeliest token as text, the true next token's rank as colour.
+
+    Columns are positions (below: the token there; above: the one that follows), rows layers, the last on top. Up to 40
+    columns hold text; more are colours only. positions: columns to draw; None: all that hold a token.
+
+    Raises ConfigError when the next tokens are not known, ShapeError for a sequence or position that is not there.
+    """
+    n_layers, n_batch, n_pos = lens.ranks.shape
+    if not -n_batch <= batch < n_batch:
+        raise ShapeError(f"batch = {batch}: the lens has {n_batch} sequence{'s' if n_batch != 1 else ''}")
+    assert lens.targets is not None
+    real = np.flatnonzero(lens.top_tokens[0, batch, :, 0] >= 0)
+    if positions is None:
+        columns = real
+    else:
+        every = np.arange(n_pos)
+        try:
+            columns = every[positions] if isinstance(positions, slice) else every[np.asarray(positions, np.intp)]
+        except IndexError:
+            raise ShapeError(f"positions: the lens has positions 0 to {n_pos - 1}") from None
+        columns = columns[np.isin(columns, real)]
+    if columns.size == 0:
+        raise ShapeError("positions: none of them holds a token")
+    model, targets = lens.model, lens.targets[batch, columns]
+    ranks = lens.ranks[:, batch, columns]
+    with_text = columns.size <= _MAX_TEXT_COLUMNS
+    width = 1.9 + 0.72 * columns.size if with_text else min(2.0 + 0.1 * columns.size, 16.0)
+    figure, ax = _axes(ax, max(width, 5.6), 1.9 + (0.36 if with_text else 0.28) * n_layers)
+    known = ranks >= 0
+    most = max(int(ranks.max(initial=0)) + 1, 10)
+    # rank 1 is the first guess; the next token of the last column is not known: grey
+    colours = np.ma.masked_array(ranks + 1.0, mask=~known)
+    ax.set_facecolor("#D9D9D9")
+    image = ax.imshow(colours, cmap="cividis_r", norm=LogNorm(1, most), aspect="auto", origin="lower",
+                      interpolation="nearest")  # fmt: skip
+    if with_text:
+        for row in range(n_layers):
+            texts = token_labels(model, lens.top_tokens[row, batch, columns, 0])
+            for column, text in enumerate(texts):
+                dark = known[row, column] and image.norm(colours[row, column]) > 0.55
+                right = ranks[row, column] == 0
+                ax.text(
+                    column, row, _short(text, 9), ha="center", va="center", fontsize=7.5, parse_math=False,
+                    color="white" if dark else "black", fontweight="bold" if right else "normal",
+                )  # fmt: skip
+        tokens = lens.tokens  # not known for a run from embeddings: places instead
+        below = [str(c) for c in columns] if tokens is None else token_labels(model, tokens[batch, columns])
+        ax.set_xticks(range(columns.size))
+        ax.set_xticklabels(
+            [_short(t, 12) for t in below], rotation=45, ha="right", rotation_mode="anchor", fontsize=8,
+            parse_math=False,
+        )  # fmt: skip
+        above = ["?" if t < 0 else token_labels(model, [t])[0] for t in targets]
+        top = ax.secondary_xaxis("top")
+        top.set_xticks(range(columns.size))
+        top.set_xticklabels(
+            [_short(t, 12) for t in above], rotation=45, ha="left", rotation_mode="anchor", fontsize=8,
+            parse_math=False,
+        )  # fmt: skip
+        top.tick_params(length=0)
+        top.set_xlabel("token that follows")
+        top.spines["top"].set_visible(False)
+        ax.set_xlabel("position" if tokens is None else "token at the position")
+        ax.set_xticks(np.arange(1, columns.size) - 0.5, minor=True)
+        ax.set_yticks(np.arange(1, n_layers) - 0.5, minor=True)
+        ax.grid(which="minor", color="white", linewidth=1.2)
+    else:
+        places = MaxNLocator(10, integer=True).tick_values(0, columns.size - 1)
+        kept = [int(p) for p in places if 0 <= p < columns.size]
+        ax.set_xticks(kept)
+        ax.set_xticklabels([str(columns[p]) for p in kept])
+        ax.set_xlabel("position")
+    ax.tick_params(which="both", length=0)
+    ax.spines[:].set_visible(False)
+    step = -(-n_layers // 24)
+    ax.set_yticks(range(0, n_layers, step))
+    ax.set_yticklabels([str(layer) for layer in lens.layers[::step]])
+    ax.set_ylabel("after layer")
+    ax.set_title(title)
+    bar = _bar(figure, image, ax, "place of the token that follows\n(1: first guess, bold)")
+    ticks = [t for t in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000) if t <= most]
+    bar.ax.yaxis.set_major_locator(FixedLocator(ticks))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    bar.ax.invert_yaxis()
+    return figure
+
+
+__all__ = ["attention", "label", "lens_table", "residual_norms", "token_labels"]

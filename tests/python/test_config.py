@@ -1,0 +1,122 @@
+"""ModelConfig: defaults, refusals, rotary frequencies, and the way through JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from clew.config import ACTIVATION_ALIASES, ACTIVATIONS, ModelConfig
+from clew.errors import UnsupportedModelError
+
+SMALL: dict[str, Any] = dict(n_layers=2, d_model=12, n_heads=3, n_ctx=8, d_vocab=9)
+LLAMA3: dict[str, Any] = dict(
+    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=100
+)
+
+
+def test_defaults() -> None:
+    config = ModelConfig(**SMALL)
+    assert (config.d_head, config.n_key_value_heads, config.d_mlp, config.rotary_dim) == (4, 3, 48, 0)
+    assert config.attn_scale == 2.0 and config.norm_affine and not config.rms
+    assert ModelConfig(**SMALL, use_attn_scale=False).attn_scale == 1.0
+    assert ModelConfig(**SMALL, attn_only=True).d_mlp == 0
+    assert ModelConfig(**SMALL, positional_embedding_type="rotary").rotary_dim == 4
+    assert ModelConfig(**SMALL, d_head=7).attn_scale == math.sqrt(7)
+    with pytest.raises(AttributeError):
+        config.d_model = 3  # type: ignore[misc]
+
+
+def test_activations() -> None:
+    for name in ACTIVATIONS:
+        assert ModelConfig(**SMALL, act_fn=name).act_fn == name
+    for alias, name in ACTIVATION_ALIASES.items():
+        assert name in ACTIVATIONS and ModelConfig(**SMALL, act_fn=alias).act_fn == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"act_fn": "solu"}, "act_fn = 'solu'; supported: none, gelu"),
+        ({"normalization_type": "batch"}, "normalization_type = 'batch'"),
+        ({"positional_embedding_type": "alibi"}, "positional_embedding_type = 'alibi'"),
+        ({"attention_kind": "cosine"}, "attention_kind = 'cosine'"),
+        ({"attention_dir": "backward"}, "attention_dir = 'backward'"),
+        ({"positional_embedding_type": "rotary", "rope_scaling": {"rope_type": "yarn"}}, "rope_type = 'yarn'"),
+    ],
+)
+def test_what_the_engine_does_not_have(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        ModelConfig(**SMALL, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n_layers": -1}, "n_layers = -1"),
+        ({"d_model": 0}, "d_model = 0"),
+        ({"d_vocab": 0}, "d_vocab = 0"),
+        ({"n_heads": 5}, "d_model = 12 is no multiple of n_heads = 5"),
+        ({"n_key_value_heads": 2}, "n_heads = 3 is no multiple of n_key_value_heads = 2"),
+        ({"positional_embedding_type": "rotary", "rotary_dim": 3}, "rotary_dim = 3"),
+        ({"positional_embedding_type": "rotary", "rotary_dim": 6}, "rotary_dim = 6"),
+        ({"attn_types": ("global",)}, "attn_types"),
+        ({"attn_types": ("global", "sparse")}, "attn_types"),
+        ({"attn_types": ("global", "local")}, "window_size"),
+    ],
+)
+def test_contradictions(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**(SMALL | fields))
+
+
+def test_windows() -> None:
+    assert not ModelConfig(**SMALL).is_local(0)
+    assert ModelConfig(**SMALL, window_size=3).is_local(1)
+    mixed = ModelConfig(**SMALL, window_size=3, attn_types=["global", "local"])
+    assert not mixed.is_local(0) and mixed.is_local(1)
+
+
+def test_frequencies() -> None:
+    assert ModelConfig(**SMALL).rotary_frequencies().size == 0
+    rotary: dict[str, Any] = SMALL | dict(positional_embedding_type="rotary", d_head=8)
+    want = [10000.0 ** (-2 * i / 8) for i in range(4)]
+    np.testing.assert_allclose(ModelConfig(**rotary).rotary_frequencies(), [want], rtol=1e-15)
+    partial = ModelConfig(**rotary, rotary_dim=4, rotary_base=100.0)
+    np.testing.assert_allclose(partial.rotary_frequencies(), [[1, 0.1]], rtol=1e-15)
+    linear = ModelConfig(**rotary, rope_scaling={"type": "linear", "factor": 4}, rotary_base_local=100.0)
+    np.testing.assert_allclose(
+        linear.rotary_frequencies(), [[f / 4 for f in want], [100.0 ** (-2 * i / 8) for i in range(4)]], rtol=1e-15
+    )
+
+
+def test_llama3_scaling_in_its_three_ranges() -> None:
+    config = ModelConfig(**SMALL, positional_embedding_type="rotary", d_head=8, rope_scaling=LLAMA3)
+    got = config.rotary_frequencies()[0]
+    seen = set()
+    for i, freq in enumerate(10000.0 ** (-2 * i / 8) for i in range(4)):
+        wavelength = 2 * math.pi / freq
+        if wavelength < 100 / 4:
+            want, kind = freq, "kept"
+        elif wavelength > 100 / 1:
+            want, kind = freq / 8, "divided"
+        else:
+            smooth = (100 / wavelength - 1) / (4 - 1)
+            want, kind = (1 - smooth) * freq / 8 + smooth * freq, "blended"
+        seen.add(kind)
+        assert got[i] == pytest.approx(want, rel=1e-14)
+    assert seen == {"kept", "blended", "divided"}
+
+
+def test_replace_and_json() -> None:
+    config = ModelConfig(
+        **SMALL, positional_embedding_type="rotary", rope_scaling=LLAMA3, attn_types=("local", "global"), window_size=2,
+        eos_token_id=(1, 2), extra={"a": None},
+    )  # fmt: skip
+    assert config.replace(n_ctx=9).n_ctx == 9 and config.n_ctx == 8
+    assert config.replace() == config
+    again = json.loads(json.dumps(config.to_dict()))
+    again |= {"eos_token_id": tuple(again["eos_token_id"])}
+    assert ModelConfig(**again) == config
