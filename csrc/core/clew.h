@@ -114,7 +114,8 @@ typedef struct clew_layer_config {
 
 typedef struct clew_config {
   clew_dtype dtype;
-  int32_t n_layers, d_model, n_heads, n_kv_heads, d_head, d_mlp, n_ctx, d_vocab;
+  int32_t n_layers, d_model, n_heads, n_kv_heads, d_head, d_mlp, n_ctx;
+  int32_t d_vocab, d_vocab_out; /* tokens read, logits written */
   clew_norm norm;         /* of ln1, ln2, ln_final and the post-norms */
   bool final_norm;        /* is there an ln_final */
   bool post_norms;        /* ln1_post, ln2_post (Gemma 2 and 3) */

@@ -24,7 +24,7 @@
 #endif
 #define DOT_COLS 4
 #define ROWS_AT_ONCE 32
-#define C_BYTES 16384 /* of c that stay in the first-level cache beside b */
+#define C_BYTES 65536 /* of c at a time: in the second-level cache, beside two blocks of b */
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -82,6 +82,11 @@ INLINE void add_rows(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrd
       b1[t] = load(row + LANES);
     }
     prefetch_lines(&next, kb * 2 * VEC_BYTES / LINE);
+#pragma GCC unroll 16
+    for (size_t t = 0; t < kb; t++) {
+      __builtin_prefetch(b + (ptrdiff_t)t * rs_b + j + 2 * LANES);
+      __builtin_prefetch(b + (ptrdiff_t)t * rs_b + j + 3 * LANES);
+    }
     real *tile = c + j;
     for (size_t i = 0; i < m; i++, tile += ld_c) {
       vec c0 = load(tile), c1 = load(tile + LANES);
@@ -184,13 +189,9 @@ INLINE void dot_tile(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, con
 #pragma GCC unroll 8
       for (size_t j = 0; j < nj; j++)
         column[j] = load(b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p);
-#if VEC_BYTES == LINE
-      for (size_t l = 0; l < ahead; l++, line += LINE)
-        PREFETCH(line);
-#else
-      for (size_t l = 0; l < ahead; l += LINE / VEC_BYTES, line += LINE)
-        PREFETCH(line);
-#endif
+      for (size_t l = 0; l < ahead * VEC_BYTES; l += LINE)
+        PREFETCH(line + l);
+      line += ahead * VEC_BYTES;
 #pragma GCC unroll 8
       for (size_t i = 0; i < mi; i++) {
         const vec row = load(a + (ptrdiff_t)i * ld_a + (ptrdiff_t)p);

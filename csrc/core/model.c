@@ -49,7 +49,7 @@ static clew_status check_config(const clew_config *c, clew_error *err) {
     int32_t value, low;
   } sizes[] = {{"n_layers", c->n_layers, 0},     {"d_model", c->d_model, 1}, {"n_heads", c->n_heads, 1},
                {"n_kv_heads", c->n_kv_heads, 1}, {"d_head", c->d_head, 1},   {"n_ctx", c->n_ctx, 1},
-               {"d_vocab", c->d_vocab, 1},       {"n_rot", c->n_rot, 0},     {"pos_offset", c->pos_offset, 0},
+               {"d_vocab", c->d_vocab, 1}, {"d_vocab_out", c->d_vocab_out, 1}, {"n_rot", c->n_rot, 0},     {"pos_offset", c->pos_offset, 0},
                {"d_mlp", c->d_mlp, c->attn_only ? 0 : 1}};
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
     if (sizes[i].value < sizes[i].low) {
@@ -92,6 +92,8 @@ static size_t axis_length(const clew_config *c, char axis) {
   switch (axis) {
   case 'v':
     return (size_t)c->d_vocab;
+  case 'u':
+    return (size_t)c->d_vocab_out;
   case 'd':
     return (size_t)c->d_model;
   case 'h':

@@ -130,7 +130,7 @@ static size_t site_axis(const clew_builder *b, char axis) {
   case 'f':
     return (size_t)c->d_mlp;
   case 'v':
-    return (size_t)c->d_vocab;
+    return (size_t)c->d_vocab_out;
   default:
     return 1;
   }
@@ -529,13 +529,13 @@ static void emit_head(clew_builder *b, int32_t resid) {
   const int32_t rowset = plan->buffers[normed].rowset;
   const int32_t output = find_output(plan, CLEW_LOGITS, 0);
   if (plan->logits == CLEW_LOGITS_LOSS) {
-    const size_t blocks = ((size_t)c->d_vocab + CLEW_LOSS_COLS - 1) / CLEW_LOSS_COLS;
+    const size_t blocks = ((size_t)c->d_vocab_out + CLEW_LOSS_COLS - 1) / CLEW_LOSS_COLS;
     const int32_t partial = add_buffer(b, rowset, 3 * blocks);
     clew_step *s = add_step(b, CLEW_OP_LOSS, 0, rowset);
     s->loss.output = output, s->loss.in = normed, s->loss.partial = partial;
     return;
   }
-  const int32_t logits = add_buffer(b, rowset, (size_t)c->d_vocab);
+  const int32_t logits = add_buffer(b, rowset, (size_t)c->d_vocab_out);
   if (logits == CLEW_NONE || output == CLEW_NONE) {
     return;
   }

@@ -249,8 +249,9 @@ static double visible_pairs(const clew_plan *plan, const clew_step *s) {
   for (int32_t b = 0; b < plan->n_seq; b++) {
     const int32_t n_keys = plan->rows[0].row0[b + 1] - plan->rows[0].row0[b];
     for (int32_t r = queries->row0[b]; r < queries->row0[b + 1]; r++) {
-      const int32_t seen = plan->model->config.causal ? queries->pos[r] + 1 : n_keys;
-      pairs += s->attention.window > 0 && s->attention.window < seen ? s->attention.window : seen;
+      const int32_t end = plan->model->config.causal ? queries->pos[r] + 1 : n_keys;
+      const int32_t first = s->attention.window > 0 ? queries->pos[r] + 1 - s->attention.window : 0;
+      pairs += end - (first > 0 ? first : 0);
     }
   }
   return pairs;

@@ -34,13 +34,17 @@ static clew_status check_input(const clew_plan *plan, const clew_input *input, c
   if (input->tokens == NULL) {
     return CLEW_OK;
   }
-  const int32_t d_vocab = plan->model->config.d_vocab;
+  const clew_config *c = &plan->model->config;
   for (size_t seq = 0; seq < (size_t)plan->n_seq; seq++) {
     const int32_t *row0 = plan->rows[0].row0;
     for (int32_t r = row0[seq]; r < row0[seq + 1]; r++) {
-      if (input->tokens[r] < 0 || input->tokens[r] >= d_vocab) {
+      if (input->tokens[r] < 0 || input->tokens[r] >= c->d_vocab) {
         return clew_fail(err, CLEW_ERROR_TOKEN, "token %d at position %d of prompt %zu: the vocabulary has ids 0 to %d",
-                         input->tokens[r], r - row0[seq], seq, d_vocab - 1);
+                         input->tokens[r], r - row0[seq], seq, c->d_vocab - 1);
+      }
+      if (plan->logits == CLEW_LOGITS_LOSS && r > row0[seq] && input->tokens[r] >= c->d_vocab_out) {
+        return clew_fail(err, CLEW_ERROR_TOKEN, "token %d at position %d of prompt %zu has no logit: there are %d",
+                         input->tokens[r], r - row0[seq], seq, c->d_vocab_out);
       }
     }
   }

@@ -34,6 +34,7 @@ _LEAST = {
     "n_heads": 1,
     "n_ctx": 1,
     "d_vocab": 1,
+    "d_vocab_out": 1,
     "d_head": 1,
     "n_key_value_heads": 1,
     "d_mlp": 0,
@@ -50,8 +51,8 @@ class ModelConfig:
     """What a model is; enough, with its weights, to run it.
 
     Fields carry the classic library's names where it has one. Lengths count elements, `eps` is added to the variance.
-    `None` for `d_head`, `n_key_value_heads`, `d_mlp`, `rotary_dim` and `attn_scale` means the usual value
-    (`d_model / n_heads`, `n_heads`, `4 · d_model`, `d_head`, `√d_head`), which the finished config holds.
+    `None` for `d_vocab_out`, `d_head`, `n_key_value_heads`, `d_mlp`, `rotary_dim` and `attn_scale` means the usual value
+    (`d_vocab`, `d_model / n_heads`, `n_heads`, `4 · d_model`, `d_head`, `√d_head`), which the finished config holds.
 
     Raises
     ------
@@ -72,6 +73,8 @@ class ModelConfig:
     n_heads: int
     n_ctx: int
     d_vocab: int
+    d_vocab_out: int = None  # type: ignore[assignment]
+    """Logits that the unembedding writes."""
     d_head: int = None  # type: ignore[assignment]
     n_key_value_heads: int = None  # type: ignore[assignment]
     d_mlp: int = None  # type: ignore[assignment]
@@ -147,8 +150,12 @@ class ModelConfig:
                 raise ConfigError(f"ModelConfig: {name} = {value}, must be positive")
         if not 0 <= self.eps < math.inf:
             raise ConfigError(f"ModelConfig: eps = {self.eps}, must not be negative")
-        if self.linear_attn_n is not None and self.attention_kind != "linear":
-            raise ConfigError(f"ModelConfig: linear_attn_n = {self.linear_attn_n} needs attention_kind = 'linear'")
+        if self.d_vocab_out is None:
+            put("d_vocab_out", self.d_vocab)
+        if self.tie_word_embeddings and self.d_vocab_out != self.d_vocab:
+            raise ConfigError(
+                f"ModelConfig: d_vocab_out = {self.d_vocab_out} with tied embeddings must be d_vocab = {self.d_vocab}"
+            )
         if self.d_head is None:
             if self.d_model % self.n_heads:
                 raise ConfigError(

@@ -62,6 +62,11 @@ def unembed(model: Model, resid: ArrayLike) -> Array:
     return logits
 
 
+def _d_vocab(model: Model) -> int:
+    """Number of logits; a model may read another vocabulary than it writes."""
+    return int(model.weights["unembed.W_U"].shape[1])
+
+
 def _log_softmax(logits: Array) -> Array:
     """Natural log-probabilities along the last axis; the sum is taken in float64."""
     shifted = logits - logits.max(-1, keepdims=True)
@@ -135,7 +140,7 @@ class LogitLens:
     def _blocks(self) -> Iterator[tuple[int, Array, Array, Array]]:
         """(row of layers, sequences, positions, logits [rows, d_vocab]) in bounded pieces."""
         seq, pos = np.nonzero(self._real)
-        rows = max(1, _BLOCK // self.model.config.d_vocab)
+        rows = max(1, _BLOCK // self.model.config.d_vocab_out)
         for layer in range(len(self.layers)):
             for start in range(0, len(seq), rows):
                 s, p = seq[start : start + rows], pos[start : start + rows]
@@ -144,7 +149,7 @@ class LogitLens:
     @functools.cached_property
     def logits(self) -> Array:
         """Logits [layer, batch, pos, d_vocab], made and kept when first asked for; zero where there is no token."""
-        out = np.zeros((*self._resid.shape[:-1], self.model.config.d_vocab), self.model.dtype)
+        out = np.zeros((*self._resid.shape[:-1], self.model.config.d_vocab_out), self.model.dtype)
         for layer, seq, pos, logits in self._blocks():
             out[layer, seq, pos] = logits
         return out
@@ -158,7 +163,7 @@ class LogitLens:
         if self.targets is None:
             raise ConfigError(
                 f"{what}: the next tokens are not known (the run was made from embeddings or captured some positions "
-                "only): give targets= to logit_lens"
+                "only, or the model reads and writes different vocabularies): give targets= to logit_lens"
             )
 
     @property
@@ -233,7 +238,7 @@ def logit_lens(
     >>> lens.layers, lens.logits.shape
     ((0, 4), (2, 1, 5, 512))
     """
-    n, v = model.config.n_layers, model.config.d_vocab
+    n, v = model.config.n_layers, model.config.d_vocab_out
     if not 1 <= top_k <= v:
         raise ConfigError(f"top_k = {top_k}: 1 to d_vocab = {v}")
     if isinstance(run_or_tokens, Run):
@@ -273,7 +278,7 @@ def logit_lens(
         if outside.size:
             raise ShapeError(f"targets: {int(outside[0])} is no token; the vocabulary has ids 0 to {v - 1}, -1 is none")
         following = np.where(real, following, -1).astype(np.int64)
-    elif run.tokens is not None and whole:
+    elif run.tokens is not None and whole and v == model.config.d_vocab:
         following = np.full((batch, pos), -1, np.int64)
         following[:, :-1] = run.tokens[:, 1:]
     return LogitLens(model, stack, wanted, real, run.tokens if whole else None, following, top_k)

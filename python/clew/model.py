@@ -178,6 +178,7 @@ class Model:
     def _stacked(self, name: str, axes: str, layered: bool) -> Array:
         lengths = {
             "v": self.config.d_vocab,
+            "u": self.config.d_vocab_out,
             "d": self.config.d_model,
             "h": self.config.n_heads,
             "g": self.config.n_key_value_heads,

@@ -56,7 +56,7 @@ def _axes(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
         assert figure is not None
         return figure, ax
     figure = _Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)  # type: ignore[no-untyped-call]
+    FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 
 
@@ -69,10 +69,11 @@ def _font() -> Any:
 def label(token: str) -> str:
     r"""A token as figures write it: spaces are shown, line breaks escaped, letters that the font lacks are code points.
 
-    >>> label(" cat"), label("\n"), label("")
-    ('·cat', '\\n', '∅')
+    >>> label(" cat"), label(" "), label("\n"), label("")
+    ('·cat', '␣', '\\n', '∅')
     """
-    shown = token.replace(" ", "·") if token else "∅"
+    # a token of nothing but spaces gets a sign that nobody takes for a full stop
+    shown = token.replace(" ", "·" if token.strip() else "␣") if token else "∅"
     out = []
     for character in shown:
         if character in "\n\t\r":
@@ -214,9 +215,16 @@ def attention(
     return figure
 
 
+def _luminance(rgba: Array) -> Array:
+    """Relative luminance (WCAG) of colours [n, 4]."""
+    rgb = np.asarray(rgba)[..., :3]
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return np.asarray(linear @ np.array([0.2126, 0.7152, 0.0722]))
+
+
 def _bar(figure: Figure, image: AxesImage, ax: Axes, text: str) -> Any:
-    bar = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar: Any = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02)
+    bar.outline.set_visible(False)
     bar.set_label(text)
     return bar
 
@@ -229,7 +237,7 @@ def lens_table(
     ax: Axes | None = None,
     title: str = "Logit lens: the likeliest next token after each layer",
 ) -> Figure:
-    """What each layer would predict at each position: the likeliest token as text, the true next token's rank as colour.
+    """What each layer would predict: the likeliest token as text, how likely the true next token was as colour.
 
     Columns are positions (below: the token there; above: the one that follows), rows layers, the last on top. Up to 40
     columns hold text; more are colours only. positions: columns to draw; None: all that hold a token.
@@ -256,7 +264,7 @@ def lens_table(
     ranks = lens.ranks[:, batch, columns]
     with_text = columns.size <= _MAX_TEXT_COLUMNS
     width = 1.9 + 0.72 * columns.size if with_text else min(2.0 + 0.1 * columns.size, 16.0)
-    figure, ax = _axes(ax, max(width, 5.6), 1.9 + (0.36 if with_text else 0.28) * n_layers)
+    figure, ax = _axes(ax, max(width, 5.6), 1.9 + (0.42 if with_text else 0.28) * n_layers)
     known = ranks >= 0
     most = max(int(ranks.max(initial=0)) + 1, 10)
     # rank 1 is the first guess; the next token of the last column is not known: grey
@@ -267,9 +275,10 @@ def lens_table(
     if with_text:
         for row in range(n_layers):
             texts = token_labels(model, lens.top_tokens[row, batch, columns, 0])
+            light = _luminance(image.to_rgba(colours[row])) > 0.18  # where black and white text are equally clear
             for column, text in enumerate(texts):
-                dark = known[row, column] and image.norm(colours[row, column]) > 0.55
                 right = ranks[row, column] == 0
+                dark = known[row, column] and not light[column]
                 ax.text(
                     column, row, _short(text, 9), ha="center", va="center", fontsize=7.5, parse_math=False,
                     color="white" if dark else "black", fontweight="bold" if right else "normal",

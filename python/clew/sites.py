@@ -179,6 +179,8 @@ class SiteTable:
         plain = f"blocks.L.{match[2]}" if match else re.sub(r"\.-?\d+$", "", name)
         if plain in self._absent or any(self._means(s, plain) for s in self._absent.values()):
             return f"{name!r}: this model has no such site (its architecture does not compute it); see model.sites()"
+        if self.n_layers == 0 and any(self._means(s, plain) or s.name == plain for s in self.sites if s.layered):
+            return f"{name!r}: this model has no layers"
         candidates = [*(s.name for s in self.sites), *(s.short for s in self.sites)]
         near = difflib.get_close_matches(plain, candidates, n=4, cutoff=0.5)
         if match:

@@ -191,7 +191,7 @@ def test_bias_behind_the_gate(tmp_path: Path) -> None:
         {"positional_embedding_type": "relative_positional_bias"}, {"attention_dir": "bidirectional"},
         {"use_hook_tokens": True}, {"post_embedding_ln": True}, {"num_experts": 4}, {"experts_per_token": 2},
         {"act_fn": "solu"}, {"act_fn": "solu_ln"}, {"act_fn": "xielu"}, {"final_rms": True}, {"load_in_4bit": True},
-        {"use_yarn_rope": True}, {"d_vocab_out": 5}, {"normalization_type": "batch"},
+        {"use_yarn_rope": True}, {"normalization_type": "batch"},
         {"relative_attention_num_buckets": 8},
     ],
     ids=lambda changes: "-".join(changes),

@@ -575,7 +575,7 @@ def test_llama_style_tokenizer_json(models: dict[str, tuple[Any, Path]], tmp_pat
     theirs.add_special_tokens(["<s>", "</s>"])
     theirs.post_processor = hf.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     theirs.save(str(tmp_path / "tokenizer.json"))
-    config = {"bos_token": "<s>", "eos_token": "</s>"}
+    config: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "LlamaTokenizerFast"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     mine = from_directory(tmp_path)
     assert mine is not None
@@ -749,33 +749,34 @@ def test_against_qwen2(transformers: Any, tmp_path: Path) -> None:
     check()
 
 
-@pytest.mark.parametrize(("pre", "converter"), [("llama-bpe", "TikTokenConverter"), ("tekken", "MistralConverter")])
-def test_against_converters(pre: str, converter: str, transformers: Any) -> None:
-    """Llama 3's and Mistral Nemo's expressions as transformers has them."""
+def test_against_llama3(transformers: Any) -> None:
+    """Llama 3's expression as transformers has it."""
     import inspect
 
-    from transformers import convert_slow_tokenizer
+    from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    pattern = inspect.signature(getattr(convert_slow_tokenizer, converter)).parameters["pattern"].default
+    pattern = inspect.signature(TikTokenConverter).parameters["pattern"].default
     theirs = byte_level(hf.pre_tokenizers.Split(hf.Regex(pattern), "isolated"))
-    theirs.pre_tokenizer = hf.pre_tokenizers.Sequence(
-        [
-            hf.pre_tokenizers.Split(hf.Regex(pattern), "isolated"),
-            hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
     theirs.model.ignore_merges = True
-    mine = from_gguf(bpe_metadata(theirs, pre))
+    mine = from_gguf(bpe_metadata(theirs, "llama-bpe"))
     assert mine is not None
     same(mine, theirs)
 
 
-@pytest.mark.parametrize("flags", [{}, {"add_bos_token": True}, {"add_bos_token": False, "add_eos_token": True}])
-def test_against_tokenizer_config(flags: dict[str, bool], transformers: Any, tmp_path: Path) -> None:
+FLAGS = [{}, {"add_bos_token": True}, {"add_bos_token": False, "add_eos_token": True}]
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("adds", [True, False])
+def test_against_tokenizer_config(adds: bool, flags: dict[str, bool], transformers: Any, tmp_path: Path) -> None:
+    """A tokenizer.json says itself what is added."""
     backend = byte_level()
-    backend.post_processor = hf.processors.TemplateProcessing(
-        single="<|begin|> $A", special_tokens=[("<|begin|>", 1)]
-    )
+    if adds:
+        backend.post_processor = hf.processors.TemplateProcessing(
+            single="<|begin|> $A", special_tokens=[("<|begin|>", 1)]
+        )
+    else:
+        backend.post_processor = hf.processors.ByteLevel(trim_offsets=False)
     backend.save(str(tmp_path / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>", "eos_token": "<|endoftext|>", **flags,
@@ -785,6 +786,23 @@ def test_against_tokenizer_config(flags: dict[str, bool], transformers: Any, tmp
     mine = from_directory(tmp_path)
     assert mine is not None
     assert mine.encode("the king") == theirs("the king")["input_ids"]
+    assert (mine.encode("the king")[0] == 1) == adds
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_against_vocab_and_merges(flags: dict[str, bool], transformers: Any, tmp_path: Path) -> None:
+    """Without a tokenizer.json, the configuration says what is added (OPT: a BOS)."""
+    byte_level().model.save(str(tmp_path))
+    config = {
+        "tokenizer_class": "GPT2Tokenizer", "bos_token": "<|begin|>", "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>", **flags,
+    }  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    mine = from_directory(tmp_path)
+    assert mine is not None
+    for text in ("the king", "the<|begin|> king"):
+        assert mine.encode(text) == theirs(text)["input_ids"]
 
 
 # ---- Without the package ----

@@ -109,6 +109,7 @@ def zoo() -> dict[str, ModelConfig]:
         "odd_d37": ModelConfig(**small, d_model=37, n_heads=3, d_head=5, d_vocab=53, d_mlp=29, unembed_bias=True),
         "odd_d1": ModelConfig(**small, d_model=1, n_heads=1, d_head=1, d_vocab=3, d_mlp=1, normalization_type=None),
         "one_head": ModelConfig(**small, d_model=12, n_heads=1, d_vocab=7),
+        "vocab_out": ModelConfig(**small, d_model=24, n_heads=3, d_vocab=31, d_vocab_out=7, unembed_bias=True),
         "vocab_7": ModelConfig(**small, **_rms(), d_model=16, n_heads=2, d_vocab=7),
         "vocab_1": ModelConfig(**small, d_model=9, n_heads=1, d_vocab=1),
         "gqa_6_2": ModelConfig(**small, d_model=18, n_heads=6, n_key_value_heads=2, d_head=7, d_vocab=11),
@@ -218,9 +219,9 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {f"blocks.{layer}.{name}": shape for name, shape in own.items()}
     if c.final_norm:
         shapes |= norm("ln_final")
-    shapes["unembed.W_U"] = (d, c.d_vocab)
+    shapes["unembed.W_U"] = (d, c.d_vocab_out)
     if c.unembed_bias:
-        shapes["unembed.b_U"] = (c.d_vocab,)
+        shapes["unembed.b_U"] = (c.d_vocab_out,)
     return shapes
 
 

@@ -74,11 +74,6 @@ def read_config(raw: dict[str, Any], where: str) -> ModelConfig:
     attn_only = keys.flag("attn_only", False)
     if attn_only:
         keys.refuse("parallel_attn_mlp", False, why="there is no MLP")
-    d_vocab = keys.size("d_vocab")
-    if keys.get("d_vocab_out", -1) not in (-1, d_vocab):
-        raise UnsupportedModelError(
-            f"{where}: d_vocab_out = {raw['d_vocab_out']!r} is not supported: must be d_vocab = {d_vocab}"
-        )
     scaled = keys.flag("use_attn_scale", True)
     fields: dict[str, Any] = {
         "n_layers": n_layers,
@@ -88,7 +83,8 @@ def read_config(raw: dict[str, Any], where: str) -> ModelConfig:
         "d_head": d_head,
         "d_mlp": 0 if attn_only else keys.size_or("d_mlp", 4 * d_model),
         "n_ctx": keys.size("n_ctx"),
-        "d_vocab": d_vocab,
+        "d_vocab": keys.size("d_vocab"),
+        "d_vocab_out": keys.size_or("d_vocab_out", keys.size("d_vocab")),
         "act_fn": "none" if attn_only else keys.activation("act_fn", "relu"),
         "eps": keys.number("eps", 1e-5),
         # folding keeps the weights of the norms behind the branches: the others become ones
@@ -176,8 +172,8 @@ def _sources(config: ModelConfig, names: Names, norm: str | None) -> list[Source
     out = [Source("embed.W_E", "embed.W_E", (c.d_vocab, d))]
     if c.positional_embedding_type == "standard":
         out.append(Source("pos_embed.W_pos", "pos_embed.W_pos", (c.n_ctx, d)))
-    out.append(Source("unembed.W_U", "unembed.W_U", (d, c.d_vocab)))
-    out.append(Source("unembed.b_U", "unembed.b_U", (c.d_vocab,), optional=True))
+    out.append(Source("unembed.W_U", "unembed.W_U", (d, c.d_vocab_out)))
+    out.append(Source("unembed.b_U", "unembed.b_U", (c.d_vocab_out,), optional=True))
 
     def add_norm(name: str, width: int = d, kind: str | None = norm) -> None:
         if kind in ("LN", "RMS"):

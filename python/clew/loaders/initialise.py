@@ -65,9 +65,9 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             norm(f"{at}.ln2_post")
     if c.final_norm:
         norm("ln_final")
-    out["unembed.W_U"] = (d, c.d_vocab)
+    out["unembed.W_U"] = (d, c.d_vocab_out)
     if c.unembed_bias:
-        out["unembed.b_U"] = (c.d_vocab,)
+        out["unembed.b_U"] = (c.d_vocab_out,)
     return out
 
 

@@ -14,6 +14,9 @@ from .sentencepiece import SPACE, from_model_file
 if TYPE_CHECKING:
     import tokenizers
 
+_FLAGS_FIRST = ("Llama", "CodeLlama", "Gemma", "Cohere")
+"""Beginnings of tokenizer classes whose add_bos_token and add_eos_token replace what tokenizer.json adds."""
+
 
 def require_tokenizers(what: str) -> Any:
     """The `tokenizers` package.
@@ -99,7 +102,9 @@ def from_directory(path: str | os.PathLike[str]) -> Tokenizer | None:
     """The tokenizer of a Hugging Face directory; None where it holds none.
 
     Looks for `tokenizer.json`, for `vocab.json` with `merges.txt` (byte-level BPE, as GPT-2), for `tokenizer.model`
-    (SentencePiece BPE), in this order, and honours `tokenizer_config.json`.
+    (SentencePiece BPE), in this order. `tokenizer.json` says itself what `encode` adds; `add_bos_token` and
+    `add_eos_token` of `tokenizer_config.json` hold for the other two, and for the classes that have always put them
+    above `tokenizer.json` (Llama, Code Llama, Gemma, Cohere).
 
     Raises
     ------
@@ -133,12 +138,13 @@ def from_directory(path: str | os.PathLike[str]) -> Tokenizer | None:
         value = default if value is None else value
         return backend.token_to_id(value) if isinstance(value, str) else None
 
+    flags = default is not None or str(config.get("tokenizer_class")).startswith(_FLAGS_FIRST)
     return BackedTokenizer(
         backend,
         bos_id=special("bos_token"),
         eos_id=special("eos_token"),
-        add_bos=_flag(config, "add_bos_token"),
-        add_eos=_flag(config, "add_eos_token"),
+        add_bos=_flag(config, "add_bos_token") if flags else None,
+        add_eos=_flag(config, "add_eos_token") if flags else None,
     )
 
 

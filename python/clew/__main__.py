@@ -1,0 +1,7 @@
+"""`python -m clew`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
