@@ -192,6 +192,16 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CC") or "") or ["cc" if shutil.which("cc") else "gcc"]
 
 
+def flavour() -> str:
+    """Names the folder of objects, so that builds with different compilers or strictness do not undo each other."""
+    return "-".join(Path(part).name for part in compiler()) + ("-werror" if strict() else "")
+
+
+def strict() -> bool:
+    """Are warnings errors?"""
+    return os.environ.get("CLEW_WERROR") == "1"
+
+
 def compile_units(found: Sequence[Unit], folder: Path, extra: Sequence[str] = ()) -> list[str]:
     """Compiles what is out of date, several at once; the objects, in the order of the units.
 
@@ -199,8 +209,13 @@ def compile_units(found: Sequence[Unit], folder: Path, extra: Sequence[str] = ()
     same.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    strict = ["-Werror"] if os.environ.get("CLEW_WERROR") == "1" else []
-    common = [*FLAGS, *strict, f"-I{CORE}", *extra, *shlex.split(os.environ.get("CFLAGS") or "")]
+    common = [
+        *FLAGS,
+        *(["-Werror"] if strict() else []),
+        f"-I{CORE}",
+        *extra,
+        *shlex.split(os.environ.get("CFLAGS") or ""),
+    ]
     headers = [path for pattern in ("*.h", "*.def") for path in (ROOT / "csrc").rglob(pattern)]
     newest = max(path.stat().st_mtime for path in headers)
 
@@ -235,7 +250,7 @@ class BuildCore(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links clew._core."""
         blis = find_blis()
-        tag = "-".join([Path(compiler()[0]).name, sysconfig.get_platform(), sys.implementation.cache_tag or "python"])
+        tag = f"{flavour()}-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         objects = compile_units([*units(blis), *binding_units()], ROOT / "build" / "objects" / tag)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,17 @@
 /* Products of few rows with a large unpacked matrix: the matrix is streamed from memory once, a and c stay in cache.
  *
- * Two layouts of b, two ways. Rows contiguous (n-contiguous): a block of K_BLOCK rows of b at a time is added to c, which
- * lies in the first-level cache. Columns contiguous (k-contiguous): tiles of dot products.
- * Either way an element of c is computed from its own row and column by one fixed sequence of operations, whatever
- * m and n are and wherever the tile edges fall: cutting n or m among threads does not change a bit. */
+ * Three ways. Rows of b contiguous: a block of K_BLOCK rows of b at a time is added to c. Columns of b contiguous:
+ * tiles of dot products where k is long, else (a dot product of k = 64 spends half of its time on adding lanes) small
+ * panels of b are transposed in cache and go the first way. Each way computes an element of c from its own row and
+ * column by one fixed sequence of operations, wherever the tile edges fall, and the way is chosen by m, k and b's
+ * layout: cutting n among threads does not change a bit. */
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("fp-contract=fast") /* vectors have no fma builtin */
 #else
 #pragma STDC FP_CONTRACT ON
 #endif
+
+#include <string.h>
 
 #include "kernels_internal.h"
 
@@ -24,6 +27,8 @@
 #endif
 #define DOT_COLS 4
 #define ROWS_AT_ONCE 32
+#define PANEL_ROWS 64
+#define PANEL_K (256 / REAL_BYTES)
 #define C_BYTES 65536 /* of c at a time: in the second-level cache, beside two blocks of b */
 
 #define INLINE static inline __attribute__((always_inline))
@@ -69,8 +74,10 @@ INLINE void prefetch_lines(stream *s, size_t lines) {
 
 /* ---- Rows of b contiguous ----------------------------------------------------------------------------------- */
 
-/* c [m, n] += a [m, kb] · b [kb, n]; a is packed. */
-INLINE void add_rows(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrdiff_t rs_b, stream next, size_t m,
+/* tile += a [m, kb] · b [kb, n]; a is packed. The tile is of our own: rows of c may lie a power of two apart, where the
+ * first-level cache holds eight of them only. Where the last columns fill no register, the last LANES columns are
+ * computed once more, and lie in the tile behind those that fill one. */
+INLINE void add_rows(real *tile, size_t ld, const real *a, const real *b, ptrdiff_t rs_b, stream next, size_t m,
                      size_t n, const size_t kb) {
   size_t j = 0;
   for (; j + 2 * LANES <= n; j += 2 * LANES) {
@@ -87,84 +94,106 @@ INLINE void add_rows(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrd
       __builtin_prefetch(b + (ptrdiff_t)t * rs_b + j + 2 * LANES);
       __builtin_prefetch(b + (ptrdiff_t)t * rs_b + j + 3 * LANES);
     }
-    real *tile = c + j;
-    for (size_t i = 0; i < m; i++, tile += ld_c) {
-      vec c0 = load(tile), c1 = load(tile + LANES);
+    real *at = tile + j;
+    for (size_t i = 0; i < m; i++, at += ld) {
+      vec c0 = load(at), c1 = load(at + LANES);
 #pragma GCC unroll 16
       for (size_t t = 0; t < kb; t++) {
         const vec factor = splat(a[i * kb + t]);
         c0 = fma_vec(factor, b0[t], c0);
         c1 = fma_vec(factor, b1[t], c1);
       }
-      store(tile, c0);
-      store(tile + LANES, c1);
+      store(at, c0);
+      store(at + LANES, c1);
     }
   }
-  for (; j + LANES <= n; j += LANES) {
+  for (; j < n && n >= LANES; j += LANES) {
+    const real *column = b + (n - j < LANES ? n - LANES : j);
     vec b0[K_BLOCK];
 #pragma GCC unroll 16
     for (size_t t = 0; t < kb; t++)
-      b0[t] = load(b + (ptrdiff_t)t * rs_b + j);
+      b0[t] = load(column + (ptrdiff_t)t * rs_b);
     for (size_t i = 0; i < m; i++) {
-      vec c0 = load(c + (ptrdiff_t)i * ld_c + j);
+      real *at = tile + i * ld + j;
+      vec c0 = load(at);
 #pragma GCC unroll 16
       for (size_t t = 0; t < kb; t++)
         c0 = fma_vec(splat(a[i * kb + t]), b0[t], c0);
-      store(c + (ptrdiff_t)i * ld_c + j, c0);
+      store(at, c0);
     }
   }
   for (; j < n; j++) {
     for (size_t i = 0; i < m; i++) {
-      real sum = c[(ptrdiff_t)i * ld_c + (ptrdiff_t)j];
+      real sum = tile[i * ld + j];
       for (size_t t = 0; t < kb; t++)
         sum = fma_real(a[i * kb + t], b[(ptrdiff_t)t * rs_b + (ptrdiff_t)j], sum);
-      c[(ptrdiff_t)i * ld_c + (ptrdiff_t)j] = sum;
+      tile[i * ld + j] = sum;
     }
   }
 }
 
-static void pack(real *packed, const real *a, ptrdiff_t ld_a, size_t m, size_t kb, real alpha) {
+INLINE void pack(real *packed, const real *a, ptrdiff_t ld_a, size_t m, const size_t kb, real alpha) {
   for (size_t i = 0; i < m; i++)
     for (size_t t = 0; t < kb; t++)
       packed[i * kb + t] = alpha * a[(ptrdiff_t)i * ld_a + (ptrdiff_t)t];
 }
 
-static void scale_c(real *c, ptrdiff_t ld_c, size_t m, size_t n, real beta) {
+INLINE void take_row(real *tile, const real *c, size_t n, real beta) {
+  if (beta == (real)0) {
+    for (size_t j = 0; j < n; j++)
+      tile[j] = (real)0;
+  } else {
+    for (size_t j = 0; j < n; j++)
+      tile[j] = beta * c[j];
+  }
+}
+
+/* tile = beta · c [m, n], laid out as add_rows has it. */
+INLINE void take_tile(real *tile, size_t ld, const real *c, ptrdiff_t ld_c, size_t m, const size_t n, real beta) {
+  const size_t rest = n >= LANES ? n % LANES : 0;
+  for (size_t i = 0; i < m; i++) {
+    const real *row = c + (ptrdiff_t)i * ld_c;
+    take_row(tile + i * ld, row, n - rest, beta);
+    if (rest)
+      take_row(tile + i * ld + n - rest, row + n - LANES, LANES, beta);
+  }
+}
+
+INLINE void give_tile(real *c, ptrdiff_t ld_c, const real *tile, size_t ld, size_t m, const size_t n) {
+  const size_t rest = n >= LANES ? n % LANES : 0;
   for (size_t i = 0; i < m; i++) {
     real *row = c + (ptrdiff_t)i * ld_c;
-    if (beta == (real)0)
-      for (size_t j = 0; j < n; j++)
-        row[j] = (real)0;
-    else if (beta != (real)1)
-      for (size_t j = 0; j < n; j++)
-        row[j] *= beta;
+    memcpy(row, tile + i * ld, (n - rest) * sizeof *c);
+    if (rest)
+      store(row + n - LANES, load(tile + i * ld + n - rest));
   }
 }
 
 static void rows_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,
                             size_t m, size_t n, size_t k, real alpha, real beta) {
   real packed[ROWS_AT_ONCE * K_BLOCK] __attribute__((aligned(64)));
-  size_t width = C_BYTES / sizeof(real) / m / (2 * LANES) * (2 * LANES);
-  if (width < 4 * LANES)
-    width = 4 * LANES;
+  real tile[(C_BYTES + ROWS_AT_ONCE * LINE) / REAL_BYTES] __attribute__((aligned(64)));
+  const size_t width = C_BYTES / REAL_BYTES / m / (2 * LANES) * (2 * LANES);
   for (size_t j = 0; j < n; j += width) {
     const size_t here = n - j < width ? n - j : width;
-    real *panel = c + j;
-    scale_c(panel, ld_c, m, here, beta);
+    const size_t ld = (here + LANES - 1) / LANES * LANES + LINE / REAL_BYTES; /* no power of two */
+    take_tile(tile, ld, c + j, ld_c, m, here, beta);
     size_t p = 0;
     for (; p + K_BLOCK <= k; p += K_BLOCK) {
       const real *block = b + (ptrdiff_t)p * rs_b + (ptrdiff_t)j;
-      stream next = stream_of(block + K_BLOCK * rs_b, here, rs_b, k - p - K_BLOCK < K_BLOCK ? k - p - K_BLOCK : K_BLOCK);
-      if (p + K_BLOCK == k && n - j > width)
+      const size_t left = k - p - K_BLOCK;
+      stream next = stream_of(block + K_BLOCK * rs_b, here, rs_b, left < K_BLOCK ? left : K_BLOCK);
+      if (left == 0 && n - j > width)
         next = stream_of(b + j + width, n - j - width < width ? n - j - width : width, rs_b, K_BLOCK);
       pack(packed, a + p, ld_a, m, K_BLOCK, alpha);
-      add_rows(panel, ld_c, packed, block, rs_b, next, m, here, K_BLOCK);
+      add_rows(tile, ld, packed, block, rs_b, next, m, here, K_BLOCK);
     }
     for (; p < k; p++) {
       const real *row = b + (ptrdiff_t)p * rs_b + (ptrdiff_t)j;
       pack(packed, a + p, ld_a, m, 1, alpha);
-      add_rows(panel, ld_c, packed, row, rs_b, (stream){0}, m, here, 1);
+      add_rows(tile, ld, packed, row, rs_b, (stream){0}, m, here, 1);
     }
+    give_tile(c + j, ld_c, tile, ld, m, here);
   }
 }
 
@@ -267,15 +296,132 @@ static void columns_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t
                cs_b, k, alpha, beta, b, 0, 1, 1);
 }
 
+/* ---- Panels of b, copied: short contiguous columns are transposed, the last few of contiguous rows filled up --- */
+
+#if CLEW_SHUFFLES
+#if LANE_COUNT == 16
+#define EACH_LANE(f, d)                                                                                                \
+  f(0, d), f(1, d), f(2, d), f(3, d), f(4, d), f(5, d), f(6, d), f(7, d), f(8, d), f(9, d), f(10, d), f(11, d),        \
+      f(12, d), f(13, d), f(14, d), f(15, d)
+#elif LANE_COUNT == 8
+#define EACH_LANE(f, d) f(0, d), f(1, d), f(2, d), f(3, d), f(4, d), f(5, d), f(6, d), f(7, d)
+#elif LANE_COUNT == 4
+#define EACH_LANE(f, d) f(0, d), f(1, d), f(2, d), f(3, d)
+#else
+#define EACH_LANE(f, d) f(0, d), f(1, d)
+#endif
+/* Of the blocks of 2d × 2d along the diagonal, the two off-diagonal quarters change places. */
+#define UPPER_LANE(l, d) ((l) & (d) ? LANE_COUNT + (l) - (d) : (l))
+#define LOWER_LANE(l, d) ((l) & (d) ? LANE_COUNT + (l) : (l) + (d))
+#define SWAP_QUARTERS(d)                                                                                               \
+  _Pragma("GCC unroll 16") for (size_t r = 0; r < LANES; r++) {                                                        \
+    if (r & (d))                                                                                                       \
+      continue;                                                                                                        \
+    const vec upper = x[r], lower = x[r + (d)];                                                                        \
+    x[r] = __builtin_shufflevector(upper, lower, EACH_LANE(UPPER_LANE, d));                                            \
+    x[r + (d)] = __builtin_shufflevector(upper, lower, EACH_LANE(LOWER_LANE, d));                                      \
+  }
+#endif
+
+/* out [LANES, LANES], rows 2 · LANES apart, from as many columns of b. */
+static void transpose(real *out, const real *b, ptrdiff_t cs_b) {
+#if CLEW_SHUFFLES
+  vec x[LANE_COUNT];
+#pragma GCC unroll 16
+  for (size_t j = 0; j < LANES; j++)
+    x[j] = load(b + (ptrdiff_t)j * cs_b);
+#if LANE_COUNT > 8
+  SWAP_QUARTERS(8)
+#endif
+#if LANE_COUNT > 4
+  SWAP_QUARTERS(4)
+#endif
+#if LANE_COUNT > 2
+  SWAP_QUARTERS(2)
+#endif
+  SWAP_QUARTERS(1)
+#pragma GCC unroll 16
+  for (size_t t = 0; t < LANES; t++)
+    store(out + t * 2 * LANES, x[t]);
+#else
+  for (size_t t = 0; t < LANES; t++)
+    for (size_t j = 0; j < LANES; j++)
+      out[t * 2 * LANES + j] = b[(ptrdiff_t)j * cs_b + (ptrdiff_t)t];
+#endif
+}
+
+/* panel [k, 2 · LANES] from b [k, n]; zeros to its right. */
+static void fill_panel(real *panel, const real *b, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t k, size_t n) {
+  if (cs_b == 1) {
+    for (size_t t = 0; t < k; t++) {
+      memcpy(panel + t * 2 * LANES, b + (ptrdiff_t)t * rs_b, n * sizeof *panel);
+      memset(panel + t * 2 * LANES + n, 0, (2 * LANES - n) * sizeof *panel);
+    }
+    return;
+  }
+  size_t j = 0;
+  for (; j + LANES <= n; j += LANES) {
+    size_t t = 0;
+    for (; t + LANES <= k; t += LANES)
+      transpose(panel + t * 2 * LANES + j, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)t, cs_b);
+    for (; t < k; t++)
+      for (size_t l = j; l < j + LANES; l++)
+        panel[t * 2 * LANES + l] = b[(ptrdiff_t)l * cs_b + (ptrdiff_t)t];
+  }
+  for (; j < 2 * LANES; j++)
+    for (size_t t = 0; t < k; t++)
+      panel[t * 2 * LANES + j] = j < n ? b[(ptrdiff_t)j * cs_b + (ptrdiff_t)t] : (real)0;
+}
+
+static void by_panels(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,
+                      ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta) {
+  real packed[PANEL_ROWS * PANEL_K] __attribute__((aligned(64)));
+  real panel[PANEL_K * 2 * LANE_COUNT] __attribute__((aligned(64)));
+  real tile[PANEL_ROWS * 2 * LANE_COUNT] __attribute__((aligned(64)));
+  const size_t ld = 2 * LANES;
+  for (size_t first = 0; first < k; first += PANEL_K) {
+    const size_t depth = k - first < PANEL_K ? k - first : PANEL_K;
+    size_t p = 0;
+    for (; p + K_BLOCK <= depth; p += K_BLOCK)
+      pack(packed + p * m, a + first + p, ld_a, m, K_BLOCK, alpha);
+    for (; p < depth; p++)
+      pack(packed + p * m, a + first + p, ld_a, m, 1, alpha);
+    for (size_t j = 0; j < n; j += ld) {
+      const size_t width = n - j < ld ? n - j : ld;
+      fill_panel(panel, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)first * rs_b, rs_b, cs_b, depth, width);
+      const real old = first == 0 ? beta : (real)1;
+      for (size_t i = 0; i < m; i++)
+        if (width == ld) /* the constant makes it register moves */
+          take_row(tile + i * ld, c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j, 2 * LANES, old);
+        else
+          take_row(tile + i * ld, c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j, width, old);
+      for (p = 0; p + K_BLOCK <= depth; p += K_BLOCK)
+        add_rows(tile, ld, packed + p * m, panel + p * ld, (ptrdiff_t)ld, (stream){0}, m, ld, K_BLOCK);
+      for (; p < depth; p++)
+        add_rows(tile, ld, packed + p * m, panel + p * ld, (ptrdiff_t)ld, (stream){0}, m, ld, 1);
+      for (size_t i = 0; i < m; i++)
+        if (width == ld)
+          memcpy(c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j, tile + i * ld, 2 * LANES * sizeof *c);
+        else
+          memcpy(c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j, tile + i * ld, width * sizeof *c);
+    }
+  }
+}
+
 void K(gemm_few)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k] */, ptrdiff_t ld_a,
                  const real *b /* [k, n] */, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha,
                  real beta) {
-  const bool columns = cs_b != 1 || (n == 1 && rs_b == 1);
-  for (size_t i = 0; i < m; i += ROWS_AT_ONCE) {
-    const size_t rows = m - i < ROWS_AT_ONCE ? m - i : ROWS_AT_ONCE;
+  const bool columns = cs_b != 1 || (n == 1 && rs_b == 1), short_columns = columns && k <= 256 && 12 * m >= k;
+  /* Columns that fill no register: worth a copy when it serves enough rows. */
+  const bool narrow = !columns && n < LANES && m >= 8;
+  const size_t step = short_columns || narrow ? PANEL_ROWS : ROWS_AT_ONCE;
+  for (size_t i = 0; i < m; i += step) {
+    const size_t rows = m - i < step ? m - i : step;
     real *part = c + (ptrdiff_t)i * ld_c;
     const real *from = a + (ptrdiff_t)i * ld_a;
-    if (columns)
+    if (short_columns || narrow)
+      by_panels(part, ld_c, from, ld_a, b, rs_b, cs_b, rows, n, k, alpha, beta);
+    else if (columns)
       columns_contiguous(part, ld_c, from, ld_a, b, cs_b, rows, n, k, alpha, beta);
     else
       rows_contiguous(part, ld_c, from, ld_a, b, rs_b, rows, n, k, alpha, beta);

@@ -61,16 +61,17 @@ static inline real sqrt_real(real x) {
 #else
 #define REAL_BYTES 8
 #endif
-#define LANES (VEC_BYTES / sizeof(real))
+#define LANE_COUNT (VEC_BYTES / REAL_BYTES) /* an int, as shuffles want it */
+#define LANES ((size_t)LANE_COUNT)
 typedef real vec __attribute__((vector_size(VEC_BYTES)));
 typedef real vec_mem __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
 
-static inline vec load(const real *p) { return (vec)*(const vec_mem *)p; }
+static inline vec load(const real *p) { return (vec) * (const vec_mem *)p; }
 static inline void store(real *p, vec v) { *(vec_mem *)p = (vec_mem)v; }
 static inline vec splat(real x) { return x - (vec){0}; } /* − 0 changes no number; + 0 would: −0 */
 
-/* The sums of the lanes of four registers. Lanes are added in halves: l and l + LANES / 2, then l and l + LANES / 4, ...:
- * the order that the last of these branches spells out. */
+/* The sums of the lanes of four registers. Lanes are added in halves: l and l + LANES / 2, then l and l + LANES / 4,
+ * ...: the order that the last of these branches spells out. */
 #if !defined(__has_builtin)
 #define CLEW_SHUFFLES 0
 #elif __has_builtin(__builtin_shufflevector)

@@ -14,7 +14,7 @@
 typedef uint32_t bits_t;
 #define MANTISSA_BITS 23
 #define EXPONENT_BIAS 127u
-#define ROUNDER ((real)0x1.8p23) /* x + ROUNDER − ROUNDER is x rounded to an integer, kept in its low bits */
+#define ROUNDER ((real)0x1.8p23)   /* x + ROUNDER − ROUNDER is x rounded to an integer, kept in its low bits */
 #define LN2_HI ((real)0x1.62e4p-1) /* k · LN2_HI is exact */
 #define LN2_LO ((real)0x1.7f7d1cp-20)
 #define EXP_HIGHEST ((real)89.0)  /* exp overflows */

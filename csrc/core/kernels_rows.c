@@ -219,8 +219,7 @@ void K(score_linear)(real *x /* [m, n] */, ptrdiff_t ld, size_t m, size_t n, con
   }
 }
 
-void K(scale_rows)(real *x /* [m, n] */, ptrdiff_t ld, const real *factor /* [m] */, size_t m, size_t n,
-                   bool inverse) {
+void K(scale_rows)(real *x /* [m, n] */, ptrdiff_t ld, const real *factor /* [m] */, size_t m, size_t n, bool inverse) {
   for (size_t i = 0; i < m; i++) {
     real *row = x + (ptrdiff_t)i * ld;
     const real f = factor[i];

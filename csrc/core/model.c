@@ -360,6 +360,7 @@ clew_status clew_model_new(clew_model **out, const clew_config *config, const cl
   clew_model *model = clew_alloc(1, sizeof *model);
   if (table == NULL || model == NULL) {
     clew_free(model);
+    model = NULL;
     status = clew_fail(err, CLEW_ERROR_MEMORY, "out of memory for a model of %zu layers", n_layers);
     goto done;
   }

@@ -29,6 +29,9 @@ def trim() -> None:
 def first_bad(array: NDArray[Any], /) -> int:
     """Flat index of the first NaN or infinity of a float32 or float64 array with one to three axes; -1: none."""
 
+def product(out: NDArray[Any], a: NDArray[Any], b: NDArray[Any], /) -> None:
+    """out [(batch,) m, n] = a [(batch,) m, k] @ b [(batch,) k, n] through the engine's own GEMM; all in slab memory."""
+
 def sites() -> list[tuple[str, str, str, bool]]:
     """(name, axes, meaning, layered) of every capture site, in order of computation."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from os import PathLike
@@ -75,7 +76,7 @@ def lens_lines(view: lens.LogitLens, positions: Sequence[int], batch: int = 0) -
 def summary_lines(view: lens.LogitLens) -> list[str]:
     """How well each layer predicts the whole text."""
     lines = []
-    for what, unit in (("first guess right", ""), ("surprise", " nats a token"), ("median place", "")):
+    for what, unit in (("first guess right", ""), ("surprise", ", nats a token"), ("median place", "")):
         cells = []
         for row in range(len(view.layers)):
             known = view.ranks[row] >= 0
@@ -116,10 +117,11 @@ def main(out: str | PathLike[str] = "out", name: str | PathLike[str] = "stories2
         ids = _continued(of, [start], min(44, c.n_ctx) - 1)
         print("\nThere is no tokenizer beside this model: tokens are shown as ids (#), and the text is the story that")
         print(f"the model itself finds likeliest, {len(ids)} tokens:")
-        print(f"  {' '.join(str(i) for i in ids)}")
+        print(textwrap.fill(" ".join(map(str, ids)), 100, initial_indent="  ", subsequent_indent="  "))
     else:
         ids = of.tokenizer.encode(STORY)
-        print(f"\nIt reads {len(ids)} tokens:\n  {STORY}")
+        print(f"\nIt reads {len(ids)} tokens:")
+        print(textwrap.fill(STORY, 100, initial_indent="  ", subsequent_indent="  "))
 
     sites = ["resid_pre", "resid_post", "attn_out", "mlp_out", "pattern"]
     plan = of.plan(1, len(ids), capture=sites)

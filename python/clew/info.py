@@ -12,16 +12,15 @@ from . import _core
 
 __version__: str = _core.build_info()["version"]
 
-DATA = Path(__file__).parent / "data"
-
-
 def bundled() -> list[str]:
     """Names of the trained models inside the package; `clew.load(name)` loads one.
 
     >>> "stories260K" in bundled()
     True
     """
-    return sorted(p.name for p in DATA.iterdir() if p.is_dir()) if DATA.is_dir() else []
+    from .loaders import bundled as names
+
+    return names()
 
 
 def show_config() -> dict[str, str]:

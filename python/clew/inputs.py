@@ -36,7 +36,7 @@ class Batch:
         return out
 
 
-def _array(value: Any, what: str) -> Array:
+def as_array(value: Any, what: str) -> Array:
     """An array, or a ShapeError where lists of different depths or lengths make none."""
     try:
         return np.asarray(value)
@@ -46,7 +46,7 @@ def _array(value: Any, what: str) -> Array:
 
 def _id_array(value: Any, what: str) -> Array:
     """An integer array, or an error that says what came instead."""
-    array = _array(value, what)
+    array = as_array(value, what)
     if array.size == 0 and array.ndim == 1:
         raise TokenError(f"{what} is empty")
     if array.dtype.kind not in "iu":
@@ -71,7 +71,7 @@ def token_batch(tokens: Any, d_vocab: int, encode: Callable[[str], list[int]]) -
         if strange is not None:
             raise ShapeError(f"a list of texts holds {type(strange).__name__}: {strange!r}")
         rows = [np.asarray(encode(t), np.int64) for t in tokens]
-    elif isinstance(tokens, Sequence) and len(tokens) and all(_array(t, "a prompt").ndim == 1 for t in tokens):
+    elif isinstance(tokens, Sequence) and len(tokens) and all(as_array(t, "a prompt").ndim == 1 for t in tokens):
         rows = [_id_array(t, f"prompt {i}") for i, t in enumerate(tokens)]
     else:
         array = _id_array(tokens, "the prompt")
@@ -104,10 +104,10 @@ def embedding_batch(embeddings: Any, d_model: int, dtype: np.dtype[Any]) -> Batc
 
     Raises ShapeError naming both shapes.
     """
-    if isinstance(embeddings, Sequence) and len(embeddings) and all(_array(e, "embeddings").ndim == 2 for e in embeddings):
+    if isinstance(embeddings, Sequence) and len(embeddings) and all(as_array(e, "embeddings").ndim == 2 for e in embeddings):
         rows = [np.asarray(e) for e in embeddings]
     else:
-        array = _array(embeddings, "embeddings")
+        array = as_array(embeddings, "embeddings")
         if array.ndim not in (2, 3):
             raise ShapeError(f"embeddings {list(array.shape)}: expected [batch, pos, {d_model}] or [pos, {d_model}]")
         rows = list(array if array.ndim == 3 else array[None])

@@ -219,7 +219,7 @@ def logit_lens(
         The token that follows each position, integers [batch, pos], -1 for none; None: the next token of the prompt.
         A run that captured some positions only (`positions=`) needs them for `ranks` and `loss`.
     top_k
-        How many of the likeliest tokens to keep.
+        How many of the likeliest tokens to keep; all of a smaller vocabulary.
 
     Raises
     ------
@@ -228,7 +228,7 @@ def logit_lens(
     ShapeError
         Targets of another shape or dtype; a run of another model.
     ConfigError
-        `top_k` is not between 1 and d_vocab.
+        `top_k` is less than 1.
 
     Example
     -------
@@ -239,8 +239,8 @@ def logit_lens(
     ((0, 4), (2, 1, 5, 512))
     """
     n, v = model.config.n_layers, model.config.d_vocab_out
-    if not 1 <= top_k <= v:
-        raise ConfigError(f"top_k = {top_k}: 1 to d_vocab = {v}")
+    if top_k < 1:
+        raise ConfigError(f"top_k = {top_k}: at least 1")
     if isinstance(run_or_tokens, Run):
         run = run_or_tokens
         if "resid_post" not in run and not any(name.endswith(".hook_resid_post") for name in run):
@@ -281,7 +281,7 @@ def logit_lens(
     elif run.tokens is not None and whole and v == model.config.d_vocab:
         following = np.full((batch, pos), -1, np.int64)
         following[:, :-1] = run.tokens[:, 1:]
-    return LogitLens(model, stack, wanted, real, run.tokens if whole else None, following, top_k)
+    return LogitLens(model, stack, wanted, real, run.tokens if whole else None, following, min(top_k, v))
 
 
 __all__ = ["LogitLens", "logit_lens", "unembed"]

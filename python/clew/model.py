@@ -17,7 +17,7 @@ from .config import ModelConfig
 from .engine import WEIGHTS, core_config, place_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
 from .factored import FactoredMatrix
-from .inputs import Batch, embedding_batch, token_batch
+from .inputs import Batch, as_array, embedding_batch, token_batch
 from .run import Run
 from .sites import LOGITS, SITES, SiteTable
 
@@ -317,11 +317,16 @@ class Model:
             logits = 0
         elif logits == 0 and any(s is LOGITS for s, _ in pairs):
             logits = _LOGITS["all"]
+        if logits == 0 and not pairs:
+            raise ConfigError(
+                "nothing is asked for: the run has no logits"
+                f"{'' if stop is None else ', as it stops early,'} and captures nothing"
+            )
         where = None
         if positions is not None:
             if all(s is LOGITS for s, _ in pairs):
                 raise ConfigError("positions choose what is kept of captured sites, but none is captured")
-            where = np.atleast_1d(np.asarray(positions))
+            where = np.atleast_1d(as_array(positions, "positions"))
             if where.ndim != 1 or where.dtype.kind not in "iu" or where.size == 0:
                 raise ShapeError(f"positions must be a list of integers, not {where.dtype} {list(where.shape)}")
             longest = int(lengths.max(initial=0))

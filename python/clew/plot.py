@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,12 +50,14 @@ class _Figure(Figure):
         return data.getvalue()
 
 
-def _axes(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+def _axes(
+    ax: Axes | None, width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained"
+) -> tuple[Figure, Axes]:
     if ax is not None:
         figure = ax.get_figure(root=True)
         assert figure is not None
         return figure, ax
-    figure = _Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure = _Figure(figsize=(width, height), dpi=120, layout=layout)
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 
@@ -189,12 +191,12 @@ def attention(
         raise ShapeError(f"{len(labels)} labels for a pattern of {n_query} queries and {n_key} keys")
     written = labels is not None and n_key <= _MAX_LABELS
     side = min(max(4.2, 0.2 * n_key + 2.0), 13.0) if written else 5.2
-    figure, ax = _axes(ax, side + 0.9, side)
+    figure, ax = _axes(ax, side + 1.4, side, "compressed")  # for axes of fixed proportions
     biggest = float(np.abs(weights).max()) or 1.0
     signed = bool((weights < 0).any())
     image = ax.imshow(
         weights,
-        cmap="RdBu_r" if signed else "cividis",
+        cmap="RdBu_r" if signed else "Blues",
         norm=Normalize(-biggest if signed else 0.0, biggest),
         interpolation="nearest",
     )

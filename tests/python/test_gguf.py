@@ -251,6 +251,13 @@ def test_other_divisors_are_kept(tmp_path: Path) -> None:
     assert not np.allclose(exact, config.replace(rope_scaling=None).rotary_frequencies())
 
 
+def test_divisors_and_a_linear_factor_together(tmp_path: Path) -> None:
+    keys = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
+    convert("llama3", tmp_path / "a.gguf", keys=keys)
+    exact = open_checkpoint(GOLDEN / "llama3").config.rotary_frequencies()
+    np.testing.assert_allclose(load_gguf(tmp_path / "a.gguf").config.rotary_frequencies(), exact / 2, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

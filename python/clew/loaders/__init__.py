@@ -67,7 +67,7 @@ def open_checkpoint(path: str | os.PathLike[str], dtype: DTypeLike | None = None
     if place.is_file():
         return _open_file(place, dtype)
     if text in bundled():
-        found = next(DATA / name for name in (text, f"{text}.bin", f"{text}.gguf") if (DATA / name).exists())
+        found = _bundled_paths()[text]
         return _open_directory(found, dtype) if found.is_dir() else _open_file(found, dtype)
     if _HUB_ID.fullmatch(text):
         return _open_directory(_from_hub(text), dtype)
@@ -77,15 +77,20 @@ def open_checkpoint(path: str | os.PathLike[str], dtype: DTypeLike | None = None
 
 def bundled() -> list[str]:
     """Names of the trained models inside the package, for :func:`clew.load`."""
-    if not DATA.is_dir():
-        return []
-    names = set()
-    for entry in DATA.iterdir():
+    return sorted(_bundled_paths())
+
+
+def _bundled_paths() -> dict[str, Path]:
+    """Name → file or directory: `x.bin`, `x.gguf`, a directory with config.json, or a directory x with such a file x."""
+    paths: dict[str, Path] = {}
+    for entry in sorted(DATA.iterdir()) if DATA.is_dir() else ():
         if entry.is_dir() and (entry / "config.json").is_file():
-            names.add(entry.name)
+            paths[entry.name] = entry
+        elif entry.is_dir():
+            paths.update({p.stem: p for p in entry.glob(f"{entry.name}.*") if p.suffix in (".bin", ".gguf")})
         elif entry.suffix in (".bin", ".gguf"):
-            names.add(entry.stem)
-    return sorted(names)
+            paths[entry.stem] = entry
+    return paths
 
 
 def _open_file(path: Path, dtype: DTypeLike | None) -> Checkpoint:

@@ -1,0 +1,1 @@
+"""Benchmarks. `python -m benchmarks` prints every figure as a ratio, `pytest benchmarks` runs pytest-benchmark."""
