@@ -354,6 +354,8 @@ static void close_job(job *j, clew_cancel *cancel) {
 
 bool clew_pool_for(size_t n, clew_task task, void *ctx, unsigned n_slots, clew_cancel *cancel) {
   pthread_once(&once, start);
+  if (clew_cancel_check(cancel))
+    return false; /* before a worker could begin */
   unsigned threads_now = clew_pool_threads(), threads = threads_now;
   if (threads > n_slots)
     threads = n_slots;

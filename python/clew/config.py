@@ -51,8 +51,9 @@ class ModelConfig:
     """What a model is; enough, with its weights, to run it.
 
     Fields carry the classic library's names where it has one. Lengths count elements, `eps` is added to the variance.
-    `None` for `d_vocab_out`, `d_head`, `n_key_value_heads`, `d_mlp`, `rotary_dim` and `attn_scale` means the usual value
-    (`d_vocab`, `d_model / n_heads`, `n_heads`, `4 · d_model`, `d_head`, `√d_head`), which the finished config holds.
+    `None` for `d_vocab_out`, `d_head`, `n_key_value_heads`, `d_mlp`, `rotary_dim` and `attn_scale` means the usual
+    value (`d_vocab`, `d_model / n_heads`, `n_heads`, `4 · d_model`, `d_head`, `√d_head`), which the finished config
+    holds.
 
     Raises
     ------
@@ -120,7 +121,8 @@ class ModelConfig:
     rotary_adjacent_pairs: bool = False
     rope_scaling: Mapping[str, Any] | None = None
     """Of the global layers: {"rope_type": "linear", "factor": f}; {"rope_type": "llama3", "factor", "low_freq_factor",
-    "high_freq_factor", "original_max_position_embeddings"}; or {"rope_type": "factors", "factors": divisors by pair}."""
+    "high_freq_factor", "original_max_position_embeddings"};
+    or {"rope_type": "factors", "factors": divisors by pair}."""
     embed_scale: float = 1.0
     tie_word_embeddings: bool = False
     qkv_bias: bool = True
@@ -139,12 +141,20 @@ class ModelConfig:
     """Other keys of the file's own configuration, kept for reference; none of them changes what is computed."""
 
     def __post_init__(self) -> None:
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | np.integer) and value >= least):
                 raise ConfigError(f"ModelConfig: {name} = {value!r}, must be a whole number, at least {least}")
-        for name in ("attn_scale", "rotary_base", "rotary_base_local", "attn_scores_soft_cap", "output_logits_soft_cap"):
+        for name in (
+            "attn_scale",
+            "rotary_base",
+            "rotary_base_local",
+            "attn_scores_soft_cap",
+            "output_logits_soft_cap",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"ModelConfig: {name} = {value}, must be positive")

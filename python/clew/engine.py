@@ -120,9 +120,7 @@ def place_weights(weights: Mapping[str, Array], config: ModelConfig, dtype: np.d
     if not config.norm_affine:  # the core would apply them
         strange = [name for name in weights if _NORM.search(name)]
         if strange:
-            raise LoadError(
-                f"weights that norms of type {config.normalization_type} do not have: {_listed(strange)}"
-            )
+            raise LoadError(f"weights that norms of type {config.normalization_type} do not have: {_listed(strange)}")
     placed: dict[str, Array] = {}
     for name in sorted(weights, key=lambda n: known[n]):
         array = np.asarray(weights[name])

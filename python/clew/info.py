@@ -12,6 +12,7 @@ from . import _core
 
 __version__: str = _core.build_info()["version"]
 
+
 def bundled() -> list[str]:
     """Names of the trained models inside the package; `clew.load(name)` loads one.
 

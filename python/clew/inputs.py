@@ -104,7 +104,8 @@ def embedding_batch(embeddings: Any, d_model: int, dtype: np.dtype[Any]) -> Batc
 
     Raises ShapeError naming both shapes.
     """
-    if isinstance(embeddings, Sequence) and len(embeddings) and all(as_array(e, "embeddings").ndim == 2 for e in embeddings):
+    listed = isinstance(embeddings, Sequence) and len(embeddings) > 0
+    if listed and all(as_array(e, "embeddings").ndim == 2 for e in embeddings):
         rows = [np.asarray(e) for e in embeddings]
     else:
         array = as_array(embeddings, "embeddings")

@@ -38,7 +38,7 @@ class Weights(Mapping[str, Array]):
     """Every weight by its full name, in classic layout; read-only views wherever the file's layout allows."""
 
     def __init__(self, arrays: dict[str, Array]) -> None:
-        self._arrays = {}
+        self._arrays: dict[str, Array] = {}
         for name, array in arrays.items():
             view = array.view()
             view.flags.writeable = False
@@ -138,10 +138,10 @@ class Model:
         self._table = SiteTable(self.config.n_layers, self._core.has_site)
 
     @classmethod
-    def from_config(
-        cls, config: ModelConfig, seed: int = 0, dtype: str | np.dtype[Any] | type = "float32"
-    ) -> Model:
-        """A model with seeded random weights: N(0, initializer_range), projections into the stream scaled by 1/√(2 n_layers).
+    def from_config(cls, config: ModelConfig, seed: int = 0, dtype: str | np.dtype[Any] | type = "float32") -> Model:
+        """A model with seeded random weights.
+
+        N(0, initializer_range²), what writes into the stream divided by √(2 n_layers); biases 0, norm weights 1.
 
         Raises ShapeError for a dtype other than float32 and float64.
         """
@@ -310,18 +310,16 @@ class Model:
         stop = self._layer(stop_after_layer, "stop_after_layer")
         if start is not None and stop is not None and stop < start:
             raise ConfigError(f"start_at_layer = {start_at_layer} lies behind stop_after_layer = {stop_after_layer}")
-        pairs = self._table.resolve(capture, start, stop)
+        wanted = [capture] if isinstance(capture, str) else list(capture or ())
+        pairs = self._table.resolve(wanted, start, stop)
         if stop is not None:
             if logits == _LOGITS["last"]:
                 raise ConfigError(f'logits = "last": a run that stops after layer {stop} has none')
             logits = 0
-        elif logits == 0 and any(s is LOGITS for s, _ in pairs):
+        elif logits == 0 and "logits" in wanted:
             logits = _LOGITS["all"]
-        if logits == 0 and not pairs:
-            raise ConfigError(
-                "nothing is asked for: the run has no logits"
-                f"{'' if stop is None else ', as it stops early,'} and captures nothing"
-            )
+        elif logits == 0:  # a glob may mean them, but None was said
+            pairs = [(s, n) for s, n in pairs if s is not LOGITS]
         where = None
         if positions is not None:
             if all(s is LOGITS for s, _ in pairs):
@@ -365,9 +363,7 @@ class Model:
         if batch * pos > _MOST_TOKENS:
             raise TokenError(f"plan of {batch} × {pos} tokens: one run takes at most {_MOST_TOKENS}")
         lengths = np.full(batch, pos, np.int32)
-        core = self._plan(
-            lengths, capture, positions, start_at_layer, stop_after_layer, _logits_mode(logits), False
-        )
+        core = self._plan(lengths, capture, positions, start_at_layer, stop_after_layer, _logits_mode(logits), False)
         return Plan(core, batch, pos)
 
     def _batch(self, tokens: Any, embeddings: Any, start_at_layer: int | None) -> Batch:
@@ -495,8 +491,8 @@ def _logits_mode(logits: Logits) -> int:
 def load(path: str | PathLike[str], dtype: str | np.dtype[Any] | None = None) -> Model:
     """Loads a model: a Hugging Face directory, `x.gguf`, llama2.c `x.bin`, a classic state, a hub id or a bundled name.
 
-    dtype: None keeps float32, or float64 for float64 files (float16 and bfloat16 become float32); "float32" or "float64"
-    converts. float32 weights stay in the mapped file.
+    dtype: None keeps float32, or float64 for float64 files (float16 and bfloat16 become float32); "float32" or
+    "float64" converts. float32 weights stay in the mapped file.
 
     Raises
     ------

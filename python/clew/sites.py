@@ -132,7 +132,7 @@ class SiteTable:
         return number % self.n_layers
 
     def find(self, name: str, first: int = 0, last: int | None = None) -> list[tuple[Site, int]]:
-        """(site, layer) pairs that a name means: exact, short (`"z"`, `"attn.z"`), short with a layer (`"z.3"`) or glob.
+        """(site, layer) pairs that a name means: exact, short (`"z"`, `"attn.z"`), with a layer (`"z.3"`) or glob.
 
         Globs and short names cover the layers `first` to `last`; an exact name may lie outside them.
 
@@ -151,9 +151,7 @@ class SiteTable:
         found: list[tuple[Site, int]] = []
         if any(c in name for c in "*?["):
             for s in self.sites:
-                found += [
-                    (s, n) for n in (layers if s.layered else (0,)) if fnmatch.fnmatchcase(s.full_name(n), name)
-                ]
+                found += [(s, n) for n in (layers if s.layered else (0,)) if fnmatch.fnmatchcase(s.full_name(n), name)]
         else:
             short, number = name, None
             match = re.fullmatch(r"(.+)\.(-?\d+)", name)

@@ -32,9 +32,20 @@ static double round_off(clew_dtype dtype) { return dtype == CLEW_FLOAT32 ? 0x1p-
 
 static void begin(fixture *f, clew_dtype dtype) {
   memset(f, 0, sizeof *f);
-  f->config = (clew_config){.dtype = dtype, .n_layers = 1, .d_model = 4, .n_heads = 1, .n_kv_heads = 1, .d_head = 4,
-                            .d_mlp = 6, .n_ctx = 16, .d_vocab = 5, .d_vocab_out = 5, .eps = 1e-5, .embed_scale = 1,
-                            .causal = true, .attn_only = true};
+  f->config = (clew_config){.dtype = dtype,
+                            .n_layers = 1,
+                            .d_model = 4,
+                            .n_heads = 1,
+                            .n_kv_heads = 1,
+                            .d_head = 4,
+                            .d_mlp = 6,
+                            .n_ctx = 16,
+                            .d_vocab = 5,
+                            .d_vocab_out = 5,
+                            .eps = 1e-5,
+                            .embed_scale = 1,
+                            .causal = true,
+                            .attn_only = true};
   for (int l = 0; l < 4; l++)
     f->layers[l].score_scale = 1;
 }
@@ -104,8 +115,13 @@ static clew_model *model_of(fixture *f) {
 }
 
 static clew_request ask(int32_t n_seq, const int32_t *lengths, const clew_site_ref *capture, size_t n_capture) {
-  return (clew_request){.n_seq = n_seq, .lengths = lengths, .capture = capture, .n_capture = n_capture,
-                        .start_layer = -1, .stop_layer = -1, .logits = CLEW_LOGITS_ALL};
+  return (clew_request){.n_seq = n_seq,
+                        .lengths = lengths,
+                        .capture = capture,
+                        .n_capture = n_capture,
+                        .start_layer = -1,
+                        .stop_layer = -1,
+                        .logits = CLEW_LOGITS_ALL};
 }
 
 static clew_run *run_of(const clew_model *model, const clew_request *request, const int32_t *tokens, clew_plan **plan) {
@@ -354,8 +370,10 @@ static void test_out_of_memory(clew_dtype dtype) {
   add_everything(&f, dtype);
   f.config.layers = f.layers, f.config.inv_freq = f.inv_freq;
   const int32_t positions[2] = {-1, 2};
-  sweep sweeps[4] = {{&f, NULL, CLEW_LOGITS_ALL, true}, {&f, positions, CLEW_LOGITS_LAST, true},
-                     {&f, NULL, CLEW_LOGITS_LOSS, true}, {&f, NULL, CLEW_LOGITS_LAST, false}};
+  sweep sweeps[4] = {{&f, NULL, CLEW_LOGITS_ALL, true},
+                     {&f, positions, CLEW_LOGITS_LAST, true},
+                     {&f, NULL, CLEW_LOGITS_LOSS, true},
+                     {&f, NULL, CLEW_LOGITS_LAST, false}};
   for (int i = 0; i < 4; i++) {
     const size_t n = sweep_memory(make_plan_run, &sweeps[i]);
     CHECK(n > (sweeps[i].capture ? 60u : 30u), "only %zu allocations", n);

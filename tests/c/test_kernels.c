@@ -325,10 +325,7 @@ static void F(test_gemm)(const char *isa) {
     for (size_t r = 0; r < 40; r++) {
       const size_t n = 1 + below(67), k = 1 + below(67);
       F(gemm_case)
-      (isa, rows[i], n, k, r % 2, r % 4 < 2 ? (T)1 : (T)-0.75,
-       r % 8 < 4    ? (T)0
-       : r % 16 < 8 ? (T)1
-                    : (T)0.5);
+      (isa, rows[i], n, k, r % 2, r % 4 < 2 ? (T)1 : (T)-0.75, r % 8 < 4 ? (T)0 : r % 16 < 8 ? (T)1 : (T)0.5);
     }
   for (size_t columns = 0; columns < 2; columns++) {
     F(gemm_case)(isa, 4, 1030, 300, columns, 1, 0);
@@ -463,13 +460,17 @@ static void F(test_activations)(const char *isa) {
       }
       CHECK(worst <= 1, "%s activation %d: %.3Lf of the bound at %.17g", isa, act, worst, where);
     }
-    const T special[3] = {(T)NAN, (T)INFINITY, 0};
-    T out[3], in[3];
+    const T special[4] = {(T)NAN, (T)INFINITY, 0, (T)-1e30};
+    T out[4], in[4];
     memcpy(in, special, sizeof in);
-    F(kernels)->bias_act(out, 3, in, 3, NULL, NULL, 0, 1, 3, (clew_act)act);
+    F(kernels)->bias_act(out, 4, in, 4, NULL, NULL, 0, 1, 4, (clew_act)act);
     CHECK(isnan(out[0]), "%s activation %d of NaN: %g", isa, act, (double)out[0]);
     CHECK(out[1] == (act == CLEW_ACT_TANH || act == CLEW_ACT_SIGMOID ? 1 : (T)INFINITY), "%s activation %d of inf: %g",
           isa, act, (double)out[1]);
+    CHECK(out[3] == (act == CLEW_ACT_NONE   ? (T)-1e30
+                     : act == CLEW_ACT_TANH ? -1
+                                            : 0),
+          "%s activation %d of -1e30: %g", isa, act, (double)out[3]);
     CHECK(out[2] == (act == CLEW_ACT_SIGMOID ? (T)0.5 : 0), "%s activation %d of 0: %g", isa, act, (double)out[2]);
   }
 

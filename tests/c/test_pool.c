@@ -28,14 +28,18 @@ typedef struct count_job {
   atomic_ulong wrong;
 } count_job;
 
+static atomic_uint n_in_tasks;
+
 static void count_task(void *ctx, size_t index, unsigned slot) {
   count_job *j = ctx;
+  n_in_tasks++;
   if (slot >= j->n_slots || (slot == 0) != pthread_equal(j->caller, pthread_self()) || j->busy[slot]++ > 0)
     j->wrong++;
   j->done[index]++;
   for (volatile int i = 0; i < 100; i++)
     ;
   j->busy[slot]--;
+  n_in_tasks--;
 }
 
 static bool count_run(size_t n, unsigned n_slots) {
@@ -171,9 +175,13 @@ static void test_environment(void) {
   const char *const pairs[][2] = {{"3", "3"},   {"1", "1"},     {"100000", "256"},
                                   {"0", NULL},  {"-2", NULL},   {"", NULL},
                                   {"2x", NULL}, {"many", NULL}, {"99999999999999999999", NULL}};
+  CHECK(clew_pool_threads() >= 1); /* the parent's own look must not count for the children */
   for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
     check_in_child(in_environment, (void *)(size_t)pairs[i], pairs[i][0]);
   check_in_child(on_one_cpu, NULL, "affinity mask of one");
+  clew_pool_resize(7);
+  const char *const kept[2] = {"3", "7"};
+  check_in_child(in_environment, (void *)(size_t)kept, "a size that was set holds in children");
 }
 
 static void without_threads(void *ctx) {
@@ -298,6 +306,7 @@ static void *keep_busy(void *argument) {
 
 static void in_child(void *ctx) {
   (void)ctx;
+  CHECK(n_in_tasks == 0, "the fork came in the middle of a task: a lock may be held for ever");
   CHECK(count_run(1000, 3));
   CHECK(most_at_once(3, 3, 3) == 3, "the child has workers of its own");
   clew_pool_resize(2);

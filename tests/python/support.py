@@ -1,4 +1,4 @@
-"""What the engine's tests share: models of the zoo, comparisons, memory, and Python scripts in a process of their own."""
+"""What the engine's tests share: models of the zoo, comparisons, memory, and scripts in a process of their own."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import clew
 import numpy as np
+from clew.loaders.checkpoint import Checkpoint
 from numpy.typing import NDArray
 from zoo import random_weights
-
-import clew
-from clew.loaders.checkpoint import Checkpoint
 
 Array = NDArray[Any]
 
@@ -55,9 +54,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def run_python(
-    script: str, *flags: str, timeout: float = 120, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run_python(script: str, *flags: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a script with the package and the tests' modules on its path; stderr is part of the result."""
     path = os.pathsep.join([str(Path(clew.__file__).parent.parent), str(Path(__file__).parent)])
     return subprocess.run(

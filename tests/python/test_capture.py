@@ -1,20 +1,19 @@
-"""What a run gives: names, positions, ragged batches, layers, the arrays themselves, and the plan that foretells them."""
+"""What a run gives: names, positions, ragged batches, layers, the arrays, and the plan that foretells them."""
 
 from __future__ import annotations
 
 import gc
 from typing import Any
 
+import clew
 import numpy as np
 import pytest
+from clew import ConfigError, ShapeError, SiteError, _core
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import assert_close, make, relative_error, with_positions
 from twin import twin
 from zoo import random_tokens, zoo
-
-import clew
-from clew import ConfigError, ShapeError, SiteError, _core
 
 ZOO = zoo()
 EXACT = 1e-12
@@ -61,7 +60,9 @@ def test_short_names_mean_every_layer(deep: clew.Model) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["pattern.3", "attn.pattern.3", ("pattern", 3), ("pattern", np.int64(3)), "pattern.-4"])
+@pytest.mark.parametrize(
+    "name", ["pattern.3", "attn.pattern.3", ("pattern", 3), ("pattern", np.int64(3)), "pattern.-4"]
+)
 def test_a_layer_can_be_named_in_many_ways(deep: clew.Model, name: Any) -> None:
     run = deep.run([1, 2, 3], capture=[name])
     assert set(run) == {"blocks.3.attn.hook_pattern", "logits"}
@@ -148,7 +149,9 @@ def test_run_and_sites_print_themselves(gemma2: clew.Model) -> None:
 # ---- Any capture list ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gptj", "llama3", "qwen3", "linear_window", "attn_only", "ln_sandwich"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "gemma2", "gptj", "llama3", "qwen3", "linear_window", "attn_only", "ln_sandwich"]
+)
 def test_each_site_alone_is_what_it_is_among_all(name: str) -> None:
     config = ZOO[name]
     model, weights = make(config)
@@ -163,7 +166,9 @@ def test_each_site_alone_is_what_it_is_among_all(name: str) -> None:
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_capture_list_gives_parts_of_the_full_run(data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(["gpt2", "gemma3", "phi", "gpt_neox", "mistral", "attn_only", "linear_full", "opt"]))
+    name = data.draw(
+        st.sampled_from(["gpt2", "gemma3", "phi", "gpt_neox", "mistral", "attn_only", "linear_full", "opt"])
+    )
     config = ZOO[name]
     model, _ = make(config)
     lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import clew
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,8 +12,6 @@ from hypothesis import strategies as st
 from support import assert_close, make, relative_error, with_positions
 from twin import activation, soft_cap, softmax, twin, visible
 from zoo import random_tokens, random_weights, zoo
-
-import clew
 
 ZOO = zoo()
 EXACT = 1e-12  # float64 round-off; largest seen 7e-15

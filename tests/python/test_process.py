@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import clew
 import numpy as np
 import pytest
+from clew import _core
 from support import assert_python, make, relative_error, resident, run_python
 from twin import twin
 from zoo import random_tokens, zoo
-
-import clew
-from clew import _core
 
 ZOO = zoo()
 
@@ -45,7 +44,8 @@ def test_bits_do_not_depend_on_the_number_of_threads(config: clew.ModelConfig, d
 
     def everything() -> dict[str, bytes]:
         runs = {
-            "even": model.run(even, capture="*"), "streaming": model.run(even), "ragged": model.run(ragged, capture="*"),
+            "even": model.run(even, capture="*"), "streaming": model.run(even),
+            "ragged": model.run(ragged, capture="*"),
             "last": model.run(ragged, logits="last"), "few": model.run(few, capture=["resid_post", "z"]),
             "some": model.run(ragged, capture="*", positions=[-1, 0]),
         }  # fmt: skip
@@ -176,7 +176,9 @@ def in_child(check):
 
 
 def test_a_forked_child_runs_the_model() -> None:
-    assert_python(SETUP + """
+    assert_python(
+        SETUP
+        + """
 want = bits()
 for _ in range(3):
     in_child(lambda: bits() == want)
@@ -187,11 +189,14 @@ def grandchild():
     return bits() == want
 in_child(grandchild)
 print("fine")
-""")
+"""
+    )
 
 
 def test_a_fork_while_other_threads_run() -> None:
-    assert_python(SETUP + """
+    assert_python(
+        SETUP
+        + """
 want = bits()
 stop, wrong = False, []
 def work():
@@ -209,11 +214,14 @@ for thread in threads:
     thread.join()
 assert not wrong and bits() == want
 print("fine")
-""")
+"""
+    )
 
 
 def test_arrays_live_on_in_a_child() -> None:
-    assert_python(SETUP + """
+    assert_python(
+        SETUP
+        + """
 run = model.run(tokens, capture="z")
 z = run.stack("z")
 want = z.tobytes()
@@ -226,11 +234,14 @@ def check():
 in_child(check)
 assert z.tobytes() == want
 print("fine")
-""")
+"""
+    )
 
 
 def test_multiprocessing_by_fork() -> None:
-    assert_python(SETUP + """
+    assert_python(
+        SETUP
+        + """
 import multiprocessing
 want = model.run(tokens).logits.tobytes()
 def work(_):
@@ -238,7 +249,8 @@ def work(_):
 with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map(work, range(6)) == [True] * 6
 print("fine")
-""")
+"""
+    )
 
 
 # ---- Ctrl-C ----------------------------------------------------------------------------------------------------
@@ -490,7 +502,9 @@ def test_pythons_debugging_allocators_have_no_complaint() -> None:
 
 def test_a_process_ends_well_at_any_moment() -> None:
     """Threads that still run, arrays and models that outlive the module's other objects."""
-    assert_python(SETUP + """
+    assert_python(
+        SETUP
+        + """
 kept = model.run(tokens, capture="z")["z", 0]
 def work():
     while True:
@@ -498,7 +512,8 @@ def work():
 threading.Thread(target=work, daemon=True).start()
 time.sleep(0.05)
 print("fine")
-""")
+"""
+    )
 
 
 def test_importing_twice_is_harmless() -> None:

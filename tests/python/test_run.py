@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import clew
 import numpy as np
 import pytest
+from clew.loaders.checkpoint import Checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import make, relative_error, with_positions
 from twin import twin
 from zoo import random_tokens, random_weights, zoo
-
-import clew
-from clew.loaders.checkpoint import Checkpoint
 
 ZOO = zoo()
 EXACT = 1e-12
@@ -239,7 +238,9 @@ def test_a_prompts_company_does_not_change_it(name: str, prompts: list[list[int]
     for i, prompt in enumerate(prompts):
         alone = model.run(prompt, capture="resid_post")
         assert relative_error(together.logits[i, : len(prompt)], alone.logits[0]) <= EXACT
-        assert relative_error(together.stack("resid_post")[:, i, : len(prompt)], alone.stack("resid_post")[:, 0]) <= EXACT
+        assert (
+            relative_error(together.stack("resid_post")[:, i, : len(prompt)], alone.stack("resid_post")[:, 0]) <= EXACT
+        )
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -308,3 +309,11 @@ def test_a_config_and_a_seed_are_a_model() -> None:
     single = clew.Model.from_config(config, seed=4)
     assert single.dtype == np.float32
     assert relative_error(single.run(tokens).logits, one.run(tokens).logits) <= 1e-5
+
+
+def test_logits_none_wins_over_globs(gpt2: clew.Model) -> None:
+    """logits=None: only an exact name asks for them; a run that is asked for nothing gives nothing."""
+    assert "logits" not in gpt2.run([1, 2], capture="*", logits=None)
+    assert "logits" in gpt2.run([1, 2], capture=["logits"], logits=None)
+    assert len(gpt2.run([1, 2], logits=None)) == 0
+    assert gpt2.plan(1, 2, logits=None).keep_bytes == 0

@@ -81,7 +81,7 @@ def bundled() -> list[str]:
 
 
 def _bundled_paths() -> dict[str, Path]:
-    """Name → file or directory: `x.bin`, `x.gguf`, a directory with config.json, or a directory x with such a file x."""
+    """Name → file or directory: `x.bin`, `x.gguf`, a directory with config.json or with such a file of its name."""
     paths: dict[str, Path] = {}
     for entry in sorted(DATA.iterdir()) if DATA.is_dir() else ():
         if entry.is_dir() and (entry / "config.json").is_file():
