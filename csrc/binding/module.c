@@ -321,4 +321,8 @@ PyModuleDef clew_module = {.m_base = PyModuleDef_HEAD_INIT,
                            .m_traverse = core_traverse,
                            .m_clear = core_clear};
 
+/* What threadpoolctl knows the library by. */
+extern const char clew_thread_pool[];
+__attribute__((visibility("default"))) const char clew_thread_pool[] = "clew";
+
 PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&clew_module); }

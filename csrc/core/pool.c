@@ -306,6 +306,7 @@ static unsigned default_threads(void) {
 }
 
 unsigned clew_pool_threads(void) {
+  pthread_once(&once, start); /* a child of a fork looks again */
   unsigned n = atomic_load(&n_threads);
   if (n == 0) {
     unsigned unset = 0;

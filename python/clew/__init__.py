@@ -5,12 +5,15 @@ from __future__ import annotations
 from .errors import ConfigError, Error, LoadError, ShapeError, SiteError, TokenError, UnsupportedModelError
 
 # isort: split
-from ._core import get_num_threads, set_num_threads
 from .config import ModelConfig
 from .factored import FactoredMatrix
 from .info import __version__, bundled, show_config
 from .model import Model, Plan, load
 from .run import Run
+from .threads import get_num_threads, register, set_num_threads
+
+register()
+del register
 
 __all__ = [
     "ConfigError",

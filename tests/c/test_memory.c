@@ -84,12 +84,12 @@ static void test_slab(void) {
 
 static void test_reuse(void) {
   const size_t sizes[] = {1 * MIB, 10 * MIB};
-  for (size_t i = 0; i < 2; i++) {
-    size_t bytes = sizes[i];
+  for (size_t i = 0; i < 4; i++) {
+    size_t bytes = sizes[i / 2];
     clew_slab *a = clew_slab_new(bytes), *b = clew_slab_new(bytes + bytes / 16);
     void *data_a = clew_slab_data(a), *data_b = clew_slab_data(b);
-    clew_slab_release(a);
-    clew_slab_release(b); /* released last, but a fits better */
+    clew_slab_release(i % 2 ? a : b); /* in either order: a fits better */
+    clew_slab_release(i % 2 ? b : a);
     clew_slab *c = clew_slab_new(bytes - 5);
     CHECK(clew_slab_data(c) == data_a && clew_slab_bytes(c) == bytes - 5);
     clew_slab *d = clew_slab_new(bytes / 2);

@@ -528,3 +528,16 @@ model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2
 assert model.run([1, 2]).logits.shape == (1, 2, 5)
 print("fine")
 """)
+
+
+# ---- threadpoolctl -----------------------------------------------------------------------------------------------
+
+
+def test_threadpoolctl_sees_and_limits_the_pool() -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    clew.set_num_threads(3)
+    (ours,) = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "clew"]
+    assert ours["num_threads"] == 3 and ours["version"] == clew.__version__
+    with threadpoolctl.threadpool_limits(1, user_api="clew"):
+        assert clew.get_num_threads() == 1
+    assert clew.get_num_threads() == 3
