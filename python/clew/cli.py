@@ -238,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub.add_argument("--out", default="out", metavar="DIR", help="folder for the figures (out), made where missing")
-    sub.add_argument("--model", default="stories260K", metavar="MODEL", help="another model (stories260K)")
+    sub.add_argument("--model", default="shakespeare", metavar="MODEL", help="another model (shakespeare)")
     sub.set_defaults(act=lambda args: demo.main(args.out, args.model))
     return parser
 

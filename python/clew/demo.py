@@ -1,4 +1,4 @@
-"""The demonstration: a trained model reads the beginning of a story, and one sees what each of its layers predicts."""
+"""The demonstration: a trained model reads a text, and one sees what each of its layers predicts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from . import lens, model
 
 Array = NDArray[Any]
 
-STORY = (
-    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
-    "One day, she saw a big, red ball."
+TEXT = (
+    "GREMIO:\nGood morrow, neighbour Baptista.\n\nBAPTISTA:\nGood morrow, neighbour Gremio.\n"
+    "God save you, gentlemen!\n\nPETRUCHIO:\nAnd you, good sir!"
 )
+"""From the part of the plays that the bundled model was not trained on."""
 FIGURES = ("residual_norms.png", "attention_pattern.png", "logit_lens.png")
 _SHOWN = 20  # positions in the table and in the figure of the lens
 _WIDE = 16  # characters of a table's column
@@ -100,7 +101,7 @@ def looks_back(pattern: Array) -> tuple[int, int, float]:
     return int(layer), int(head), float(weight.max())
 
 
-def main(out: str | PathLike[str] = "out", name: str | PathLike[str] = "stories260K") -> list[Path]:
+def main(out: str | PathLike[str] = "out", name: str | PathLike[str] = "shakespeare") -> list[Path]:
     """Runs the demonstration, prints it, and writes its figures into a folder; gives their paths.
 
     Other files in the folder stay. Raises LoadError, OSError, and ImportError where matplotlib is missing.
@@ -119,9 +120,9 @@ def main(out: str | PathLike[str] = "out", name: str | PathLike[str] = "stories2
         print(f"the model itself finds likeliest, {len(ids)} tokens:")
         print(textwrap.fill(" ".join(map(str, ids)), 100, initial_indent="  ", subsequent_indent="  "))
     else:
-        ids = of.tokenizer.encode(STORY)
+        ids = of.tokenizer.encode(TEXT)
         print(f"\nIt reads {len(ids)} tokens:")
-        print(textwrap.fill(STORY, 100, initial_indent="  ", subsequent_indent="  "))
+        print(textwrap.indent(TEXT, "  "))
 
     sites = ["resid_pre", "resid_post", "attn_out", "mlp_out", "pattern"]
     plan = of.plan(1, len(ids), capture=sites)
