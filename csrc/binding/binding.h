@@ -23,8 +23,7 @@ extern PyModuleDef clew_module;
 extern PyType_Spec clew_model_spec, clew_plan_spec;
 
 typedef struct clew_model_object {
-  PyObject_HEAD
-  clew_model *model;
+  PyObject_HEAD clew_model *model;
   PyObject *arrays; /* tuple of the weights: keeps their memory alive */
 } clew_model_object;
 

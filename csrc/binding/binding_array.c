@@ -12,8 +12,9 @@ PyObject *clew_slab_array(clew_slab *slab, size_t offset, int n_dims, const npy_
     clew_slab_release(slab);
     return NULL;
   }
-  PyObject *array = PyArray_New(&PyArray_Type, n_dims, shape, typenum, NULL, (char *)clew_slab_data(slab) + offset, 0,
-                                NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | (writeable ? NPY_ARRAY_WRITEABLE : 0), NULL);
+  PyObject *array =
+      PyArray_New(&PyArray_Type, n_dims, shape, typenum, NULL, (char *)clew_slab_data(slab) + offset, 0,
+                  NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | (writeable ? NPY_ARRAY_WRITEABLE : 0), NULL);
   if (array == NULL || PyArray_SetBaseObject((PyArrayObject *)array, capsule) < 0) { /* steals the capsule */
     if (array == NULL) {
       Py_DECREF(capsule);

@@ -49,15 +49,13 @@ static int read_config(clew_config *c, clew_layer_config **layers, PyObject *dic
       config_int(&c->n_heads, dict, "n_heads") < 0 || config_int(&c->n_kv_heads, dict, "n_kv_heads") < 0 ||
       config_int(&c->d_head, dict, "d_head") < 0 || config_int(&c->d_mlp, dict, "d_mlp") < 0 ||
       config_int(&c->n_ctx, dict, "n_ctx") < 0 || config_int(&c->d_vocab, dict, "d_vocab") < 0 ||
-      config_int(&c->d_vocab_out, dict, "d_vocab_out") < 0 ||
-      config_int(&c->pos_offset, dict, "pos_offset") < 0 || config_int(&c->n_rot, dict, "n_rot") < 0 ||
-      config_int(&c->linear_n, dict, "linear_n") < 0 || config_bool(&c->final_norm, dict, "final_norm") < 0 ||
-      config_bool(&c->post_norms, dict, "post_norms") < 0 || config_bool(&c->qk_norm, dict, "qk_norm") < 0 ||
-      config_bool(&c->rotary_adjacent, dict, "rotary_adjacent") < 0 ||
+      config_int(&c->d_vocab_out, dict, "d_vocab_out") < 0 || config_int(&c->pos_offset, dict, "pos_offset") < 0 ||
+      config_int(&c->n_rot, dict, "n_rot") < 0 || config_int(&c->linear_n, dict, "linear_n") < 0 ||
+      config_bool(&c->final_norm, dict, "final_norm") < 0 || config_bool(&c->post_norms, dict, "post_norms") < 0 ||
+      config_bool(&c->qk_norm, dict, "qk_norm") < 0 || config_bool(&c->rotary_adjacent, dict, "rotary_adjacent") < 0 ||
       config_bool(&c->attn_only, dict, "attn_only") < 0 || config_bool(&c->parallel, dict, "parallel") < 0 ||
       config_bool(&c->shared_norm, dict, "shared_norm") < 0 || config_bool(&c->gated, dict, "gated") < 0 ||
-      config_bool(&c->causal, dict, "causal") < 0 ||
-      config_bool(&c->linear_attention, dict, "linear_attention") < 0 ||
+      config_bool(&c->causal, dict, "causal") < 0 || config_bool(&c->linear_attention, dict, "linear_attention") < 0 ||
       config_bool(&c->exclude_self, dict, "exclude_self") < 0 || config_double(&c->eps, dict, "eps") < 0 ||
       config_double(&c->embed_scale, dict, "embed_scale") < 0 ||
       config_double(&c->score_softcap, dict, "score_softcap") < 0 ||

@@ -5,8 +5,7 @@
 #include "pool.h"
 
 typedef struct clew_plan_object {
-  PyObject_HEAD
-  clew_plan *plan;
+  PyObject_HEAD clew_plan *plan;
   clew_model_object *model;
   npy_intp n_rows; /* Σ lengths */
 } clew_plan_object;
@@ -23,7 +22,7 @@ static PyArrayObject *int_array(PyObject *object, const char *what) {
 
 /* Plan(model, lengths, capture, positions, start_layer, stop_layer, from_embeddings, logits) */
 static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-  static char *keywords[] = {"model",      "lengths",          "capture", "positions", "start_layer",
+  static char *keywords[] = {"model",      "lengths",         "capture", "positions", "start_layer",
                              "stop_layer", "from_embeddings", "logits",  NULL};
   clew_state *state = clew_state_of(type);
   PyObject *model, *lengths_object, *capture_object, *positions_object;
@@ -276,9 +275,9 @@ static PyGetSetDef plan_getset[] = {
     {"steps", (getter)plan_steps, NULL, "a line about each step", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
-static PyType_Slot plan_slots[] = {{Py_tp_new, plan_new},         {Py_tp_dealloc, plan_dealloc},
-                                   {Py_tp_methods, plan_methods}, {Py_tp_getset, plan_getset},
-                                   {Py_tp_doc, "A compiled request."}, {0, NULL}};
+static PyType_Slot plan_slots[] = {
+    {Py_tp_new, plan_new},       {Py_tp_dealloc, plan_dealloc},      {Py_tp_methods, plan_methods},
+    {Py_tp_getset, plan_getset}, {Py_tp_doc, "A compiled request."}, {0, NULL}};
 PyType_Spec clew_plan_spec = {.name = "clew._core.Plan",
                               .basicsize = sizeof(clew_plan_object),
                               .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,

@@ -125,8 +125,8 @@ static PyObject *core_first_bad(PyObject *module, PyObject *arg) {
 /* The three axes of an operand, a missing batch axis first, as strides in elements. */
 static int operand(ptrdiff_t strides[3], npy_intp shape[3], PyObject *object, const char *name, int typenum) {
   PyArrayObject *array = (PyArrayObject *)object;
-  if (!PyArray_Check(object) || PyArray_NDIM(array) < 2 || PyArray_NDIM(array) > 3 ||
-      PyArray_TYPE(array) != typenum || !PyArray_ISALIGNED(array) || !clew_in_slab(array)) {
+  if (!PyArray_Check(object) || PyArray_NDIM(array) < 2 || PyArray_NDIM(array) > 3 || PyArray_TYPE(array) != typenum ||
+      !PyArray_ISALIGNED(array) || !clew_in_slab(array)) {
     PyErr_Format(PyExc_ValueError, "product: %s must be a 2-D or 3-D array of the common dtype, in slab memory", name);
     return -1;
   }
@@ -261,12 +261,10 @@ static int core_exec(PyObject *module) {
     return -1;
   }
   clew_state *state = state_of_module(module);
-  static const char *const names[] = {[CLEW_ERROR_SHAPE] = "ShapeError",
-                                      [CLEW_ERROR_SITE] = "SiteError",
-                                      [CLEW_ERROR_TOKEN] = "TokenError",
-                                      [CLEW_ERROR_UNSUPPORTED] = "UnsupportedModelError",
-                                      [CLEW_ERROR_VALUE] = "ConfigError",
-                                      [CLEW_ERROR_CANCELLED] = NULL};
+  static const char *const names[] = {
+      [CLEW_ERROR_SHAPE] = "ShapeError",  [CLEW_ERROR_SITE] = "SiteError",
+      [CLEW_ERROR_TOKEN] = "TokenError",  [CLEW_ERROR_UNSUPPORTED] = "UnsupportedModelError",
+      [CLEW_ERROR_VALUE] = "ConfigError", [CLEW_ERROR_CANCELLED] = NULL};
   PyObject *errors = PyImport_ImportModule("clew.errors");
   if (errors == NULL) {
     return -1;

@@ -13,15 +13,15 @@
 
 #define CLEW_FEW_ROWS 32
 
-#define CLEW_DECLARE_GEMM(suffix, type)                                                                              \
-  clew_status clew_gemm##suffix(type *c, ptrdiff_t rs_c, ptrdiff_t cs_c, const type *a, ptrdiff_t rs_a,              \
-                                ptrdiff_t cs_a, const type *b, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n,   \
+#define CLEW_DECLARE_GEMM(suffix, type)                                                                                \
+  clew_status clew_gemm##suffix(type *c, ptrdiff_t rs_c, ptrdiff_t cs_c, const type *a, ptrdiff_t rs_a,                \
+                                ptrdiff_t cs_a, const type *b, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n,     \
                                 size_t k, type alpha, type beta);
 
 CLEW_DECLARE_GEMM(_f32, float)
 CLEW_DECLARE_GEMM(_f64, double)
 
-const char *clew_blas_kernel(void);  /* BLIS's kernel family on this machine: "zen3", "haswell", "skx", ... */
+const char *clew_blas_kernel(void); /* BLIS's kernel family on this machine: "zen3", "haswell", "skx", ... */
 const char *clew_blas_version(void);
 
 #endif

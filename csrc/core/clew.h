@@ -14,11 +14,11 @@
  *   if (clew_run_new(&run, plan, &input, NULL, &err) != CLEW_OK) goto failed;  // computes
  *   clew_slab *slab = clew_run_slab(run, 0);                                   // the first output's memory
  *
- * Ownership: clew_X_new gives one reference, clew_X_free drops it. A model borrows its tensors: their memory must outlive
- * it, and lie in slabs (memory.h) because matrix products may read past an operand's end. A plan keeps no pointer to
- * the request. A run holds its slabs; clew_slab_retain keeps one alive beyond it.
- * Models and plans are immutable: any number of threads may run them at once. A run belongs to one thread.
- * Nothing here prints, aborts or exits. Every failure is a status and, in the error, a sentence that names the cause. */
+ * Ownership: clew_X_new gives one reference, clew_X_free drops it. A model borrows its tensors: their memory must
+ * outlive it, and lie in slabs (memory.h) because matrix products may read past an operand's end. A plan keeps no
+ * pointer to the request. A run holds its slabs; clew_slab_retain keeps one alive beyond it. Models and plans are
+ * immutable: any number of threads may run them at once. A run belongs to one thread. Nothing here prints, aborts or
+ * exits. Every failure is a status and, in the error, a sentence that names the cause. */
 #ifndef CLEW_H
 #define CLEW_H
 
@@ -116,10 +116,10 @@ typedef struct clew_config {
   clew_dtype dtype;
   int32_t n_layers, d_model, n_heads, n_kv_heads, d_head, d_mlp, n_ctx;
   int32_t d_vocab, d_vocab_out; /* tokens read, logits written */
-  clew_norm norm;         /* of ln1, ln2, ln_final and the post-norms */
-  bool final_norm;        /* is there an ln_final */
-  bool post_norms;        /* ln1_post, ln2_post (Gemma 2 and 3) */
-  bool qk_norm;           /* RMS norm of every head's query and key */
+  clew_norm norm;               /* of ln1, ln2, ln_final and the post-norms */
+  bool final_norm;              /* is there an ln_final */
+  bool post_norms;              /* ln1_post, ln2_post (Gemma 2 and 3) */
+  bool qk_norm;                 /* RMS norm of every head's query and key */
   double eps;
   clew_position position;
   int32_t pos_offset;     /* OPT: row of W_pos that position 0 reads */
@@ -134,11 +134,11 @@ typedef struct clew_config {
   bool gated;
   clew_act act;
   bool causal;
-  bool linear_attention;   /* pattern = scores / n instead of softmax */
-  int32_t linear_n;        /* n; 0: the number of visible keys */
-  bool exclude_self;       /* linear attention: a position does not see itself */
-  double score_softcap, logit_softcap;    /* 0: none */
-  const clew_layer_config *layers;        /* [n_layers] */
+  bool linear_attention;               /* pattern = scores / n instead of softmax */
+  int32_t linear_n;                    /* n; 0: the number of visible keys */
+  bool exclude_self;                   /* linear attention: a position does not see itself */
+  double score_softcap, logit_softcap; /* 0: none */
+  const clew_layer_config *layers;     /* [n_layers] */
 } clew_config;
 
 /* ---- Model -------------------------------------------------------------------------------------------------- */
@@ -163,11 +163,11 @@ typedef struct clew_request {
   const int32_t *lengths;       /* [n_seq], each ≥ 1 */
   const clew_site_ref *capture; /* [n_capture]; repeats are allowed */
   size_t n_capture;
-  const int32_t *positions;     /* [n_positions]: capture these only; negative: from each sequence's end. NULL: all */
+  const int32_t *positions; /* [n_positions]: capture these only; negative: from each sequence's end. NULL: all */
   size_t n_positions;
-  int32_t start_layer;          /* −1: begin with the embedding; else the input is the residual entering this block */
-  int32_t stop_layer;           /* −1: go to the end; else the last block to compute (no logits) */
-  bool from_embeddings;         /* the input replaces hook_embed */
+  int32_t start_layer;  /* −1: begin with the embedding; else the input is the residual entering this block */
+  int32_t stop_layer;   /* −1: go to the end; else the last block to compute (no logits) */
+  bool from_embeddings; /* the input replaces hook_embed */
   clew_logits logits;
 } clew_request;
 
@@ -178,8 +178,8 @@ typedef struct clew_output {
   const int32_t *layers; /* [n_layers], ascending */
   int32_t n_dims;        /* of one layer's array */
   size_t shape[4];
-  size_t slab;           /* index of the slab it lies in; sites that are one value share theirs */
-  size_t offset;         /* bytes into the slab of the first layer; the layers follow each other */
+  size_t slab;   /* index of the slab it lies in; sites that are one value share theirs */
+  size_t offset; /* bytes into the slab of the first layer; the layers follow each other */
 } clew_output;
 
 typedef struct clew_plan clew_plan;
@@ -216,8 +216,8 @@ clew_slab *clew_run_slab(const clew_run *run, size_t index);
 
 void clew_set_threads(unsigned n);
 unsigned clew_get_threads(void);
-const char *clew_kernel_isa(void);    /* "base", "v3", "v4" */
-const char *clew_blas_family(void);   /* BLIS's kernel family: "zen3", ... */
-const char *clew_blas_release(void);  /* BLIS's version */
+const char *clew_kernel_isa(void);   /* "base", "v3", "v4" */
+const char *clew_blas_family(void);  /* BLIS's kernel family: "zen3", ... */
+const char *clew_blas_release(void); /* BLIS's version */
 
 #endif

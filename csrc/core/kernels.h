@@ -36,49 +36,49 @@ typedef struct clew_mask {
   bool exclude_self;
 } clew_mask;
 
-#define CLEW_DECLARE_KERNELS(suffix, real)                                                                             \
-  typedef struct clew_kernels##suffix {                                                                                \
-    const char *isa;                                                                                                   \
-    /* c [m, n] = alpha · a [m, k] · b [k, n] + beta · c, unpacked, any m; b must have rs_b or cs_b of 1.              \
+#define CLEW_DECLARE_KERNELS(suffix, real)                                                                               \
+  typedef struct clew_kernels##suffix {                                                                                  \
+    const char *isa;                                                                                                     \
+    /* c [m, n] = alpha · a [m, k] · b [k, n] + beta · c, unpacked, any m; b must have rs_b or cs_b of 1.             \
      * Made for m ≤ 32: b is streamed from memory once. */                                                             \
-    void (*gemm_few)(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,            \
-                     ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta);                             \
+    void (*gemm_few)(real * c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,             \
+                     ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta);                               \
     /* Layer norm (centre) or RMS norm of x [rows, d]: scale = √(mean square of the centred x + eps),                  \
-     * normalized = centred / scale, out = normalized · w + b. w, b, normalized [rows, d], scale [rows] may be NULL;   \
-     * out may be x. */                                                                                                \
-    void (*norm)(real *out, real *normalized, real *scale, const real *x, const real *w, const real *b, size_t rows,   \
-                 size_t d, real eps, bool centre);                                                                     \
-    /* The end of a GEMM tile: pre += bias (NULL: none), post = act(pre) · (gate NULL ? 1 : gate). post may be pre,    \
-     * in which case pre is not kept. */                                                                               \
-    void (*bias_act)(real *post, ptrdiff_t ld_post, real *pre, ptrdiff_t ld_pre, const real *bias, const real *gate,   \
-                     ptrdiff_t ld_gate, size_t m, size_t n, clew_act act);                                             \
-    /* x += bias; sum = x + resid. bias, sum and resid may be NULL; sum may be x or resid. */                          \
-    void (*bias_add)(real *sum, ptrdiff_t ld_sum, real *x, ptrdiff_t ld_x, const real *bias, const real *resid,        \
-                     ptrdiff_t ld_resid, size_t m, size_t n);                                                          \
-    /* x = scale · x, then cap · tanh(x / cap) if cap > 0, then −inf where masked. */                                  \
-    void (*score)(real *x, ptrdiff_t ld, size_t m, size_t n, real scale, real cap, const clew_mask *mask);             \
+     * normalized = centred / scale, out = normalized · w + b. w, b, normalized [rows, d], scale [rows] may be NULL;    \
+     * out may be x. */                                                                                                  \
+    void (*norm)(real * out, real *normalized, real *scale, const real *x, const real *w, const real *b, size_t rows,    \
+                 size_t d, real eps, bool centre);                                                                       \
+    /* The end of a GEMM tile: pre += bias (NULL: none), post = act(pre) · (gate NULL ? 1 : gate). post may be pre,     \
+     * in which case pre is not kept. */                                                                                 \
+    void (*bias_act)(real * post, ptrdiff_t ld_post, real *pre, ptrdiff_t ld_pre, const real *bias, const real *gate,    \
+                     ptrdiff_t ld_gate, size_t m, size_t n, clew_act act);                                               \
+    /* x += bias; sum = x + resid. bias, sum and resid may be NULL; sum may be x or resid. */                            \
+    void (*bias_add)(real * sum, ptrdiff_t ld_sum, real *x, ptrdiff_t ld_x, const real *bias, const real *resid,         \
+                     ptrdiff_t ld_resid, size_t m, size_t n);                                                            \
+    /* x = scale · x, then cap · tanh(x / cap) if cap > 0, then −inf where masked. */                                \
+    void (*score)(real * x, ptrdiff_t ld, size_t m, size_t n, real scale, real cap, const clew_mask *mask);              \
     /* Softmax of each row in place; −inf gives exactly 0, a row without any finite entry gives zeros. */              \
-    void (*softmax)(real *x, ptrdiff_t ld, size_t m, size_t n);                                                        \
+    void (*softmax)(real * x, ptrdiff_t ld, size_t m, size_t n);                                                         \
     /* One block of a streaming softmax: score as above, then x = exp(x − new maximum), 0 where masked, maximum [m]    \
-     * and sum [m] brought up to date, correction [m] = exp(old maximum − new). maximum starts at −inf, sum at 0. */   \
-    void (*softmax_block)(real *x, ptrdiff_t ld, real *maximum, real *sum, real *correction, size_t m, size_t n,       \
-                          real scale, real cap, const clew_mask *mask);                                                \
-    /* Linear attention: x = scale_i · x where seen, else 0; scale [m] one factor a row. */                            \
-    void (*score_linear)(real *x, ptrdiff_t ld, size_t m, size_t n, const real *scale, const clew_mask *mask);         \
-    /* Rows times one factor each: x [m, n] ·= factor [m]; inverse: divides (0/0 gives 0). */                          \
-    void (*scale_rows)(real *x, ptrdiff_t ld, const real *factor, size_t m, size_t n, bool inverse);                   \
-    /* Rotary embedding of x [rows, heads, e] at pos [rows]: the first n_rot of each e; cos, sin [position, n_rot / 2].\
-     * adjacent: pairs (0,1), (2,3) … (GPT-J), else (i, i + n_rot / 2). out may be x. */                               \
-    void (*rotary)(real *out, const real *x, const int32_t *pos, const real *cosine, const real *sine, size_t rows,    \
-                   size_t heads, size_t e, size_t n_rot, bool adjacent);                                               \
-    void (*softcap)(real *x, ptrdiff_t ld, size_t m, size_t n, real cap); /* cap · tanh(x / cap) */                    \
-    /* Row maxima and Σ exp(x − maximum) of x [m, n]: for a log-sum-exp over blocks. */                                \
-    void (*log_sum)(real *maximum, real *sum, const real *x, ptrdiff_t ld, size_t m, size_t n);                        \
-    /* Elementwise, tested against long double: exp, tanh, erf. out may be x. */                                       \
-    void (*vexp)(real *out, const real *x, size_t n);                                                                  \
-    void (*vtanh)(real *out, const real *x, size_t n);                                                                 \
-    void (*verf)(real *out, const real *x, size_t n);                                                                  \
-  } clew_kernels##suffix;                                                                                              \
+     * and sum [m] brought up to date, correction [m] = exp(old maximum − new). maximum starts at −inf, sum at 0. */ \
+    void (*softmax_block)(real * x, ptrdiff_t ld, real *maximum, real *sum, real *correction, size_t m, size_t n,        \
+                          real scale, real cap, const clew_mask *mask);                                                  \
+    /* Linear attention: x = scale_i · x where seen, else 0; scale [m] one factor a row. */                             \
+    void (*score_linear)(real * x, ptrdiff_t ld, size_t m, size_t n, const real *scale, const clew_mask *mask);          \
+    /* Rows times one factor each: x [m, n] ·= factor [m]; inverse: divides (0/0 gives 0). */                           \
+    void (*scale_rows)(real * x, ptrdiff_t ld, const real *factor, size_t m, size_t n, bool inverse);                    \
+    /* Rotary embedding of x [rows, heads, e] at pos [rows]: the first n_rot of each e; cos, sin [position, n_rot /      \
+     * 2]. adjacent: pairs (0,1), (2,3) … (GPT-J), else (i, i + n_rot / 2). out may be x. */                                     \
+    void (*rotary)(real * out, const real *x, const int32_t *pos, const real *cosine, const real *sine, size_t rows,     \
+                   size_t heads, size_t e, size_t n_rot, bool adjacent);                                                 \
+    void (*softcap)(real * x, ptrdiff_t ld, size_t m, size_t n, real cap); /* cap · tanh(x / cap) */                    \
+    /* Row maxima and Σ exp(x − maximum) of x [m, n]: for a log-sum-exp over blocks. */                               \
+    void (*log_sum)(real * maximum, real *sum, const real *x, ptrdiff_t ld, size_t m, size_t n);                         \
+    /* Elementwise, tested against long double: exp, tanh, erf. out may be x. */                                         \
+    void (*vexp)(real * out, const real *x, size_t n);                                                                   \
+    void (*vtanh)(real * out, const real *x, size_t n);                                                                  \
+    void (*verf)(real * out, const real *x, size_t n);                                                                   \
+  } clew_kernels##suffix;                                                                                                \
   const clew_kernels##suffix *clew_get_kernels##suffix(void);
 
 CLEW_DECLARE_KERNELS(_f32, float)

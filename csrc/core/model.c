@@ -47,9 +47,16 @@ static clew_status check_config(const clew_config *c, clew_error *err) {
   const struct {
     const char *name;
     int32_t value, low;
-  } sizes[] = {{"n_layers", c->n_layers, 0},     {"d_model", c->d_model, 1}, {"n_heads", c->n_heads, 1},
-               {"n_kv_heads", c->n_kv_heads, 1}, {"d_head", c->d_head, 1},   {"n_ctx", c->n_ctx, 1},
-               {"d_vocab", c->d_vocab, 1}, {"d_vocab_out", c->d_vocab_out, 1}, {"n_rot", c->n_rot, 0},     {"pos_offset", c->pos_offset, 0},
+  } sizes[] = {{"n_layers", c->n_layers, 0},
+               {"d_model", c->d_model, 1},
+               {"n_heads", c->n_heads, 1},
+               {"n_kv_heads", c->n_kv_heads, 1},
+               {"d_head", c->d_head, 1},
+               {"n_ctx", c->n_ctx, 1},
+               {"d_vocab", c->d_vocab, 1},
+               {"d_vocab_out", c->d_vocab_out, 1},
+               {"n_rot", c->n_rot, 0},
+               {"pos_offset", c->pos_offset, 0},
                {"d_mlp", c->d_mlp, c->attn_only ? 0 : 1}};
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
     if (sizes[i].value < sizes[i].low) {
@@ -63,8 +70,8 @@ static clew_status check_config(const clew_config *c, clew_error *err) {
   }
   if (c->position == CLEW_POSITION_ROTARY &&
       (c->n_rot % 2 != 0 || c->n_rot > c->d_head || c->n_inv_freq < 1 || c->inv_freq == NULL)) {
-    return clew_fail(err, CLEW_ERROR_VALUE, "config: n_rot = %d must be even, at most d_head = %d, with inv_freq", c->n_rot,
-                     c->d_head);
+    return clew_fail(err, CLEW_ERROR_VALUE, "config: n_rot = %d must be even, at most d_head = %d, with inv_freq",
+                     c->n_rot, c->d_head);
   }
   for (int32_t l = 0; l < c->n_layers; l++) {
     if (c->layers[l].window < 0 ||
@@ -397,10 +404,9 @@ clew_status clew_model_new(clew_model **out, const clew_config *config, const cl
          to_norm(&b->ln2, model, TENSOR(LN2_W, l), TENSOR(LN2_B, l)) &&
          to_norm(&b->ln2_post, model, TENSOR(LN2_POST_W, l), TENSOR(LN2_POST_B, l)) &&
          to_norm(&b->q_norm, model, TENSOR(Q_NORM_W, l), NULL) &&
-         to_norm(&b->k_norm, model, TENSOR(K_NORM_W, l), NULL) &&
-         to_matrix(&b->W_Q, model, TENSOR(W_Q, l), true) && to_matrix(&b->W_K, model, TENSOR(W_K, l), true) &&
-         to_matrix(&b->W_V, model, TENSOR(W_V, l), true) && to_matrix(&b->W_O, model, TENSOR(W_O, l), false) &&
-         to_matrix(&b->W_gate, model, TENSOR(W_GATE, l), false) &&
+         to_norm(&b->k_norm, model, TENSOR(K_NORM_W, l), NULL) && to_matrix(&b->W_Q, model, TENSOR(W_Q, l), true) &&
+         to_matrix(&b->W_K, model, TENSOR(W_K, l), true) && to_matrix(&b->W_V, model, TENSOR(W_V, l), true) &&
+         to_matrix(&b->W_O, model, TENSOR(W_O, l), false) && to_matrix(&b->W_gate, model, TENSOR(W_GATE, l), false) &&
          to_matrix(&b->W_in, model, TENSOR(W_IN, l), false) && to_matrix(&b->W_out, model, TENSOR(W_OUT, l), false) &&
          to_vector(&b->b_Q, model, TENSOR(B_Q, l)) && to_vector(&b->b_K, model, TENSOR(B_K, l)) &&
          to_vector(&b->b_V, model, TENSOR(B_V, l)) && to_vector(&b->b_O, model, TENSOR(B_O, l)) &&

@@ -46,7 +46,9 @@ struct clew_model {
   clew_rotary_table *rotary;
 };
 
-static inline size_t clew_dtype_size(clew_dtype dtype) { return dtype == CLEW_FLOAT32 ? sizeof(float) : sizeof(double); }
+static inline size_t clew_dtype_size(clew_dtype dtype) {
+  return dtype == CLEW_FLOAT32 ? sizeof(float) : sizeof(double);
+}
 
 /* Tables for at least n_pos positions; NULL when memory is short. Any thread. */
 const clew_rotary_table *clew_model_rotary(const clew_model *model, size_t n_pos);

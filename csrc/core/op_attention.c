@@ -24,14 +24,17 @@ typedef struct R(block) {
   const real *q, *k, *v;    /* q: [n_queries, e] of the block; k, v: [n_keys, e] of the sequence; strided rows */
   real *z;                  /* [n_queries, e], strided rows; or NULL */
   ptrdiff_t ld_q, ld_kv;
-  real *scores;             /* [n_queries, ld_scores] */
+  real *scores; /* [n_queries, ld_scores] */
   ptrdiff_t ld_scores;
   real *maximum, *sum, *correction; /* [n_queries] */
 } R(block);
 
 static clew_mask R(mask)(const clew_exec *x, const clew_step *s, const R(block) * b, size_t k0) {
-  return (clew_mask){.q0 = b->q0, .k0 = (ptrdiff_t)k0, .window = s->attention.window,
-                     .causal = x->model->config.causal, .exclude_self = x->model->config.exclude_self};
+  return (clew_mask){.q0 = b->q0,
+                     .k0 = (ptrdiff_t)k0,
+                     .window = s->attention.window,
+                     .causal = x->model->config.causal,
+                     .exclude_self = x->model->config.exclude_self};
 }
 
 /* scores [n_queries, n] = q · kᵀ for keys k0 … k0 + n */
@@ -92,7 +95,8 @@ static void R(stream)(const clew_exec *x, const clew_step *s, const R(block) * b
   }
 }
 
-/* Rows of the block to an output [n_seq, h, n_positions, longest]; keys that no query of the block sees get `unseen`. */
+/* Rows of the block to an output [n_seq, h, n_positions, longest]; keys that no query of the block sees get `unseen`.
+ */
 static void R(keep)(const clew_exec *x, const clew_step *s, const R(block) * b, int32_t output, real unseen) {
   const clew_plan *plan = x->plan;
   const size_t longest = (size_t)plan->longest;

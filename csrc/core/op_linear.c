@@ -172,8 +172,11 @@ static void R(loss_block_task)(void *ctx, size_t index, unsigned slot) {
   const clew_matrix *w = &x->model->W_U;
   const size_t row = index % job->row_blocks * CLEW_LOSS_ROWS, block = index / job->row_blocks;
   const size_t col = block * CLEW_LOSS_COLS;
-  const R(tile) t = {.row = row, .rows = clew_min(CLEW_LOSS_ROWS, job->n_rows - row), .col = col,
-                     .cols = clew_min(CLEW_LOSS_COLS, w->n - col), .group_col = col};
+  const R(tile) t = {.row = row,
+                     .rows = clew_min(CLEW_LOSS_ROWS, job->n_rows - row),
+                     .col = col,
+                     .cols = clew_min(CLEW_LOSS_COLS, w->n - col),
+                     .group_col = col};
   real *tile = (real *)(x->slots + slot * x->plan->slot_bytes);
   real *maximum = tile + (size_t)CLEW_LOSS_ROWS * CLEW_LOSS_COLS, *sum = maximum + CLEW_LOSS_ROWS;
   R(multiply)(tile, (ptrdiff_t)t.cols, x, w, job->s->loss.in, &t);

@@ -82,10 +82,10 @@ static void R(norm_task)(void *ctx, size_t index, unsigned slot) {
   ROWS_OF_TASK(job, index, begin, end);
   real *normalized = clew_buffer_data(x, s->norm.normalized), *scale = clew_buffer_data(x, s->norm.scale);
   const size_t at = begin * groups * d;
-  R(clew_get_kernels)()->norm((real *)clew_buffer_data(x, s->norm.out) + at, normalized ? normalized + at : NULL,
-                            scale ? scale + begin : NULL, (const real *)clew_buffer_data(x, s->norm.in) + at,
-                            s->norm.weights->w, s->norm.weights->b, (end - begin) * groups, d,
-                            (real)x->model->config.eps, s->norm.centre);
+  R(clew_get_kernels)
+  ()->norm((real *)clew_buffer_data(x, s->norm.out) + at, normalized ? normalized + at : NULL,
+           scale ? scale + begin : NULL, (const real *)clew_buffer_data(x, s->norm.in) + at, s->norm.weights->w,
+           s->norm.weights->b, (end - begin) * groups, d, (real)x->model->config.eps, s->norm.centre);
 }
 
 void R(clew_op_norm)(const clew_exec *x, const clew_step *s) {
@@ -105,11 +105,10 @@ static void R(rotary_task)(void *ctx, size_t index, unsigned slot) {
   const size_t cols = clew_cols(x, in), e = (size_t)c->d_head, n_rot = (size_t)c->n_rot;
   const size_t table = (size_t)s->rotary.base * x->rotary->n_pos * (n_rot / 2);
   ROWS_OF_TASK(job, index, begin, end);
-  R(clew_get_kernels)()->rotary((real *)clew_buffer_data(x, out) + begin * cols,
-                              (const real *)clew_buffer_data(x, in) + begin * cols,
-                              x->plan->rows[s->rowset].pos + begin, (const real *)x->rotary->cosine + table,
-                              (const real *)x->rotary->sine + table, end - begin, cols / e, e, n_rot,
-                              c->rotary_adjacent);
+  R(clew_get_kernels)
+  ()->rotary((real *)clew_buffer_data(x, out) + begin * cols, (const real *)clew_buffer_data(x, in) + begin * cols,
+             x->plan->rows[s->rowset].pos + begin, (const real *)x->rotary->cosine + table,
+             (const real *)x->rotary->sine + table, end - begin, cols / e, e, n_rot, c->rotary_adjacent);
 }
 
 void R(clew_op_rotary)(const clew_exec *x, const clew_step *s) {
@@ -139,7 +138,7 @@ static void R(spread_task)(void *ctx, size_t index, unsigned slot) {
   (void)slot;
   const R(row_job) *job = ctx;
   const size_t heads = job->s->spread.heads, d = clew_cols(job->x, job->s->spread.in);
-  real *out = clew_buffer_data(job->x, job->s->spread.out);       /* [rows, heads, d] */
+  real *out = clew_buffer_data(job->x, job->s->spread.out);     /* [rows, heads, d] */
   const real *in = clew_buffer_data(job->x, job->s->spread.in); /* [rows, d] */
   ROWS_OF_TASK(job, index, begin, end);
   for (size_t r = begin; r < end; r++) {
@@ -169,8 +168,8 @@ static void R(store_task)(void *ctx, size_t index, unsigned slot) {
   const clew_step *s = job->s;
   const clew_plan *plan = x->plan;
   const size_t cols = plan->outputs[s->store.output].cols;
-  real *out = clew_output_data(x, s->store.output, s->layer);   /* [n_seq, n_positions, cols] */
-  const real *in = clew_buffer_data(x, s->store.in); /* [rows, cols] */
+  real *out = clew_output_data(x, s->store.output, s->layer); /* [n_seq, n_positions, cols] */
+  const real *in = clew_buffer_data(x, s->store.in);          /* [rows, cols] */
   ROWS_OF_TASK(job, index, begin, end);
   for (size_t i = begin; i < end; i++) {
     const size_t seq = i / plan->n_positions;

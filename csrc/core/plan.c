@@ -293,8 +293,16 @@ static int32_t emit_head_norm(clew_builder *b, clew_site site, const clew_norm_w
 static clew_part *add_part(clew_step *s, const char *name, const clew_matrix *w, const void *bias, int32_t in,
                            int32_t out) {
   clew_part *p = &s->linear.part[s->linear.n_parts++];
-  *p = (clew_part){.name = name, .w = w, .b = bias, .epilogue = CLEW_EPILOGUE_BIAS, .in = in, .out = out,
-                   .out2 = CLEW_NONE, .post = CLEW_NONE, .resid = CLEW_NONE, .sum = CLEW_NONE};
+  *p = (clew_part){.name = name,
+                   .w = w,
+                   .b = bias,
+                   .epilogue = CLEW_EPILOGUE_BIAS,
+                   .in = in,
+                   .out = out,
+                   .out2 = CLEW_NONE,
+                   .post = CLEW_NONE,
+                   .resid = CLEW_NONE,
+                   .sum = CLEW_NONE};
   return p;
 }
 
@@ -327,7 +335,8 @@ static void emit_spread(clew_builder *b, clew_site site, int32_t layer, int32_t 
   }
 }
 
-/* A branch ends: resid + (linear(in), then its post-norm). Gives the sum; the branch's own value is captured as `site`. */
+/* A branch ends: resid + (linear(in), then its post-norm). Gives the sum; the branch's own value is captured as `site`.
+ */
 static int32_t emit_branch_end(clew_builder *b, int32_t layer, const char *name, const clew_matrix *w, const void *bias,
                                int32_t in, int32_t resid, clew_site site, clew_site post_scale_site,
                                const clew_norm_weights *post_norm, clew_site sum_site, int32_t sum_layer) {
@@ -340,8 +349,8 @@ static int32_t emit_branch_end(clew_builder *b, int32_t layer, const char *name,
     clew_step *s = add_step(b, CLEW_OP_LINEAR, layer, rowset);
     add_part(s, name, w, bias, in, raw);
     /* the norm's output is what the branch adds: one value under two names */
-    const int32_t out = emit_norm(b, site == CLEW_ATTN_OUT ? "ln1_post" : "ln2_post", post_scale_site, post_norm, layer,
-                                  raw, site);
+    const int32_t out =
+        emit_norm(b, site == CLEW_ATTN_OUT ? "ln1_post" : "ln2_post", post_scale_site, post_norm, layer, raw, site);
     captured(b, site, layer, out);
     const int32_t sum = site_buffer(b, sum_site, sum_layer, rowset, d);
     s = add_step(b, CLEW_OP_ADD, layer, rowset);
@@ -423,8 +432,8 @@ static int32_t emit_mlp(clew_builder *b, int32_t layer, int32_t in) {
   }
   const int32_t post = site_buffer(b, CLEW_MLP_POST, layer, rowset, f);
   clew_step *s = add_step(b, CLEW_OP_LINEAR, layer, rowset);
-  clew_part *p = add_part(s, "mlp", c->gated ? &block->W_gate : &block->W_in, c->gated ? block->b_gate : block->b_in, in,
-                          pre == CLEW_NONE ? post : pre);
+  clew_part *p = add_part(s, "mlp", c->gated ? &block->W_gate : &block->W_in, c->gated ? block->b_gate : block->b_in,
+                          in, pre == CLEW_NONE ? post : pre);
   p->epilogue = c->gated ? CLEW_EPILOGUE_GATE : CLEW_EPILOGUE_ACT;
   p->post = post;
   if (c->gated) {
@@ -475,8 +484,9 @@ static int32_t emit_block(clew_builder *b, int32_t layer, int32_t resid, bool la
   } else if (!is_captured(b, CLEW_RESID_MID, layer) && is_captured(b, CLEW_MLP_IN, layer)) {
     after_attention = CLEW_MLP_IN;
   }
-  const int32_t mid = emit_branch_end(b, layer, "attn_out", &block->W_O, block->b_O, z, resid, CLEW_ATTN_OUT,
-                                      CLEW_LN1_POST_SCALE, &block->ln1_post, after_attention, c->attn_only ? at : layer);
+  const int32_t mid =
+      emit_branch_end(b, layer, "attn_out", &block->W_O, block->b_O, z, resid, CLEW_ATTN_OUT, CLEW_LN1_POST_SCALE,
+                      &block->ln1_post, after_attention, c->attn_only ? at : layer);
   if (c->attn_only) {
     captured(b, CLEW_RESID_POST, layer, mid);
     return mid;
@@ -672,8 +682,8 @@ static clew_status make_outputs(clew_builder *b, const clew_request *r, int32_t 
                           : embedding                  ? r->start_layer < 0
                                                        : r->stop_layer < 0;
     if (!computed) {
-      status = clew_fail(err, CLEW_ERROR_SITE, "%s is not computed: the run covers blocks %d to %d%s", name, first, last,
-                         embedding ? " and starts behind the embedding" : "");
+      status = clew_fail(err, CLEW_ERROR_SITE, "%s is not computed: the run covers blocks %d to %d%s", name, first,
+                         last, embedding ? " and starts behind the embedding" : "");
       goto done;
     }
     if (ref.site == CLEW_LOGITS && r->logits == CLEW_LOGITS_NONE) {

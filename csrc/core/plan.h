@@ -1,8 +1,8 @@
 /* A plan is a flat list of steps over buffers; one executor runs it (run.c).
  *
- * Rows are (sequence, position) pairs, packed without padding; a row set is a list of them. Row set 0 holds every row of
- * the input, row set 1 the last row of each sequence. Every buffer belongs to a row set and holds `cols` values a row.
- * A buffer lies in scratch memory, recycled once its last reader is done, or in a keep slab: then the step that
+ * Rows are (sequence, position) pairs, packed without padding; a row set is a list of them. Row set 0 holds every row
+ * of the input, row set 1 the last row of each sequence. Every buffer belongs to a row set and holds `cols` values a
+ * row. A buffer lies in scratch memory, recycled once its last reader is done, or in a keep slab: then the step that
  * computes it writes what the caller gets, in place. */
 #ifndef CLEW_PLAN_H
 #define CLEW_PLAN_H
@@ -20,12 +20,12 @@ typedef struct clew_rowset {
 typedef struct clew_buffer {
   size_t cols, bytes;
   int32_t rowset;
-  int32_t slab;    /* keep slab, or CLEW_NONE: scratch */
-  size_t offset;   /* bytes into scratch or slab */
-  int32_t born;    /* first step that writes it */
-  int32_t dies;    /* last step that reads or writes it */
-  bool scattered;  /* in the slab as [n_seq, longest, cols], padded: rows are not contiguous */
-  bool needed;     /* some step reads it, or the caller gets it */
+  int32_t slab;   /* keep slab, or CLEW_NONE: scratch */
+  size_t offset;  /* bytes into scratch or slab */
+  int32_t born;   /* first step that writes it */
+  int32_t dies;   /* last step that reads or writes it */
+  bool scattered; /* in the slab as [n_seq, longest, cols], padded: rows are not contiguous */
+  bool needed;    /* some step reads it, or the caller gets it */
 } clew_buffer;
 
 typedef enum clew_op {
@@ -117,10 +117,10 @@ typedef struct clew_step {
 
 /* Output i as the plan keeps it. */
 typedef struct clew_kept {
-  clew_output info;    /* what the caller sees */
-  size_t cols;         /* values of one (sequence, position) */
-  size_t layer_bytes;  /* bytes of one layer's array */
-  int32_t *at;         /* [n_layers of the model or 1] index of a layer in it, or CLEW_NONE */
+  clew_output info;   /* what the caller sees */
+  size_t cols;        /* values of one (sequence, position) */
+  size_t layer_bytes; /* bytes of one layer's array */
+  int32_t *at;        /* [n_layers of the model or 1] index of a layer in it, or CLEW_NONE */
 } clew_kept;
 
 struct clew_plan {
@@ -141,8 +141,8 @@ struct clew_plan {
   size_t n_outputs;
   size_t *slab_bytes; /* [n_slabs] */
   size_t n_slabs;
-  size_t scratch_bytes; /* buffers */
-  size_t slot_bytes;    /* each thread's own */
+  size_t scratch_bytes;   /* buffers */
+  size_t slot_bytes;      /* each thread's own */
   size_t table_positions; /* rotary tables reach this far */
   double flops;
 };

@@ -76,9 +76,10 @@ clew_status clew_run_new(clew_run **out, const clew_plan *plan, const clew_input
   for (; run->n_slabs < plan->n_slabs; run->n_slabs++) {
     clew_slab *slab = clew_slab_new(plan->slab_bytes[run->n_slabs]);
     if (slab == NULL) {
-      status = clew_fail(err, CLEW_ERROR_MEMORY,
-                         "out of memory: the run keeps %zu bytes and needs %zu more while it runs; %zu could not be had",
-                         clew_plan_keep_bytes(plan), scratch_bytes, plan->slab_bytes[run->n_slabs]);
+      status =
+          clew_fail(err, CLEW_ERROR_MEMORY,
+                    "out of memory: the run keeps %zu bytes and needs %zu more while it runs; %zu could not be had",
+                    clew_plan_keep_bytes(plan), scratch_bytes, plan->slab_bytes[run->n_slabs]);
       goto done;
     }
     run->slabs[run->n_slabs] = slab;
@@ -86,7 +87,8 @@ clew_status clew_run_new(clew_run **out, const clew_plan *plan, const clew_input
   }
   scratch = clew_slab_new(scratch_bytes);
   if (scratch == NULL) {
-    status = clew_fail(err, CLEW_ERROR_MEMORY, "out of memory: the run needs %zu bytes of scratch memory", scratch_bytes);
+    status =
+        clew_fail(err, CLEW_ERROR_MEMORY, "out of memory: the run needs %zu bytes of scratch memory", scratch_bytes);
     goto done;
   }
   x.scratch = clew_slab_data(scratch);
@@ -94,8 +96,8 @@ clew_status clew_run_new(clew_run **out, const clew_plan *plan, const clew_input
   if (plan->table_positions > 0) {
     x.rotary = clew_model_rotary(plan->model, plan->table_positions);
     if (x.rotary == NULL) {
-      status = clew_fail(err, CLEW_ERROR_MEMORY, "out of memory for rotary tables of %zu positions",
-                         plan->table_positions);
+      status =
+          clew_fail(err, CLEW_ERROR_MEMORY, "out of memory for rotary tables of %zu positions", plan->table_positions);
       goto done;
     }
   }
