@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import clew
+from clew import memory
 
 from . import cost, models
 from .floor import Gemm, Reading, flops
@@ -132,25 +134,39 @@ def forward(setting: Setting) -> list[Figure]:
 
 
 def capture(setting: Setting) -> list[Figure]:
-    """What capturing adds to a run, with warm memory."""
-    model = clew.load(setting.directory)
+    """What capturing adds to a run, with warm memory: each set takes turns with plain runs only.
+
+    More than 1 GiB of memory stays warm only where the limit of idle memory is raised, as a loop of large captures would.
+    """
+    memory.set_idle_limit(8 << 30)
+    model, shape = clew.load(setting.directory), (1, 1024)
+    ids = models.tokens(*shape)
     out = []
-    for batch, pos in ((1, 1024), (8, 128)):
-        ids = models.tokens(batch, pos)
-        sets = {
-            "all but scores, patterns, result, q/k/v_input": (models.LARGE + models.QKV_INPUTS, 1.08),
-            "all but scores, patterns, result": (models.LARGE, 1.08),
-            "everything": ((), 1.30),
+    for label, without, bound in (
+        ("all but scores, patterns, result, q/k/v_input", models.LARGE + models.QKV_INPUTS, 1.08),
+        ("all but scores, patterns, result", models.LARGE, 1.08),
+        ("everything", (), 1.30),
+    ):
+        names = models.sites(model, *without)
+        sides: dict[str, models.Forward] = {
+            "none": partial(model.run, ids),
+            "set": partial(model.run, ids, capture=names),
         }
-        captures = {name: models.sites(model, *without) for name, (without, _) in sets.items()}
-        sides: dict[str, models.Forward] = {"none": partial(model.run, ids)}
-        sides |= {name: partial(model.run, ids, capture=names) for name, names in captures.items()}
         times = alternate(sides, setting.rounds, 2)
-        for name, (_, bound) in sets.items():
-            kept = model.plan(batch, pos, capture=captures[name]).keep_bytes
-            note = f"keeps {kept / 1e6:.0f} MB"
-            out.append(of_times(f"{batch}×{pos}  {name} / none", times, name, "none", at_most(bound), note))
+        faults = _page_faults(sides["set"])
+        kept = model.plan(*shape, capture=names).keep_bytes
+        note = f"keeps {kept / 1e6:.0f} MB, {faults} page faults"
+        out.append(of_times(f"1×1024  {label} / none", times, "set", "none", at_most(bound), note))
     return out
+
+
+def _page_faults(run: models.Forward) -> int:
+    """Page faults of a run: none where its memory is warm."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    result = run()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    del result
+    return after - before
 
 
 # ---- Threads and growth -----------------------------------------------------------------------------------------

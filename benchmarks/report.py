@@ -168,11 +168,11 @@ def machine() -> dict[str, str]:
     """What the figures were measured on and with."""
     from clew import _core
 
-    build = _core.build_info()
+    build, load = _core.build_info(), os.getloadavg()
     facts = {
         "machine": platform.node(),
         "processor": f"{_processor()}, {usable_cores()} cores",
-        "load average": ", ".join(f"{x:.2f}" for x in os.getloadavg()),
+        "load average": ", ".join(f"{x:.2f}" for x in load) + (": BUSY, figures are rough" if load[0] > 0.5 else ""),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "clew": f"{build['version']}, kernels {build['kernels']}, BLIS {build['blis_version']} {build['blis_kernels']}",
     }

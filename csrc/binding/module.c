@@ -93,6 +93,16 @@ static PyObject *core_idle_bytes(PyObject *module, PyObject *unused) {
   return PyLong_FromSize_t(clew_slab_idle());
 }
 
+static PyObject *core_set_idle_limit(PyObject *module, PyObject *arg) {
+  (void)module;
+  const size_t bytes = PyLong_AsSize_t(arg);
+  if (bytes == (size_t)-1 && PyErr_Occurred()) {
+    return NULL;
+  }
+  clew_slab_set_idle_limit(bytes);
+  Py_RETURN_NONE;
+}
+
 static PyObject *core_trim(PyObject *module, PyObject *unused) {
   (void)module, (void)unused;
   clew_slab_trim();
@@ -243,6 +253,8 @@ static PyMethodDef core_methods[] = {
     {"map_file", core_map_file, METH_VARARGS, "map_file(path, slack=0)\n--\n\nA read-only uint8 array over a file."},
     {"in_slab", core_in_slab, METH_O, "in_slab(array)\n--\n\nDoes the array's memory lie in a slab?"},
     {"idle_bytes", core_idle_bytes, METH_NOARGS, "idle_bytes()\n--\n\nBytes kept for reuse."},
+    {"set_idle_limit", core_set_idle_limit, METH_O,
+     "set_idle_limit(bytes)\n--\n\nHow many bytes of released memory are kept for reuse (1 GiB)."},
     {"trim", core_trim, METH_NOARGS, "trim()\n--\n\nGives idle memory back to the system."},
     {"first_bad", core_first_bad, METH_O, "first_bad(array)\n--\n\nFlat index of the first NaN or infinity, or -1."},
     {"product", core_product, METH_VARARGS,

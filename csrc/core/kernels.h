@@ -68,7 +68,7 @@ typedef struct clew_mask {
     /* Rows times one factor each: x [m, n] ·= factor [m]; inverse: divides (0/0 gives 0). */                           \
     void (*scale_rows)(real * x, ptrdiff_t ld, const real *factor, size_t m, size_t n, bool inverse);                    \
     /* Rotary embedding of x [rows, heads, e] at pos [rows]: the first n_rot of each e; cos, sin [position, n_rot /      \
-     * 2]. adjacent: pairs (0,1), (2,3) … (GPT-J), else (i, i + n_rot / 2). out may be x. */                                     \
+     * 2]. adjacent: pairs (0,1), (2,3) … (GPT-J), else (i, i + n_rot / 2). out may be x. */                           \
     void (*rotary)(real * out, const real *x, const int32_t *pos, const real *cosine, const real *sine, size_t rows,     \
                    size_t heads, size_t e, size_t n_rot, bool adjacent);                                                 \
     void (*softcap)(real * x, ptrdiff_t ld, size_t m, size_t n, real cap); /* cap · tanh(x / cap) */                    \

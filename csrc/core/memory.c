@@ -55,8 +55,9 @@ typedef struct slab_list {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static slab_list idle;      /* released slabs, kept for reuse */
-static slab_list live;      /* mapped slabs in use: part of them may not be touched yet */
+static slab_list idle; /* released slabs, kept for reuse */
+static slab_list live; /* mapped slabs in use: part of them may not be touched yet */
+static size_t idle_limit = CLEW_IDLE_LIMIT;
 static size_t unchecked;    /* bytes mapped since the last look at what the machine has */
 static atomic_size_t count; /* allocations since clew_memory_fail_at */
 static atomic_size_t fail_at;
@@ -297,10 +298,10 @@ void clew_slab_release(clew_slab *slab) {
   enter();
   if (slab->kind == SLAB_MAPPED)
     list_remove(&live, slab);
-  if (slab->kind != SLAB_FILE && slab->capacity <= CLEW_IDLE_LIMIT) {
+  if (slab->kind != SLAB_FILE && slab->capacity <= idle_limit) {
     POISON(slab->data, slab->capacity);
     list_add(&idle, slab);
-    unwanted = take_oldest(CLEW_IDLE_LIMIT, MAX_IDLE);
+    unwanted = take_oldest(idle_limit, MAX_IDLE);
   }
   leave();
   give_back(unwanted);
@@ -311,6 +312,14 @@ size_t clew_slab_idle(void) {
   size_t bytes = idle.bytes;
   leave();
   return bytes;
+}
+
+void clew_slab_set_idle_limit(size_t bytes) {
+  enter();
+  idle_limit = bytes;
+  clew_slab *taken = take_oldest(bytes, MAX_IDLE);
+  leave();
+  give_back(taken);
 }
 
 void clew_slab_trim(void) {

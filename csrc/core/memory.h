@@ -2,7 +2,8 @@
  *
  * A slab is a reference-counted block of large memory: 64-byte aligned, backed by huge pages where the system has
  * them, followed by readable slack (BLIS may read past an operand's end). Released slabs are kept for reuse up to
- * CLEW_IDLE_LIMIT bytes in all, because fresh pages cost more than the arithmetic that fills them. */
+ * CLEW_IDLE_LIMIT bytes in all (or another limit), because fresh pages cost more than the arithmetic that fills them.
+ */
 #ifndef CLEW_MEMORY_H
 #define CLEW_MEMORY_H
 
@@ -22,9 +23,10 @@ clew_slab *clew_slab_new(size_t bytes); /* contents undefined; one reference; NU
 void *clew_slab_data(clew_slab *slab);
 size_t clew_slab_bytes(const clew_slab *slab);
 clew_slab *clew_slab_retain(clew_slab *slab);
-void clew_slab_release(clew_slab *slab); /* NULL is allowed; any thread */
-size_t clew_slab_idle(void);             /* bytes kept for reuse now */
-void clew_slab_trim(void);               /* gives all idle memory back */
+void clew_slab_release(clew_slab *slab);     /* NULL is allowed; any thread */
+size_t clew_slab_idle(void);                 /* bytes kept for reuse now */
+void clew_slab_set_idle_limit(size_t bytes); /* instead of CLEW_IDLE_LIMIT; gives back what is too much */
+void clew_slab_trim(void);                   /* gives all idle memory back */
 
 /* A read-only file mapped over the front of a reservation that is CLEW_SLACK or `slack` bytes longer, whichever is
  * more; as a slab, so that arrays over it keep it alive. *size is the file's size. errno tells what went wrong. */

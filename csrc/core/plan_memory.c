@@ -226,7 +226,8 @@ clew_tiling clew_tile(size_t m, size_t n) {
   clew_tiling t;
   if (m <= 32) { /* streams the weights: enough chunks for the threads, each long enough to prefetch */
     t.rows = m;
-    t.cols = (n / 8 + 63) / 64 * 64 t.cols = t.cols < 384 ? 384 : t.cols > 1024 ? 1024 : t.cols;
+    t.cols = (n / 8 + 63) / 64 * 64;
+    t.cols = t.cols < 384 ? 384 : t.cols > 1024 ? 1024 : t.cols;
   } else {
     t.rows = m <= 640 ? m : 512;
     t.cols = n <= 512 ? (n + 1) / 2 : n <= 1024 ? (n / 2 + 15) / 16 * 16 : 512;

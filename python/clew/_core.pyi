@@ -23,6 +23,9 @@ def in_slab(array: object, /) -> bool:
 def idle_bytes() -> int:
     """Bytes kept for reuse."""
 
+def set_idle_limit(bytes: int, /) -> None:
+    """How many bytes of released memory are kept for reuse (1 GiB)."""
+
 def trim() -> None:
     """Gives idle memory back to the system."""
 

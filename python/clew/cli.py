@@ -232,8 +232,8 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         parents=[common],
         help="a trained model, layer by layer, with figures",
-        description="A small trained model reads the beginning of a story. Prints what each layer predicts and writes "
-        f"{', '.join(demo.FIGURES)} into a folder (needs matplotlib: pip install 'clew[plot]').",
+        description="A small trained model reads a few lines. Prints what each layer predicts and writes "
+        f"{', '.join(demo.FIGURES)} into a folder (needs pip install 'clew[plot,text]').",
         epilog="examples:\n  clew demo\n  clew demo --out figures --model path/to/gpt2\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

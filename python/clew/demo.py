@@ -24,6 +24,7 @@ TEXT = (
 """From the part of the plays that the bundled model was not trained on."""
 FIGURES = ("residual_norms.png", "attention_pattern.png", "logit_lens.png")
 _SHOWN = 20  # positions in the table and in the figure of the lens
+_HEAD_SHOWN = 24  # positions in the figure of a head: their labels stay readable in a small picture
 _WIDE = 16  # characters of a table's column
 
 
@@ -104,23 +105,25 @@ def looks_back(pattern: Array) -> tuple[int, int, float]:
 def main(out: str | PathLike[str] = "out", name: str | PathLike[str] = "shakespeare") -> list[Path]:
     """Runs the demonstration, prints it, and writes its figures into a folder; gives their paths.
 
-    Other files in the folder stay. Raises LoadError, OSError, and ImportError where matplotlib is missing.
+    Other files in the folder stay. Raises LoadError (also where the model's tokenizer needs a package that is missing),
+    OSError, and ImportError where matplotlib is missing.
     """
     from . import plot
 
+    of = model.load(name)
+    tokenizer = of.tokenizer  # loaded now: a missing package is told before anything is printed or made
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    of = model.load(name)
     c = of.config
     print(f"{c.model_name}: {of.n_params:,} parameters, {c.n_layers} layers of {c.n_heads} heads, d_model {c.d_model}")
-    if of.tokenizer is None:
+    if tokenizer is None:
         start = c.bos_token_id if c.bos_token_id is not None else 0
         ids = _continued(of, [start], min(44, c.n_ctx) - 1)
         print("\nThere is no tokenizer beside this model: tokens are shown as ids (#), and the text is the story that")
         print(f"the model itself finds likeliest, {len(ids)} tokens:")
         print(textwrap.fill(" ".join(map(str, ids)), 100, initial_indent="  ", subsequent_indent="  "))
     else:
-        ids = of.tokenizer.encode(TEXT)
+        ids = tokenizer.encode(TEXT)
         print(f"\nIt reads {len(ids)} tokens:")
         print(textwrap.indent(TEXT, "  "))
 
@@ -142,11 +145,11 @@ def main(out: str | PathLike[str] = "out", name: str | PathLike[str] = "shakespe
     layer, head, weight = looks_back(run.stack("pattern")[:, 0])
     print(f"\nLayer {layer}, head {head} looks back most: {weight:.0%} of its attention goes to the token before.")
 
-    labels = plot.token_labels(of, run.tokens[0])  # type: ignore[index]
-    title = f"{c.model_name}, layer {layer}, head {head}: looks at the token before"
+    n = min(_HEAD_SHOWN, len(ids))
+    title = f"{c.model_name}, layer {layer}, head {head}: what each token attends to"
     figures = (
         plot.residual_norms(run, title=f"{c.model_name}: length of the residual stream"),
-        plot.attention(run["pattern", layer][0, head], labels, title=title),
+        plot.attention(run["pattern", layer][0, head, :n, :n], plot.token_labels(of, ids[:n]), title=title),
         plot.lens_table(view, positions=shown, title=f"{c.model_name}: the likeliest next token after each layer"),
     )
     paths = []

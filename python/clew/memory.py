@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core
+from .errors import ConfigError
 
 
 def map_file(path: str | os.PathLike[str], slack: int = 0) -> NDArray[np.uint8]:
@@ -54,3 +55,17 @@ def copy(array: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
     out = empty(array.shape, array.dtype if dtype is None else dtype)
     out[...] = array
     return out
+
+
+def set_idle_limit(size: int) -> None:
+    """How many bytes of released memory are kept for later runs; 1 GiB until this is called.
+
+    A loop that captures more than that in each run is faster with a higher limit: fresh memory costs more than the
+    arithmetic that fills it. 0 gives everything back at once.
+
+    >>> from clew import memory
+    >>> memory.set_idle_limit(1 << 30)
+    """
+    if size < 0:
+        raise ConfigError(f"set_idle_limit({size}): must not be negative")
+    _core.set_idle_limit(size)

@@ -157,7 +157,7 @@ def residual_norms(
     ax.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=True, framealpha=1.0, edgecolor="none", fontsize=9)  # no grid behind words
     return figure
 
 

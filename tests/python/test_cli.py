@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -68,7 +69,9 @@ def failing(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 def test_info_of_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
-    assert clew.__version__ in out and "stories260K" in out and "BLIS" in out
+    assert clew.__version__ in out and "BLIS" in out
+    bundled = next(line for line in out.splitlines() if line.startswith("bundled"))
+    assert bundled.split(None, 1)[1] == "shakespeare, stories260K"
 
 
 def test_info_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -301,12 +304,23 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: the demonstration's figures are not made")
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed: the demonstration has no text")
     out = tmp_path / "deep" / "out"
     out.mkdir(parents=True)
     (out / "mine.txt").write_text("kept")
     (out / demo.FIGURES[0]).write_text("old")
     assert cli.main(["demo", "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
+    model = clew.load("shakespeare")
+    view = logit_lens(model, demo.TEXT)
+    count = view.ranks.shape[2]
+    assert lines[0] == "shakespeare: 957,184 parameters, 4 layers of 4 heads, d_model 128"
+    start = lines.index(f"It reads {count} tokens:") + 1
+    shown = demo.TEXT.splitlines()
+    assert [line.removeprefix("  ") for line in lines[start : start + len(shown)]] == shown
+    assert set(demo.lens_lines(view, range(1, 21))) <= set(lines)
+    right = next(line for line in lines if line.startswith("first guess right")).split()[-4:]
+    assert right == [f"{(view.ranks[n, 0, :-1] == 0).mean():.0%}" for n in range(4)]
     assert lines[-1] == f"Made 3 figures in {out}: {', '.join(demo.FIGURES)}"
     assert sorted(p.name for p in out.iterdir()) == sorted(["mine.txt", *demo.FIGURES])
     assert (out / "mine.txt").read_text() == "kept"
@@ -319,7 +333,9 @@ def test_demo_with_words(worded: Path, tmp_path: Path, capsys: pytest.CaptureFix
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: the demonstration's figures are not made")
     assert cli.main(["demo", "--out", str(tmp_path), "--model", str(worded)]) == 0
     out = capsys.readouterr().out
-    assert demo.STORY in " ".join(out.split()) and "'n' " in out and "#" not in out
+    assert all(f"  {line}\n" in out for line in demo.TEXT.splitlines() if line)
+    assert all(f"\n'{letter}' " in out for letter in ["G", "R", "E", "M", "I", "O", ":", "\\n", "d", "w"])
+    assert "#" not in out
 
 
 def test_demo_without_words(bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -330,6 +346,16 @@ def test_demo_without_words(bare: Path, tmp_path: Path, capsys: pytest.CaptureFi
     model = clew.load(bare)
     ids = demo._continued(model, [1], 43)
     assert (model.run(ids).logits[0, :-1].argmax(-1) == ids[1:]).mean() > 0.95  # its own likeliest story
+
+
+def test_demo_of_a_bundled_model_without_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: the demonstration's figures are not made")
+    assert clew.load("stories260K").tokenizer is None
+    assert cli.main(["demo", "--out", str(tmp_path), "--model", "stories260K"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("stories260K: 260,032 parameters") and "no tokenizer beside this model" in out
+    assert "#403" in out and demo.TEXT.splitlines()[0] not in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(demo.FIGURES)
 
 
 def test_demo_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,6 +371,18 @@ def test_demo_without_matplotlib(
     monkeypatch.delitem(sys.modules, "clew.plot", raising=False)
     monkeypatch.delattr(clew, "plot", raising=False)
     assert failing(capsys, "demo", "--out", str(tmp_path)) == "clew.plot needs matplotlib: pip install 'clew[plot]'"
+
+
+def test_demo_without_tokenizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: it is what would be missed first")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 2
+    out, err = capsys.readouterr()
+    told = r"clew: error: \S*tokenizer\.json needs the tokenizers package: pip install 'clew\[text\]'\n"
+    assert out == "" and re.fullmatch(told, err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_looks_back() -> None:

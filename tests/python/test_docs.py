@@ -104,6 +104,7 @@ def shape_in(comment: str) -> tuple[int, ...] | None:
 
 
 def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed: the README's model has no text")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     code = blocks("python")
@@ -131,6 +132,7 @@ def test_commands_of_the_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: the README's demonstration is not run")
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed: the README's model has no text")
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("clew ")]
     assert len(lines) >= 4
@@ -188,8 +190,8 @@ def test_stored_outputs(path: Path) -> None:
 @pytest.mark.filterwarnings("default")  # the machinery of notebooks has its own
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reason = "nbclient, ipykernel and matplotlib (clew[notebook,plot]) are not all installed: notebooks are not run"
-    for needed in ("nbformat", "nbclient", "ipykernel", "matplotlib"):
+    reason = "nbclient, ipykernel, matplotlib and tokenizers (clew[notebook,plot,text]) are not all installed"
+    for needed in ("nbformat", "nbclient", "ipykernel", "matplotlib", "tokenizers"):
         pytest.importorskip(needed, reason=reason)
     import nbformat
     from nbclient import NotebookClient

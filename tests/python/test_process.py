@@ -15,7 +15,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import _core
+from clew import _core, memory
 from support import assert_python, make, relative_error, resident, run_python
 from twin import twin
 from zoo import random_tokens, zoo
@@ -432,7 +432,7 @@ def test_idle_memory_is_bounded_and_given_back() -> None:
     assert_python("""
 import numpy as np
 import clew
-from clew import _core
+from clew import _core, memory
 from support import resident
 _core.trim()
 assert _core.idle_bytes() == 0
@@ -520,7 +520,7 @@ def test_importing_twice_is_harmless() -> None:
     assert_python("""
 import importlib, sys
 import clew
-from clew import _core
+from clew import _core, memory
 first = _core.Model
 del sys.modules["clew._core"]
 again = importlib.import_module("clew._core")
@@ -541,3 +541,22 @@ def test_threadpoolctl_sees_and_limits_the_pool() -> None:
     with threadpoolctl.threadpool_limits(1, user_api="clew"):
         assert clew.get_num_threads() == 1
     assert clew.get_num_threads() == 3
+
+
+# ---- Idle memory -------------------------------------------------------------------------------------------------
+
+
+def test_the_idle_limit_is_kept() -> None:
+    model, _ = make(zoo()["gpt2"])
+    try:
+        memory.set_idle_limit(1 << 30)
+        model.run([1, 2, 3])
+        assert _core.idle_bytes() > 0
+        memory.set_idle_limit(0)
+        assert _core.idle_bytes() == 0
+        model.run([1, 2, 3])
+        assert _core.idle_bytes() == 0
+        with pytest.raises(clew.ConfigError, match=r"set_idle_limit\(-1\): must not be negative"):
+            memory.set_idle_limit(-1)
+    finally:
+        memory.set_idle_limit(1 << 30)

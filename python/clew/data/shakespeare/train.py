@@ -81,8 +81,10 @@ def main() -> None:
     fields = {k: v for k, v in config.to_dict().items() if k in kept}
     fields |= {"_name_or_path": "shakespeare", "tie_word_embeddings": True}
     (HERE / "config.json").write_text(json.dumps(fields, indent=1) + "\n")
-    record = {"seed": SEED, "steps": STEPS, "batch": BATCH, "context": CONTEXT, "rate": RATE, "train_tokens": len(train),
-              "held_out_tokens": held_out.numel(), "best_held_out_loss": round(best, 4), "curve": history}  # fmt: skip
+    record = {
+        "seed": SEED, "steps": STEPS, "batch": BATCH, "context": CONTEXT, "rate": RATE, "train_tokens": len(train),
+        "held_out_tokens": held_out.numel(), "best_held_out_loss": round(best, 4), "curve": history,
+    }  # fmt: skip
     (HERE / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
