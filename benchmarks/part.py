@@ -136,7 +136,7 @@ def forward(setting: Setting) -> list[Figure]:
 def capture(setting: Setting) -> list[Figure]:
     """What capturing adds to a run, with warm memory: each set takes turns with plain runs only.
 
-    More than 1 GiB of memory stays warm only where the limit of idle memory is raised, as a loop of large captures would.
+    More than 1 GiB of memory stays warm only where the limit of idle memory is raised.
     """
     memory.set_idle_limit(8 << 30)
     model, shape = clew.load(setting.directory), (1, 1024)
