@@ -95,7 +95,7 @@ static clew_status check_config(const clew_config *c, clew_error *err) {
   return CLEW_OK;
 }
 
-static size_t axis_length(const clew_config *c, char axis) {
+size_t clew_axis_length(const clew_config *c, char axis) {
   switch (axis) {
   case 'v':
     return (size_t)c->d_vocab;
@@ -111,8 +111,10 @@ static size_t axis_length(const clew_config *c, char axis) {
     return (size_t)c->d_head;
   case 'f':
     return (size_t)c->d_mlp;
-  default: /* 'c': W_pos may be longer than n_ctx */
+  case 'c': /* W_pos may be longer than n_ctx */
     return (size_t)c->n_ctx + (size_t)c->pos_offset;
+  default:
+    return 1;
   }
 }
 
@@ -320,7 +322,7 @@ static clew_status check_tensors(const clew_tensor **table, const clew_config *c
     bool fits = t->n_dims == n_dims && t->data != NULL;
     char expected[64] = "", found[80] = "";
     for (int32_t d = 0; d < n_dims; d++) {
-      const size_t length = axis_length(c, info->axes[d]);
+      const size_t length = clew_axis_length(c, info->axes[d]);
       fits = fits && (t->shape[d] == length ||
                       (info->axes[d] == 'c' && t->shape[d] > (size_t)c->pos_offset)); /* any number of positions */
       const size_t at = strlen(expected);

@@ -50,6 +50,9 @@ static inline size_t clew_dtype_size(clew_dtype dtype) {
   return dtype == CLEW_FLOAT32 ? sizeof(float) : sizeof(double);
 }
 
+/* Length of a weight's axis, by its letter in weights.def; 1 for a letter that is none. */
+size_t clew_axis_length(const clew_config *c, char axis);
+
 /* Tables for at least n_pos positions; NULL when memory is short. Any thread. */
 const clew_rotary_table *clew_model_rotary(const clew_model *model, size_t n_pos);
 

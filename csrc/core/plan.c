@@ -119,20 +119,10 @@ static size_t site_axis(const clew_builder *b, char axis) {
     return b->plan->n_positions;
   case 'k':
     return (size_t)b->plan->longest;
-  case 'd':
-    return (size_t)c->d_model;
-  case 'h':
-    return (size_t)c->n_heads;
-  case 'g':
-    return (size_t)c->n_kv_heads;
-  case 'e':
-    return (size_t)c->d_head;
-  case 'f':
-    return (size_t)c->d_mlp;
   case 'v':
     return (size_t)c->d_vocab_out;
   default:
-    return 1;
+    return clew_axis_length(c, axis);
   }
 }
 
