@@ -26,20 +26,28 @@ static PyObject *core_empty(PyObject *module, PyObject *args) {
     return NULL;
   }
   const int typenum = descr->type_num;
+  const int plain = (PyTypeNum_ISNUMBER(typenum) || PyTypeNum_ISBOOL(typenum)) && PyArray_ISNBO(descr->byteorder);
   size_t bytes = (size_t)PyDataType_ELSIZE(descr);
   Py_DECREF(descr);
+  if (!plain) { /* objects would be read as pointers; lengths and byte orders would be lost */
+    PyErr_SetString(PyExc_TypeError, "dtype must be a number or bool in native byte order");
+    return NULL;
+  }
   npy_intp shape[NPY_MAXDIMS];
   const Py_ssize_t n_dims = PyTuple_GET_SIZE(shape_object);
   if (n_dims > 8) {
     return PyErr_Format(PyExc_ValueError, "%zd axes, at most 8", n_dims);
   }
   for (Py_ssize_t d = 0; d < n_dims; d++) {
-    shape[d] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape_object, d));
+    shape[d] = PyNumber_AsSsize_t(PyTuple_GET_ITEM(shape_object, d), PyExc_MemoryError);
     if (shape[d] == -1 && PyErr_Occurred()) {
       return NULL;
     }
-    if (shape[d] < 0 || __builtin_mul_overflow(bytes, (size_t)shape[d], &bytes)) {
+    if (shape[d] < 0) {
       return PyErr_Format(PyExc_ValueError, "axis %zd has length %zd", d, (Py_ssize_t)shape[d]);
+    }
+    if (__builtin_mul_overflow(bytes, (size_t)shape[d], &bytes)) {
+      return PyErr_Format(PyExc_MemoryError, "out of memory: axis %zd has length %zd", d, (Py_ssize_t)shape[d]);
     }
   }
   clew_slab *slab = clew_slab_new(bytes);
@@ -226,12 +234,12 @@ static PyObject *core_weights(PyObject *module, PyObject *unused) {
 
 static PyObject *core_set_num_threads(PyObject *module, PyObject *arg) {
   (void)module;
-  const long n = PyLong_AsLong(arg);
+  const Py_ssize_t n = PyNumber_AsSsize_t(arg, NULL); /* what is too large becomes the largest */
   if (n == -1 && PyErr_Occurred()) {
     return NULL;
   }
   if (n < 1 || n > 256) {
-    return PyErr_Format(PyExc_ValueError, "set_num_threads(%ld): 1 to 256 threads", n);
+    return PyErr_Format(PyExc_ValueError, "set_num_threads(%S): 1 to 256 threads", arg);
   }
   clew_set_threads((unsigned)n);
   Py_RETURN_NONE;

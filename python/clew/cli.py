@@ -212,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs a model, prints the likeliest next tokens, and saves what was captured.",
         epilog='examples:\n  clew run path/to/gpt2 "The Eiffel Tower is in"\n'
         "  clew run stories260K --ids 1,403,407,261 --top 3 --lens 4\n"
-        '  clew run gpt2 "Hi" --capture "blocks.*.hook_resid_post,pattern.3" --save run.npz\n'
+        '  clew run openai-community/gpt2 "Hi" --capture "blocks.*.hook_resid_post,pattern.3" --save run.npz\n'
         "  cat story.txt | clew run path/to/gpt2 -\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

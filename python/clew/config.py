@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -44,6 +45,12 @@ _LEAST = {
     "rotary_dim": 0,
 }
 """The smallest value of each size."""
+
+_MOST = {"n_layers": 1 << 16}
+"""The largest value of each size where it is not 2³¹ − 1, the core's own."""
+
+_NEEDED = ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab", "pos_offset")
+"""Sizes that None does not stand for anything in."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +152,14 @@ class ModelConfig:
             object.__setattr__(self, name, value)
 
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | np.integer) and value >= least):
+            value, most = getattr(self, name), _MOST.get(name, 2**31 - 1)
+            if value is None and name not in _NEEDED:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise ConfigError(f"ModelConfig: {name} = {value!r}, must be a whole number, at least {least}")
+            if value > most:
+                raise ConfigError(f"ModelConfig: {name} = {value}, at most {most}")
+            put(name, int(value))
         for name in (
             "attn_scale",
             "rotary_base",
@@ -155,11 +167,25 @@ class ModelConfig:
             "attn_scores_soft_cap",
             "output_logits_soft_cap",
         ):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"ModelConfig: {name} = {value}, must be positive")
-        if not 0 <= self.eps < math.inf:
-            raise ConfigError(f"ModelConfig: eps = {self.eps}, must not be negative")
+            if getattr(self, name) is not None:
+                put(name, self._number(name))
+                if getattr(self, name) <= 0:
+                    raise ConfigError(f"ModelConfig: {name} = {getattr(self, name)}, must be positive")
+        for name in ("eps", "embed_scale", "initializer_range"):
+            put(name, self._number(name))
+        for name in ("eps", "initializer_range"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"ModelConfig: {name} = {getattr(self, name)}, must not be negative")
+        for flag in dataclasses.fields(self):
+            if flag.type == "bool":
+                if not isinstance(getattr(self, flag.name), bool | np.bool_):
+                    raise ConfigError(f"ModelConfig: {flag.name} = {getattr(self, flag.name)!r}, must be true or false")
+                put(flag.name, bool(getattr(self, flag.name)))
+        for name in ("act_fn", "normalization_type", "positional_embedding_type", "attention_kind", "attention_dir"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ConfigError(f"ModelConfig: {name} = {getattr(self, name)!r}, must be a name")
+        if self.attn_types is not None and not isinstance(self.attn_types, list | tuple):
+            raise ConfigError(f"ModelConfig: attn_types = {self.attn_types!r}, must be a list, one for each layer")
         if self.d_vocab_out is None:
             put("d_vocab_out", self.d_vocab)
         if self.tie_word_embeddings and self.d_vocab_out != self.d_vocab:
@@ -213,6 +239,15 @@ class ModelConfig:
             if "local" in self.attn_types and not self.window_size:
                 raise ConfigError("ModelConfig: local attention layers need window_size")
         self.rotary_frequencies()  # refuses scalings that the engine does not have
+
+    def _number(self, name: str) -> float:
+        """A finite number as a float."""
+        value = getattr(self, name)
+        if not isinstance(value, bool | np.bool_) and isinstance(value, int | float | np.integer | np.floating):
+            with contextlib.suppress(OverflowError):
+                if math.isfinite(number := float(value)):
+                    return number
+        raise ConfigError(f"ModelConfig: {name} = {value!r}, must be a finite number")
 
     @property
     def norm_affine(self) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import ShapeError
+
 Array = NDArray[Any]
 
 
@@ -21,8 +23,6 @@ class FactoredMatrix:
 
     def __init__(self, A: Array, B: Array) -> None:
         if A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[0]:
-            from .errors import ShapeError
-
             raise ShapeError(f"FactoredMatrix: A {list(A.shape)} and B {list(B.shape)} do not multiply")
         self.A = A
         """Left factor [rows, r]."""
@@ -44,11 +44,28 @@ class FactoredMatrix:
         """The transpose, factored."""
         return FactoredMatrix(self.B.T, self.A.T)
 
-    def __matmul__(self, right: Array) -> Array:
+    __array_ufunc__ = None  # array @ FactoredMatrix comes to __rmatmul__
+
+    def __matmul__(self, right: Any) -> Any:
+        """M @ right: an array [columns, …], or another FactoredMatrix, which keeps the product factored.
+
+        Raises ShapeError where the shapes do not fit.
+        """
+        _fits(self, right)
+        if isinstance(right, FactoredMatrix):
+            middle = self.B @ right.A
+            if self.A.shape[1] <= right.B.shape[0]:
+                return FactoredMatrix(self.A, middle @ right.B)
+            return FactoredMatrix(self.A @ middle, right.B)
         return np.asarray(self.A @ (self.B @ right))
 
     def __rmatmul__(self, left: Array) -> Array:
+        """left @ M for an array [..., rows]; raises ShapeError where the shapes do not fit."""
+        _fits(left, self)
         return np.asarray((left @ self.A) @ self.B)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.asarray(self.AB, dtype)
 
     def svd(self) -> tuple[Array, Array, Array]:
         """Thin singular value decomposition U [rows, r], S [r], Vh [r, columns], from the factors' QR."""
@@ -68,3 +85,11 @@ class FactoredMatrix:
 
     def __repr__(self) -> str:
         return f"FactoredMatrix {list(self.shape)} of rank {self.A.shape[1]} or less, {self.A.dtype}"
+
+
+def _fits(left: Any, right: Any) -> None:
+    """ShapeError unless left @ right is defined."""
+    shapes = [tuple(m.shape if isinstance(m, FactoredMatrix) else np.shape(m)) for m in (left, right)]
+    inner = shapes[1][-2] if len(shapes[1]) > 1 else (shapes[1] or (None,))[0]
+    if not shapes[0] or shapes[0][-1] != inner:
+        raise ShapeError(f"{list(shapes[0])} @ {list(shapes[1])} does not multiply")

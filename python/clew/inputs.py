@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from .errors import ShapeError, TokenError
 
 Array = NDArray[Any]
+
+MOST_TOKENS = 2**31 - 1
+"""Of one run; the core counts them in 32 bits."""
 
 
 @dataclass
@@ -38,6 +42,8 @@ class Batch:
 
 def as_array(value: Any, what: str) -> Array:
     """An array, or a ShapeError where lists of different depths or lengths make none."""
+    if np.ma.is_masked(value):
+        raise ShapeError(f"{what}: an array with masked values; give what is left of them, such as a.compressed()")
     try:
         return np.asarray(value)
     except ValueError as error:
@@ -52,6 +58,12 @@ def _id_array(value: Any, what: str) -> Array:
     if array.dtype.kind not in "iu":
         raise ShapeError(f"{what}: token ids must be integers, not {array.dtype} {list(array.shape)}")
     return array
+
+
+def _check_count(count: int) -> None:
+    """Refuses what one run cannot count."""
+    if count > MOST_TOKENS:
+        raise TokenError(f"{count} tokens: one run takes at most {MOST_TOKENS}")
 
 
 def token_batch(tokens: Any, d_vocab: int, encode: Callable[[str], list[int]]) -> Batch:
@@ -79,10 +91,12 @@ def token_batch(tokens: Any, d_vocab: int, encode: Callable[[str], list[int]]) -
             raise ShapeError(f"token ids must be [pos] or [batch, pos], not {list(array.shape)}")
         if array.size == 0:
             raise TokenError(f"empty batch of shape {list(array.shape)}: there is no prompt to run")
+        _check_count(array.size)
         rows = list(np.atleast_2d(array))
-    lengths = np.array([len(r) for r in rows], np.int32)
     if not rows:
         raise TokenError("empty batch: there is no prompt to run")
+    _check_count(sum(map(len, rows)))
+    lengths = np.array([len(r) for r in rows], np.int32)
     empty = np.flatnonzero(lengths == 0)
     if empty.size:
         raise TokenError(f"prompt {int(empty[0])} is empty")
@@ -111,6 +125,7 @@ def embedding_batch(embeddings: Any, d_model: int, dtype: np.dtype[Any]) -> Batc
         array = as_array(embeddings, "embeddings")
         if array.ndim not in (2, 3):
             raise ShapeError(f"embeddings {list(array.shape)}: expected [batch, pos, {d_model}] or [pos, {d_model}]")
+        _check_count(math.prod(array.shape[:-1]))
         rows = list(array if array.ndim == 3 else array[None])
     for i, row in enumerate(rows):
         if row.shape[1] != d_model:
@@ -121,5 +136,6 @@ def embedding_batch(embeddings: Any, d_model: int, dtype: np.dtype[Any]) -> Batc
             raise TokenError(f"prompt {i} is empty")
     if not rows:
         raise TokenError("empty batch: there is no prompt to run")
+    _check_count(sum(map(len, rows)))
     lengths = np.array([len(r) for r in rows], np.int32)
     return Batch(lengths, None, np.ascontiguousarray(np.concatenate(rows), dtype))

@@ -6,6 +6,7 @@ Matrix products may read slightly past an operand's end, so weights must lie in 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,4 +69,4 @@ def set_idle_limit(size: int) -> None:
     """
     if size < 0:
         raise ConfigError(f"set_idle_limit({size}): must not be negative")
-    _core.set_idle_limit(size)
+    _core.set_idle_limit(min(size, sys.maxsize))

@@ -17,9 +17,9 @@ from .config import ModelConfig
 from .engine import WEIGHTS, core_config, place_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
 from .factored import FactoredMatrix
-from .inputs import Batch, as_array, embedding_batch, token_batch
+from .inputs import MOST_TOKENS, Batch, as_array, embedding_batch, token_batch
 from .run import Run
-from .sites import LOGITS, SITES, SiteTable
+from .sites import LOGITS, SITES, SiteTable, capture_list
 
 if TYPE_CHECKING:
     from .loaders.checkpoint import Checkpoint
@@ -31,7 +31,6 @@ Logits = Literal["all", "last"] | None
 
 _LOGITS = {None: 0, "last": 1, "all": 2}
 _LOSS = 3
-_MOST_TOKENS = 2**31 - 1
 
 
 class Weights(Mapping[str, Array]):
@@ -50,9 +49,16 @@ class Weights(Mapping[str, Array]):
         except KeyError:
             import difflib
 
-            near = difflib.get_close_matches(name, self._arrays, n=3)
+            same = [n for n in self._arrays if n.rsplit(".", 1)[-1] == name]
+            near = same[:3] or difflib.get_close_matches(name, self._arrays, n=3)
             hint = f"; nearest: {', '.join(near)}" if near else ""
             raise KeyError(f"{name!r} is no weight of this model{hint}") from None
+
+    __eq__ = object.__eq__  # a Mapping's own would compare arrays
+    __hash__ = object.__hash__
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._arrays)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -112,6 +118,17 @@ class Model:
 
     Made by :func:`clew.load` or :meth:`Model.from_config`; immutable. Two threads may run one model at once.
 
+    Attributes
+    ----------
+    config, dtype
+        The :class:`ModelConfig`; what the model computes in, float32 or float64.
+    weights
+        Full name → array in classic layout, read-only (`"blocks.0.attn.W_Q"` [n_heads, d_model, d_head], …).
+    W_Q, W_K, W_V, W_O, W_in, W_out, W_gate, b_Q, …
+        The same stacked over layers (a copy), W_Q [n_layers, n_heads, d_model, d_head]; absent biases are zeros.
+    W_E, W_pos, W_U, b_U
+        [d_vocab, d_model], [positions, d_model], [d_model, d_vocab_out], [d_vocab_out]: views.
+
     Example
     -------
     >>> import clew
@@ -123,11 +140,18 @@ class Model:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        from .loaders.checkpoint import Checkpoint
+
+        if not isinstance(checkpoint, Checkpoint):
+            raise TypeError(
+                f"Model takes a Checkpoint, not {type(checkpoint).__name__}: see clew.load and Model.from_config"
+            )
         self.config = checkpoint.config
         self.dtype: np.dtype[Any] = np.dtype(checkpoint.dtype)
         self.notes = tuple(checkpoint.notes)
         """What the loader left out of the file and why."""
         self._make_tokenizer = checkpoint.tokenizer
+        self.tokenizer_files = checkpoint.tokenizer_files
         placed = place_weights(checkpoint.weights, self.config, self.dtype)
         known = weight_names(self.config.n_layers)
         self.weights = Weights(placed)
@@ -149,15 +173,27 @@ class Model:
         from .loaders.initialise import initialise
 
         kind = np.dtype(dtype)
-        if kind not in (np.float32, np.float64):
-            raise ShapeError(f"dtype {kind}: a model computes in float32 or float64")
+        if dtype is None or kind not in (np.float32, np.float64):  # NumPy takes None for float64
+            raise ShapeError(f"dtype {dtype if dtype is None else kind}: a model computes in float32 or float64")
         return cls(Checkpoint(config, initialise(config, seed, kind), kind))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes safetensors and config.json into a directory; `load(path)` gives the same bits."""
+        """Writes safetensors, config.json and the tokenizer's files into a directory; `load(path)` gives the same bits.
+
+        A model that is there already is replaced, whole or not at all. Raises OSError.
+        """
         from .loaders.save import save
 
         save(self, path)
+
+    def __copy__(self) -> Model:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Model:
+        return self  # immutable
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Model cannot be pickled: save(path) it, and load(path) where it is needed")
 
     # ---- weights --------------------------------------------------------------------------------------------------
 
@@ -166,6 +202,10 @@ class Model:
         """Number of parameters; a tied unembedding counts once."""
         seen = {(a.__array_interface__["data"][0], a.size): a.size for a in self.weights.values()}
         return sum(seen.values())
+
+    def __dir__(self) -> list[str]:
+        stacked = {full.rsplit(".", 1)[-1] for full, _, _ in WEIGHTS}
+        return sorted({*super().__dir__(), *(n for n in stacked if n.startswith(("W_", "b_")))})
 
     def __getattr__(self, name: str) -> Any:
         # W_Q, b_in, ...: only names that the table of weights holds reach this far
@@ -200,6 +240,7 @@ class Model:
         return stack
 
     def _kv_head(self, head: int) -> int:
+        head = _whole(head, "head")
         if not -self.config.n_heads <= head < self.config.n_heads:
             raise ConfigError(f"head {head}: the model has heads 0 to {self.config.n_heads - 1}")
         return head % self.config.n_heads * self.config.n_key_value_heads // self.config.n_heads
@@ -210,14 +251,14 @@ class Model:
         Without the scale of the scores; rotary positions and query/key norms act between the factors.
         """
         kv = self._kv_head(head)
-        layer = self._table.layer(layer, f"QK({layer}, {head})")
+        layer = self._table.layer(_whole(layer, "layer"), f"QK({layer}, {head})")
         block = f"blocks.{layer}.attn."
         return FactoredMatrix(self.weights[block + "W_Q"][head], self.weights[block + "W_K"][kv].T)
 
     def OV(self, layer: int, head: int) -> FactoredMatrix:
         """W_V W_O [d_model, d_model] of one head, factored: what attending to a residual writes."""
         kv = self._kv_head(head)
-        layer = self._table.layer(layer, f"OV({layer}, {head})")
+        layer = self._table.layer(_whole(layer, "layer"), f"OV({layer}, {head})")
         block = f"blocks.{layer}.attn."
         return FactoredMatrix(self.weights[block + "W_V"][kv], self.weights[block + "W_O"][head])
 
@@ -310,7 +351,7 @@ class Model:
         stop = self._layer(stop_after_layer, "stop_after_layer")
         if start is not None and stop is not None and stop < start:
             raise ConfigError(f"start_at_layer = {start_at_layer} lies behind stop_after_layer = {stop_after_layer}")
-        wanted = [capture] if isinstance(capture, str) else list(capture or ())
+        wanted = capture_list(capture)
         pairs = self._table.resolve(wanted, start, stop)
         if stop is not None:
             if logits == _LOGITS["last"]:
@@ -346,7 +387,7 @@ class Model:
     def plan(
         self,
         batch: int = 1,
-        pos: int = 1024,
+        pos: int | None = None,
         capture: Capture = None,
         positions: ArrayLike | None = None,
         start_at_layer: int | None = None,
@@ -355,13 +396,18 @@ class Model:
     ) -> Plan:
         """What a run of [batch, pos] tokens would compute, keep and need, before anything is allocated.
 
+        pos: None is 1,024, or all learned positions where there are fewer.
+
         Raises SiteError, TokenError (too long for learned positions), ConfigError as `run` does.
         """
+        if pos is None:
+            learned = self.weights["pos_embed.W_pos"].shape[0] if "pos_embed.W_pos" in self.weights else 1 << 30
+            pos = min(1024, learned - self.config.pos_offset)
         batch, pos = _whole(batch, "batch"), _whole(pos, "pos")
         if batch < 1 or pos < 1:
             raise TokenError(f"plan of {batch} × {pos} tokens: both must be at least 1")
-        if batch * pos > _MOST_TOKENS:
-            raise TokenError(f"plan of {batch} × {pos} tokens: one run takes at most {_MOST_TOKENS}")
+        if batch * pos > MOST_TOKENS:
+            raise TokenError(f"plan of {batch} × {pos} tokens: one run takes at most {MOST_TOKENS}")
         lengths = np.full(batch, pos, np.int32)
         core = self._plan(lengths, capture, positions, start_at_layer, stop_after_layer, _logits_mode(logits), False)
         return Plan(core, batch, pos)

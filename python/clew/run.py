@@ -38,7 +38,7 @@ class Run(Mapping[str, Array]):
         self.lengths = lengths
         """Real tokens of each sequence, int32 [batch]."""
         self.tokens = tokens
-        """Token ids padded with -1, int32 [batch, pos]; None for a run from embeddings."""
+        """Token ids padded with -1, int32 [batch, pos], a copy; None for a run from embeddings."""
         self._table = table
         self._stacks = {SITES[i]: (layers, array) for i, layers, array in outputs}
         order: list[tuple[Site, int]] = []
@@ -76,16 +76,36 @@ class Run(Mapping[str, Array]):
         raise SiteError(f"{name!r} was not captured; this run holds {kinds}")
 
     def __getitem__(self, key: str | tuple[str, int]) -> Array:
+        """The array of a site: by full name, by (short name, layer), or by short name where one layer was captured.
+
+        Negative layers count from the end. Raises SiteError for what was not captured and for names of several arrays.
+        """
         site, layer = self._find(key)
         layers, array = self._stacks[site]
         return array[layers.index(layer)] if site.layered else array
 
     def __contains__(self, key: object) -> bool:
+        """Was the site captured, on this layer or, for a short name, on any?"""
         try:
-            self._find(key)  # type: ignore[arg-type]
+            wanted = self._table.find(pair_name(key))
         except (SiteError, TypeError, ValueError):
             return False
-        return True
+        return any(s.full_name(layer) in self._where for s, layer in wanted)
+
+    def get(self, key: str | tuple[str, int], default: Any = None) -> Any:
+        """`run[key]`, or the default where the site was not captured.
+
+        Raises SiteError for a name that means no site, or several arrays of this run.
+        """
+        if key in self or not self._table.find(pair_name(key)):
+            return self[key]
+        return default
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
+    __eq__ = object.__eq__  # a Mapping's own would compare arrays
+    __hash__ = object.__hash__
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -94,7 +114,7 @@ class Run(Mapping[str, Array]):
         return len(self._where)
 
     def _stacked(self, name: str) -> tuple[tuple[int, ...], Array]:
-        sites = {s for s, _ in self._table.find(name)}
+        sites = {s for s, _ in self._table.find(pair_name(name))}
         held = [s for s in self._stacks if s in sites and s.layered]
         if len(held) == 1:
             return self._stacks[held[0]]

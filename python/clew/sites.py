@@ -69,7 +69,25 @@ def pair_name(item: object) -> str:
     return item
 
 
-_LAYER_NAME = re.compile(r"blocks\.(-?\d+)\.(.+)")
+def capture_list(capture: str | Iterable[str | tuple[str, int]] | None) -> list[str | tuple[str, int]]:
+    """What `capture=` holds, as a list.
+
+    Raises SiteError for what is no collection of names.
+    """
+    if capture is None:
+        return []
+    if isinstance(capture, str):
+        return [capture]
+    if isinstance(capture, tuple) and len(capture) == 2 and isinstance(capture[0], str):
+        if not isinstance(capture[1], str | tuple):
+            return [capture]  # one (name, layer)
+    try:
+        return list(capture)
+    except TypeError:
+        raise SiteError(f"capture = {capture!r}: expected a name of a site, a list of them, or None") from None
+
+
+_LAYER_NAME = re.compile(r"blocks\.(-?\d{1,18})\.(.+)")
 
 
 class SiteTable:
@@ -134,6 +152,8 @@ class SiteTable:
     def find(self, name: str, first: int = 0, last: int | None = None) -> list[tuple[Site, int]]:
         """(site, layer) pairs that a name means: exact, short (`"z"`, `"attn.z"`), with a layer (`"z.3"`) or glob.
 
+        `blocks.L.` as the table prints it stands for every layer; `hook_` may be left out of a short name.
+
         Globs and short names cover the layers `first` to `last`; an exact name may lie outside them.
 
         Raises
@@ -143,6 +163,8 @@ class SiteTable:
         """
         last = self.n_layers - 1 if last is None else last
         layers = range(first, last + 1)
+        if name.startswith("blocks.L.") and name in self._by_name:  # as the table prints it: every layer
+            return [(self._by_name[name], n) for n in layers]
         match = _LAYER_NAME.fullmatch(name)
         if match and f"blocks.L.{match[2]}" in self._by_name:
             return [(self._by_name[f"blocks.L.{match[2]}"], self.layer(int(match[1]), name))]
@@ -154,7 +176,7 @@ class SiteTable:
                 found += [(s, n) for n in (layers if s.layered else (0,)) if fnmatch.fnmatchcase(s.full_name(n), name)]
         else:
             short, number = name, None
-            match = re.fullmatch(r"(.+)\.(-?\d+)", name)
+            match = re.fullmatch(r"(.+)\.(-?\d{1,18})", name)
             if match:
                 short, number = match[1], int(match[2])
             for s in self.sites:
@@ -170,7 +192,7 @@ class SiteTable:
     @staticmethod
     def _means(site: Site, short: str) -> bool:
         plain = site.name.removeprefix("blocks.L.").replace("hook_", "")
-        return short in (site.short, plain)
+        return short.replace("hook_", "") in (site.short, plain)
 
     def _unknown(self, name: str) -> str:
         match = _LAYER_NAME.fullmatch(name)
@@ -181,8 +203,8 @@ class SiteTable:
             return f"{name!r}: this model has no layers"
         candidates = [*(s.name for s in self.sites), *(s.short for s in self.sites)]
         near = difflib.get_close_matches(plain, candidates, n=4, cutoff=0.5)
-        if match:
-            near = [n.replace("blocks.L.", f"blocks.{match[1]}.") for n in near]
+        layer = match[1] if match else "0"
+        near = [n.replace("blocks.L.", f"blocks.{layer}.") for n in near]
         hint = f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""
         return f"{name!r} matches no capture site{hint}; model.sites() lists all"
 
@@ -199,12 +221,8 @@ class SiteTable:
         first = start_at_layer or 0
         embedding, final = start_at_layer is None, stop_after_layer is None
         front = min((s.index for s in SITES if s.layered), default=0)
-        if capture is None:
-            return []
-        if isinstance(capture, str):
-            capture = [capture]
         pairs: set[tuple[int, int]] = set()
-        for item in capture:
+        for item in capture_list(capture):
             item = pair_name(item)
             found = self.find(item, first, stop_after_layer)
             if len(found) > 1:

@@ -58,6 +58,20 @@ def test_what_the_engine_does_not_have(fields: dict[str, Any], message: str) -> 
         ({"n_layers": -1}, "n_layers = -1"),
         ({"d_model": 0}, "d_model = 0"),
         ({"d_vocab": 0}, "d_vocab = 0"),
+        ({"d_vocab": 2**62}, f"d_vocab = {2**62}, at most {2**31 - 1}"),
+        ({"n_layers": 10**9}, "n_layers = 1000000000, at most 65536"),
+        ({"n_ctx": None}, "n_ctx = None, must be a whole number"),
+        ({"n_heads": True}, "n_heads = True, must be a whole number"),
+        ({"eps": "1"}, "eps = '1', must be a finite number"),
+        ({"eps": None}, "eps = None, must be a finite number"),
+        ({"eps": -1.0}, "eps = -1.0, must not be negative"),
+        ({"attn_scale": 10**400}, "attn_scale = 10+, must be a finite number"),
+        ({"attn_scale": 0}, "attn_scale = 0.0, must be positive"),
+        ({"embed_scale": math.nan}, "embed_scale = nan, must be a finite number"),
+        ({"rotary_base": [1]}, r"rotary_base = \[1\], must be a finite number"),
+        ({"gated_mlp": "no"}, "gated_mlp = 'no', must be true or false"),
+        ({"act_fn": ["gelu"]}, "act_fn = .'gelu'., must be a name"),
+        ({"attn_types": 3}, "attn_types = 3, must be a list"),
         ({"n_heads": 5}, "d_model = 12 is no multiple of n_heads = 5"),
         ({"n_key_value_heads": 2}, "n_heads = 3 is no multiple of n_key_value_heads = 2"),
         ({"positional_embedding_type": "rotary", "rotary_dim": 3}, "rotary_dim = 3"),
@@ -70,6 +84,14 @@ def test_what_the_engine_does_not_have(fields: dict[str, Any], message: str) -> 
 def test_contradictions(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(**(SMALL | fields))
+
+
+def test_numbers_of_numpy_become_plain() -> None:
+    config = ModelConfig(
+        **{name: np.int64(value) for name, value in SMALL.items()}, eps=np.float32(0.5), gated_mlp=np.bool_(True)
+    )  # type: ignore[arg-type]
+    assert type(config.d_vocab) is int and type(config.eps) is float and type(config.gated_mlp) is bool
+    assert json.loads(json.dumps(config.to_dict())) == ModelConfig(**SMALL, eps=0.5, gated_mlp=True).to_dict()
 
 
 def test_windows() -> None:

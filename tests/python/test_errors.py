@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -53,7 +55,10 @@ def test_every_error_is_one_of_ours() -> None:
     [
         ("resid_pots", "'resid_pots' matches no capture site; nearest: resid_post"),
         ("blocks.1.hook_resid_pots", "nearest: blocks.1.hook_resid_post"),
-        ("attn.hook_pattern", "matches no capture site; nearest: .*pattern"),
+        ("z." + "9" * 5000, "matches no capture site; nearest: z"),
+        ("blocks." + "9" * 5000 + ".attn.hook_z", "matches no capture site; model.sites"),
+        (3, "capture = 3: expected a name of a site, a list of them, or None"),
+        (False, "capture = False: expected a name"),
         ("xyzzy", "'xyzzy' matches no capture site; model.sites"),
         ("", "'' matches no capture site"),
         ("blocks.*.hook_zz", "matches no capture site"),
@@ -147,6 +152,9 @@ R = "the vocabulary has ids 0 to 30"
         (np.zeros((0, 3), int), TokenError, r"empty batch of shape \[0, 3\]"),
         (np.zeros((3, 0), int), TokenError, r"empty batch of shape \[3, 0\]"),
         (None, TokenError, "nothing to run: give tokens or embeddings"),
+        (np.broadcast_to(np.int32(1), (2**33, 1)), TokenError, f"{2**33} tokens: one run takes at most {2**31 - 1}"),
+        ([np.broadcast_to(np.int32(1), (2**33,))], TokenError, f"{2**33} tokens: one run takes at most"),
+        (np.ma.array([1, 2], mask=[False, True]), ShapeError, "the prompt: an array with masked values"),
         ([1.0, 2.0], ShapeError, r"token ids must be integers, not float64 \[2\]"),
         (np.ones((2, 2), np.float32), ShapeError, r"must be integers, not float32 \[2, 2\]"),
         ([[1, 2], [3.5]], ShapeError, "prompt 1: token ids must be integers, not float64"),
@@ -209,6 +217,7 @@ def test_text_methods_need_a_tokenizer(gpt2: clew.Model) -> None:
         (np.zeros((0, 3, 24)), TokenError, "empty batch"),
         ([[1.0], [1.0, 2.0]], ShapeError, "cannot be read as an array"),
         (np.zeros((25, 24)), TokenError, "25 tokens, but the model has 24 learned positions"),
+        (np.broadcast_to(0.0, (2**33, 1, 24)), TokenError, f"{2**33} tokens: one run takes at most"),
     ],
     ids=lambda x: str(np.shape(x)) if isinstance(x, np.ndarray) else None,
 )
@@ -538,8 +547,60 @@ def test_the_extension_checks_what_it_is_given(gpt2: clew.Model) -> None:
         _core.first_bad("weights")
     with pytest.raises(ValueError, match="length -1"):
         _core.empty((-1,), "float32")
+    for dtype in (object, ">f4", "S5", "U", [("a", "f4")]):
+        with pytest.raises(TypeError, match="number or bool in native byte order"):
+            _core.empty((2,), dtype)
+    for shape in ((2**62, 2**62), (10**30,)):
+        with pytest.raises(MemoryError):
+            _core.empty(shape, "float32")
+    assert _core.empty((np.int64(2),), "float32").shape == (2,)
+    for threads in (0, 257, 10**30):
+        with pytest.raises(ValueError, match=f"set_num_threads.{threads}.: 1 to 256"):
+            clew.set_num_threads(threads)
     with pytest.raises(MemoryError, match=str(2**46 * 8)):
         _core.empty((2**46,), "float64")
     with pytest.raises(FileNotFoundError):
         _core.map_file("/nowhere/at/all")
     assert list(plan.run(ok, None)[0][2].shape) == [1, 3, 31]
+
+
+# ---- What Python does to objects -------------------------------------------------------------------------------
+
+
+def test_copies_pickles_and_comparisons(gpt2: clew.Model) -> None:
+    assert copy.copy(gpt2) is gpt2 and copy.deepcopy(gpt2) is gpt2
+    with pytest.raises(TypeError, match="a Model cannot be pickled: save"):
+        pickle.dumps(clew.load("stories260K"))
+    run = gpt2.run([1, 2], capture="z")
+    assert run == run and run != gpt2.run([1, 2], capture="z") and gpt2.weights == gpt2.weights
+    assert len({run, gpt2.weights}) == 2
+    assert np.array_equal(pickle.loads(pickle.dumps(run))["z", 1], run["z", 1])
+
+
+def test_models_are_made_of_checkpoints(gpt2: clew.Model) -> None:
+    for wrong in (None, gpt2.config):
+        with pytest.raises(TypeError, match=f"not {type(wrong).__name__}: see clew.load and Model.from_config"):
+            clew.Model(wrong)  # type: ignore[arg-type]
+
+
+def test_factored_matrices_need_whole_numbers(gpt2: clew.Model) -> None:
+    for ask in (gpt2.QK, gpt2.OV):
+        with pytest.raises(ConfigError, match=r"head = 0.5: expected a whole number"):
+            ask(0, 0.5)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"layer = None: expected a whole number"):
+            ask(None, 0)  # type: ignore[arg-type]
+
+
+def test_arrays_of_names_can_be_captured(gpt2: clew.Model) -> None:
+    assert len(gpt2.run([1, 2], capture=np.array(["z.0", "q.1"]), logits=None)) == 2  # type: ignore[arg-type]
+    assert len(gpt2.run([1, 2], capture=np.array([], str))) == 1  # type: ignore[arg-type]
+    with pytest.raises(SiteError, match="3 is no name"):
+        gpt2.run([1, 2], capture="z").stack(3)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_a_path_or_a_dtype(gpt2: clew.Model) -> None:
+    for path in ("a" * 10_000, "a/" * 5000, "~nobody-of-this-name/x"):
+        with pytest.raises(LoadError, match="is no path: "):
+            clew.load(path)
+    with pytest.raises(ShapeError, match="dtype None: a model computes"):
+        clew.Model.from_config(gpt2.config, dtype=None)  # type: ignore[arg-type]

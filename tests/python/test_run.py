@@ -317,3 +317,56 @@ def test_logits_none_wins_over_globs(gpt2: clew.Model) -> None:
     assert "logits" in gpt2.run([1, 2], capture=["logits"], logits=None)
     assert len(gpt2.run([1, 2], logits=None)) == 0
     assert gpt2.plan(1, 2, logits=None).keep_bytes == 0
+
+
+# ---- What new users try -----------------------------------------------------------------------------------------
+
+
+def test_names_as_printed_and_as_the_classic_library_has_them(gpt2: clew.Model) -> None:
+    tokens = [1, 2, 3]
+    printed = gpt2.run(tokens, capture="blocks.L.attn.hook_z", logits=None)
+    assert list(printed) == list(gpt2.run(tokens, capture="z", logits=None))
+    assert list(gpt2.run(tokens, capture="hook_z", logits=None)) == list(printed)
+    assert list(gpt2.run(tokens, capture=("z", 1), logits=None)) == ["blocks.1.attn.hook_z"]
+
+
+def test_get_and_in_tell_what_was_captured(gpt2: clew.Model) -> None:
+    run = gpt2.run([1, 2, 3], capture=["resid_post", "z.1"])
+    assert "resid_post" in run and "z" in run and "pattern" not in run and "nonsense" not in run
+    assert run.get("pattern") is None and run.get(("z", 1)) is not None
+    with pytest.raises(clew.SiteError, match="captured 2 times"):
+        run.get("resid_post")
+    with pytest.raises(clew.SiteError, match="no capture site"):
+        run.get("nonsense")
+
+
+def test_factored_matrices_compose(gpt2: clew.Model) -> None:
+    first, second = gpt2.OV(0, 1), gpt2.OV(1, 0)
+    both = first @ second
+    assert isinstance(both, clew.FactoredMatrix)
+    np.testing.assert_allclose(both.AB, first.AB @ second.AB, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(np.asarray(first), first.AB)
+    x = np.random.default_rng(0).standard_normal((3, gpt2.config.d_model))
+    np.testing.assert_allclose(x @ first, x @ first.AB, rtol=1e-9, atol=1e-12)
+    with pytest.raises(clew.ShapeError, match=r"\[24, 24\] @ \[5\] does not multiply"):
+        first @ np.ones(5)
+    with pytest.raises(clew.ShapeError, match=r"\[5\] @ \[24, 24\] does not multiply"):
+        np.ones(5) @ first
+
+
+def test_weights_can_be_found(gpt2: clew.Model) -> None:
+    assert {"W_Q", "b_out", "W_U"} <= set(dir(gpt2))
+    with pytest.raises(KeyError, match=r"nearest: unembed\.W_U"):
+        gpt2.weights["W_U"]
+
+
+def test_a_plan_by_default_fits_the_model(gpt2: clew.Model) -> None:
+    assert gpt2.plan().pos == min(1024, gpt2.W_pos.shape[0])
+
+
+def test_saving_keeps_the_tokenizer(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    model = clew.load("shakespeare")
+    model.save(tmp_path)
+    again = clew.load(tmp_path)
+    assert again.tokenizer is not None and again.to_str_tokens("Good morrow") == model.to_str_tokens("Good morrow")

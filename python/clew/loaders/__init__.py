@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint
 from .classic import is_classic, load_classic
 from .huggingface import SUPPORTED, find_tensors, load_huggingface
 from .initialise import initialise, weight_shapes
-from .safetensors import TensorStore, read_json, weights_dtype
+from .safetensors import TensorStore, _short, read_json, weights_dtype
 from .save import load_saved, save
 
 __all__ = ["Checkpoint", "bundled", "initialise", "open_checkpoint", "save", "weight_shapes"]
@@ -24,10 +24,10 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 """The package's own models: `<name>/` or `<name>.bin` or `<name>.gguf`."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = (
-    "config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "vocab.json", "merges.txt", "tokenizer.model", "generation_config.json",
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
+_HUB_FILES = ("config.json", "model.safetensors.index.json", "generation_config.json", *TOKENIZER_FILES)
 
 
 def open_checkpoint(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Checkpoint:
@@ -58,11 +58,15 @@ def open_checkpoint(path: str | os.PathLike[str], dtype: DTypeLike | None = None
     (12, 768, 64)
     """
     weights_dtype(dtype, False)  # a wrong dtype is refused before anything is read
-    place = Path(path).expanduser()
     text = os.fspath(path)
     if "\0" in text:
         raise LoadError(f"{text!r} is no path")
-    if place.is_dir():
+    try:
+        place = Path(path).expanduser()
+        is_directory = place.is_dir()
+    except (OSError, RuntimeError) as error:  # too long; a home directory of nobody
+        raise LoadError(f"{_short(text)} is no path: {getattr(error, 'strerror', None) or error}") from None
+    if is_directory:
         return _open_directory(place, dtype)
     if place.is_file():
         return _open_file(place, dtype)
@@ -138,6 +142,7 @@ def _open_parts(directory: Path, store: TensorStore | None, dtype: DTypeLike | N
         )
     checkpoint = load(find_tensors(directory) if store is None else store, raw, str(where), dtype)
     checkpoint.tokenizer = lambda: _tokenizer(directory)
+    checkpoint.tokenizer_files = tuple(path for name in TOKENIZER_FILES if (path := directory / name).is_file())
     return checkpoint
 
 

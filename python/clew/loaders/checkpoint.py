@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,3 +31,5 @@ class Checkpoint:
     """Builds the tokenizer on first use; None where the files hold none."""
     notes: list[str] = field(default_factory=list)
     """What the loader left out and why (rotary buffers, attention masks, ...); never a weight that matters."""
+    tokenizer_files: tuple[Path, ...] = ()
+    """The files that the tokenizer is read from; saving the model copies them."""

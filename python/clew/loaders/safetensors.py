@@ -159,6 +159,8 @@ class SafetensorsFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         where = str(self.path)
+        if self.path.exists() and not self.path.is_file():  # opening a pipe would wait for ever
+            raise LoadError(f"{where}: no regular file")
         try:
             with open(self.path, "rb") as file:
                 self._size = os.fstat(file.fileno()).st_size

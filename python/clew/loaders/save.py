@@ -44,7 +44,7 @@ class Saveable(Protocol):
 
 
 def save(model: Saveable, directory: str | os.PathLike[str]) -> None:
-    """Write a model; the directory is made if need be, other files in it are left alone.
+    """Write a model, with the files of its tokenizer; the directory is made if need be, other files are left alone.
 
     Each file is written beside its place and then renamed, and the old configuration goes before the new weights come:
     an interrupted save leaves the old model or one that refuses to load, never a mixture.
@@ -82,6 +82,10 @@ def save(model: Saveable, directory: str | os.PathLike[str]) -> None:
     with replacing(path / "config.json") as file:
         file.write(text.encode())
         _write_weights(path, ordered)
+    for source in getattr(model, "tokenizer_files", ()):
+        if source.resolve().parent != path.resolve():
+            with replacing(path / source.name) as file:
+                file.write(source.read_bytes())
 
 
 def _write_weights(path: Path, ordered: Mapping[str, Array]) -> None:
@@ -125,7 +129,7 @@ def load_saved(store: TensorStore, raw: dict[str, Any], where: str, dtype: DType
         raise UnsupportedModelError(f"{where}: config: unknown fields {', '.join(unknown)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     for key in ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab"):
-        if key not in values:
+        if values.get(key) is None:
             raise LoadError(f"{where}: config: {key} is missing")
     _check_types(values, where)
     config = build(where, values)
