@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from checkpoint_files import case, random_tensors, safetensors_bytes, write_checkpoint
 from clew.errors import LoadError, UnsupportedModelError
 from clew.loaders import bundled, open_checkpoint
+from support import resident
 
 
 def make(directory: Path, kind: str = "gpt2") -> Path:
@@ -182,7 +182,7 @@ def test_hub_offline_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_opening_124_million_parameters_reads_only_the_header(tmp_path: Path) -> None:
-    """GPT-2 small as a sparse file: far quicker than reading half a gigabyte could be."""
+    """GPT-2 small as a sparse file: what is not needed is not read."""
     import json
     import struct
 
@@ -211,10 +211,7 @@ def test_opening_124_million_parameters_reads_only_the_header(tmp_path: Path) ->
         file.truncate(8 + len(text) + position)
     config = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        checkpoint = open_checkpoint(tmp_path)
-        times.append(time.perf_counter() - start)
+    before = resident()
+    checkpoint = open_checkpoint(tmp_path)
     assert sum(array.size for name, array in checkpoint.weights.items() if name != "unembed.W_U") == 124_439_808
-    assert min(times) < 0.05
+    assert resident() - before < 20 << 20  # of 498 MB: weights are mapped, not read
