@@ -556,6 +556,9 @@ def test_the_idle_limit_is_kept() -> None:
         assert _core.idle_bytes() == 0
         model.run([1, 2, 3])
         assert _core.idle_bytes() == 0
+        memory.set_idle_limit(10**30)  # as much as there is
+        model.run([1, 2, 3])
+        assert _core.idle_bytes() > 0
         with pytest.raises(clew.ConfigError, match=r"set_idle_limit\(-1\): must not be negative"):
             memory.set_idle_limit(-1)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -370,3 +371,15 @@ def test_saving_keeps_the_tokenizer(tmp_path: Path) -> None:
     model.save(tmp_path)
     again = clew.load(tmp_path)
     assert again.tokenizer is not None and again.to_str_tokens("Good morrow") == model.to_str_tokens("Good morrow")
+
+
+@pytest.mark.parametrize("value", [None, 10**400, "two"])
+@pytest.mark.parametrize("key", ["n_layers", "d_model", "d_vocab", "eps"])
+def test_a_saved_configuration_with_a_broken_value(gpt2: clew.Model, tmp_path: Path, key: str, value: Any) -> None:
+    gpt2.save(tmp_path)
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    raw["config"][key] = value
+    path.write_text(json.dumps(raw))
+    with pytest.raises(clew.LoadError, match="config.json"):
+        clew.load(tmp_path)
