@@ -37,6 +37,28 @@ PyObject *clew_slab_array(clew_slab *slab, size_t offset, int n_dims, const npy_
 /* Does the array's memory lie in a slab, so that products may read behind it? */
 int clew_in_slab(PyArrayObject *array);
 
+/* A contiguous int32 array, as Python code makes it; a new reference, or NULL with an exception. */
+PyArrayObject *clew_int_array(PyObject *object, const char *what);
+
+/* binding_edit.c: interventions, the functions they call, and caches of keys and values. */
+/* A list of (site, layer, kind, batch, positions, heads, neurons, value, strides, call) into PyMem memory; the list
+ * owns what the edits point to. −1 with an exception. */
+int clew_parse_edits(clew_edit **out, PyObject *list, const clew_model_object *model, size_t n_seq);
+
+typedef struct clew_call_state {
+  PyThreadState **thread; /* the calling thread's, while the GIL is released */
+  PyObject *calls;        /* sequence of callables, borrowed */
+  PyObject *result;       /* what the last call returned, kept until the core has read it */
+  const clew_state *state;
+  int typenum;
+} clew_call_state;
+int clew_call_python(void *ctx, const void **result, clew_slab *value, int32_t index, clew_site_ref site,
+                     int32_t n_dims, const size_t *shape);
+
+/* (keys, values): lists of writable arrays [n_seq, capacity, g, e], one a layer, borrowed. */
+int clew_parse_cache(clew_cache *out, PyObject *object, const clew_config *config);
+void clew_free_cache(clew_cache *cache);
+
 static inline int clew_typenum(clew_dtype dtype) { return dtype == CLEW_FLOAT32 ? NPY_FLOAT32 : NPY_FLOAT64; }
 
 #endif

@@ -7,37 +7,41 @@
 typedef struct clew_plan_object {
   PyObject_HEAD clew_plan *plan;
   clew_model_object *model;
+  PyObject *edits; /* list of tuples: keeps the values alive */
   npy_intp n_rows; /* Σ lengths */
 } clew_plan_object;
 
-/* A contiguous int32 array with one axis, as Python code makes it; a new reference. */
-static PyArrayObject *int_array(PyObject *object, const char *what) {
-  if (!PyArray_Check(object) || PyArray_TYPE((PyArrayObject *)object) != NPY_INT32 ||
-      !PyArray_ISCARRAY_RO((PyArrayObject *)object)) {
-    PyErr_Format(PyExc_TypeError, "%s must be a contiguous int32 array", what);
-    return NULL;
-  }
-  return (PyArrayObject *)Py_NewRef(object);
-}
-
-/* Plan(model, lengths, capture, positions, start_layer, stop_layer, from_embeddings, logits) */
+/* Plan(model, lengths, capture, positions, start_layer, stop_layer, from_embeddings, logits, edits=(), past=None,
+ * past_seq=None, append=False) */
 static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
   static char *keywords[] = {"model",      "lengths",         "capture", "positions", "start_layer",
-                             "stop_layer", "from_embeddings", "logits",  NULL};
+                             "stop_layer", "from_embeddings", "logits",  "edits",     "past",
+                             "past_seq",   "append",          NULL};
   clew_state *state = clew_state_of(type);
   PyObject *model, *lengths_object, *capture_object, *positions_object;
-  int start, stop, from_embeddings, logits;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOiipi", keywords, state->model_type, &model, &lengths_object,
-                                   &capture_object, &positions_object, &start, &stop, &from_embeddings, &logits)) {
+  PyObject *edits_object = NULL, *past_object = Py_None, *past_seq_object = Py_None;
+  int start, stop, from_embeddings, logits, append = 0;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOiipi|OOOp", keywords, state->model_type, &model, &lengths_object,
+                                   &capture_object, &positions_object, &start, &stop, &from_embeddings, &logits,
+                                   &edits_object, &past_object, &past_seq_object, &append)) {
     return NULL;
   }
-  PyArrayObject *lengths = NULL, *capture = NULL, *positions = NULL;
+  PyArrayObject *lengths = NULL, *capture = NULL, *positions = NULL, *past = NULL, *past_seq = NULL;
+  PyObject *edit_list = NULL;
+  clew_edit *edits = NULL;
   clew_plan_object *self = NULL;
   clew_site_ref *refs = NULL;
   clew_plan *plan = NULL;
-  if ((lengths = int_array(lengths_object, "lengths")) == NULL ||
-      (capture = int_array(capture_object, "capture")) == NULL ||
-      (positions_object != Py_None && (positions = int_array(positions_object, "positions")) == NULL)) {
+  if ((lengths = clew_int_array(lengths_object, "lengths")) == NULL ||
+      (capture = clew_int_array(capture_object, "capture")) == NULL ||
+      (positions_object != Py_None && (positions = clew_int_array(positions_object, "positions")) == NULL) ||
+      (past_object != Py_None && (past = clew_int_array(past_object, "past")) == NULL) ||
+      (past_seq_object != Py_None && (past_seq = clew_int_array(past_seq_object, "past_seq")) == NULL)) {
+    goto done;
+  }
+  if ((past && PyArray_SIZE(past) != PyArray_SIZE(lengths)) ||
+      (past_seq && PyArray_SIZE(past_seq) != PyArray_SIZE(lengths))) {
+    PyErr_SetString(PyExc_ValueError, "past and past_seq must be as long as lengths");
     goto done;
   }
   if (PyArray_NDIM(capture) != 2 || PyArray_DIM(capture, 1) != 2 || PyArray_NDIM(lengths) != 1 || logits < 0 ||
@@ -55,7 +59,17 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
   for (size_t i = 0; i < n_capture; i++) {
     refs[i] = (clew_site_ref){(clew_site)pair[2 * i], pair[2 * i + 1]};
   }
+  edit_list = edits_object ? PySequence_List(edits_object) : PyList_New(0);
+  if (edit_list == NULL ||
+      clew_parse_edits(&edits, edit_list, (clew_model_object *)model, (size_t)PyArray_SIZE(lengths)) < 0) {
+    goto done;
+  }
   const clew_request request = {.n_seq = (int32_t)PyArray_SIZE(lengths),
+                                .past = past ? PyArray_DATA(past) : NULL,
+                                .past_seq = past_seq ? PyArray_DATA(past_seq) : NULL,
+                                .append = append != 0,
+                                .edits = edits,
+                                .n_edits = (size_t)PyList_GET_SIZE(edit_list),
                                 .lengths = PyArray_DATA(lengths),
                                 .capture = refs,
                                 .n_capture = n_capture,
@@ -80,12 +94,17 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     goto done;
   }
   self->plan = plan;
+  self->edits = Py_NewRef(edit_list);
   self->model = (clew_model_object *)Py_NewRef(model);
   for (int32_t i = 0; i < request.n_seq; i++) {
     self->n_rows += request.lengths[i];
   }
 done:
   PyMem_Free(refs);
+  PyMem_Free(edits);
+  Py_XDECREF(edit_list);
+  Py_XDECREF(past);
+  Py_XDECREF(past_seq);
   Py_XDECREF(lengths);
   Py_XDECREF(capture);
   Py_XDECREF(positions);
@@ -95,6 +114,7 @@ done:
 static void plan_dealloc(clew_plan_object *self) {
   PyTypeObject *type = Py_TYPE(self);
   clew_plan_free(self->plan);
+  Py_XDECREF(self->edits);
   Py_XDECREF(self->model);
   type->tp_free((PyObject *)self);
   Py_DECREF(type);
@@ -145,17 +165,17 @@ static PyObject *output_item(const clew_plan_object *self, const clew_run *run, 
   return Py_BuildValue("iNN", (int)o->site, layers, array);
 }
 
-/* run(tokens: int32 array [rows] | None, embeddings: array [rows, d_model] | None) -> list of outputs */
+/* run(tokens: int32 array [rows] | None, embeddings: array [rows, d_model] | None, calls=(), cache=None) -> outputs */
 static PyObject *plan_run(clew_plan_object *self, PyObject *args) {
   clew_state *state = clew_state_of(Py_TYPE(self));
-  PyObject *tokens_object, *embeddings_object;
-  if (!PyArg_ParseTuple(args, "OO", &tokens_object, &embeddings_object)) {
+  PyObject *tokens_object, *embeddings_object, *calls = NULL, *cache_object = Py_None;
+  if (!PyArg_ParseTuple(args, "OO|OO", &tokens_object, &embeddings_object, &calls, &cache_object)) {
     return NULL;
   }
   const clew_config *config = clew_model_config(self->model->model);
-  clew_input input = {NULL, NULL};
+  clew_input input = {0};
   if (tokens_object != Py_None) {
-    PyArrayObject *tokens = int_array(tokens_object, "tokens");
+    PyArrayObject *tokens = clew_int_array(tokens_object, "tokens");
     if (tokens == NULL) {
       return NULL;
     }
@@ -177,13 +197,29 @@ static PyObject *plan_run(clew_plan_object *self, PyObject *args) {
     }
     input.embeddings = PyArray_DATA(array);
   }
+  clew_cache cache;
+  if (cache_object != Py_None) {
+    if (clew_parse_cache(&cache, cache_object, config) < 0) {
+      return NULL;
+    }
+    input.cache = &cache;
+  }
   clew_run *run = NULL;
   clew_error err;
   clew_poll_state poll;
   clew_cancel cancel = {.poll = poll_signals, .ctx = &poll};
+  clew_call_state call = {
+      .thread = &poll.thread, .calls = calls, .state = state, .typenum = clew_typenum(config->dtype)};
+  if (calls != NULL) {
+    input.call = clew_call_python, input.call_ctx = &call;
+  }
   poll.thread = PyEval_SaveThread();
   const clew_status status = clew_run_new(&run, self->plan, &input, &cancel, &err);
   PyEval_RestoreThread(poll.thread);
+  Py_XDECREF(call.result);
+  if (cache_object != Py_None) {
+    clew_free_cache(&cache);
+  }
   if (status != CLEW_OK) {
     if (status == CLEW_ERROR_CANCELLED && PyErr_Occurred()) {
       return NULL; /* the signal handler's own exception */

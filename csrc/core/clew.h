@@ -158,9 +158,31 @@ ptrdiff_t clew_tensor_check(const clew_tensor *tensor, clew_dtype dtype);
 
 typedef enum clew_logits { CLEW_LOGITS_NONE, CLEW_LOGITS_LAST, CLEW_LOGITS_ALL, CLEW_LOGITS_LOSS } clew_logits;
 
+/* An intervention. It reaches the selected part of a site's value [batch, position, head, last], where a site without
+ * heads has one, and scores and patterns count query positions and have keys as the last axis. Indices are absolute. */
+typedef enum clew_edit_kind { CLEW_EDIT_SET, CLEW_EDIT_ADD, CLEW_EDIT_SCALE, CLEW_EDIT_CALL } clew_edit_kind;
+typedef struct clew_edit {
+  clew_site site;
+  int32_t layer;
+  clew_edit_kind kind;
+  const int32_t *batch, *heads, *neurons; /* [n_…]; NULL: all */
+  const int32_t *positions;               /* [n_batch or n_seq, n_positions]; NULL: all */
+  size_t n_batch, n_positions, n_heads, n_neurons;
+  const void *value;    /* the model's dtype; borrowed until the plan is freed */
+  ptrdiff_t strides[4]; /* elements of value from one selected index to the next, by axis; 0: the same for all */
+  int32_t call;         /* what input.call is told */
+} clew_edit;
+
 typedef struct clew_request {
   int32_t n_seq;
-  const int32_t *lengths;       /* [n_seq], each ≥ 1 */
+  const int32_t *lengths;  /* [n_seq], each ≥ 1: positions to compute */
+  const int32_t *past;     /* [n_seq] positions before them, whose keys and values input.cache holds; NULL: none */
+  const int32_t *past_seq; /* [n_seq] sequence of the cache; NULL: the same number */
+  bool append;             /* put the new keys and values behind them */
+  const clew_edit *edits;  /* [n_edits], in the order in which edits of one site apply */
+  size_t n_edits;
+  const clew_site_ref *wrt; /* [n_wrt] sites that gradients are taken by */
+  size_t n_wrt;
   const clew_site_ref *capture; /* [n_capture]; repeats are allowed */
   size_t n_capture;
   const int32_t *positions; /* [n_positions]: capture these only; negative: from each sequence's end. NULL: all */
@@ -198,9 +220,23 @@ void clew_plan_describe(const clew_plan *plan, size_t index, char *text, size_t 
 
 /* ---- Run ---------------------------------------------------------------------------------------------------- */
 
+/* Keys (as scores use them) and values of earlier positions. */
+typedef struct clew_cache {
+  void *const *k, *const *v; /* [n_layers] of [n_seq, capacity, g, e] */
+  size_t n_seq, capacity;
+} clew_cache;
+
+/* The live value of a site, padded, in the axes of sites.def. The function may change `value` or leave an array of the
+ * same layout in *result, valid until it is called again. Non-zero: it failed, the run ends. */
+typedef int (*clew_call)(void *ctx, const void **result, clew_slab *value, int32_t index, clew_site_ref site,
+                         int32_t n_dims, const size_t *shape);
+
 typedef struct clew_input {
-  const int32_t *tokens;  /* [Σ lengths], sequences one after the other; or NULL with embeddings */
-  const void *embeddings; /* [Σ lengths, d_model], the model's dtype; a request with from_embeddings or start_layer */
+  const int32_t *tokens;   /* [Σ lengths], sequences one after the other; or NULL with embeddings */
+  const void *embeddings;  /* [Σ lengths, d_model], the model's dtype; a request with from_embeddings or start_layer */
+  const clew_cache *cache; /* a request with past or append */
+  clew_call call;          /* a request with edits that call */
+  void *call_ctx;
 } clew_input;
 
 typedef struct clew_run clew_run;

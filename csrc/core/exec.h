@@ -17,6 +17,9 @@ typedef struct clew_exec {
   const clew_rotary_table *rotary;
 } clew_exec;
 
+/* Shows a site's value to the caller's function. call.c */
+clew_status clew_op_call(const clew_exec *x, const clew_step *s, clew_error *err);
+
 typedef void (*clew_op_function)(const clew_exec *x, const clew_step *s);
 
 #define CLEW_DECLARE_OPS(suffix)                                                                                       \
@@ -31,7 +34,17 @@ typedef void (*clew_op_function)(const clew_exec *x, const clew_step *s);
   void clew_op_spread##suffix(const clew_exec *x, const clew_step *s);                                                 \
   void clew_op_gather##suffix(const clew_exec *x, const clew_step *s);                                                 \
   void clew_op_store##suffix(const clew_exec *x, const clew_step *s);                                                  \
-  void clew_op_loss##suffix(const clew_exec *x, const clew_step *s);
+  void clew_op_loss##suffix(const clew_exec *x, const clew_step *s);                                                   \
+  void clew_op_edit##suffix(const clew_exec *x, const clew_step *s);                                                   \
+  void clew_op_copy##suffix(const clew_exec *x, const clew_step *s);                                                   \
+  void clew_op_rescale##suffix(const clew_exec *x, const clew_step *s);                                                \
+  void clew_op_heads##suffix(const clew_exec *x, const clew_step *s);                                                  \
+  void clew_op_sum_heads##suffix(const clew_exec *x, const clew_step *s);                                              \
+  void clew_op_act##suffix(const clew_exec *x, const clew_step *s);                                                    \
+  void clew_op_scores##suffix(const clew_exec *x, const clew_step *s);                                                 \
+  void clew_op_softmax##suffix(const clew_exec *x, const clew_step *s);                                                \
+  void clew_op_weigh##suffix(const clew_exec *x, const clew_step *s);                                                  \
+  void clew_op_append##suffix(const clew_exec *x, const clew_step *s);
 
 CLEW_DECLARE_OPS(_f32)
 CLEW_DECLARE_OPS(_f64)
@@ -55,6 +68,9 @@ static inline size_t clew_cols(const clew_exec *x, int32_t id) { return x->plan-
 static inline int32_t clew_length(const clew_plan *plan, size_t seq) {
   return plan->rows[0].row0[seq + 1] - plan->rows[0].row0[seq];
 }
+
+/* Number of positions before a sequence's first row. */
+static inline int32_t clew_past(const clew_plan *plan, size_t seq) { return plan->past != NULL ? plan->past[seq] : 0; }
 
 /* Position that index j of an output's position axis stands for in a sequence; −1 when it lies in the padding. */
 static inline int32_t clew_kept_position(const clew_plan *plan, size_t seq, size_t j) {

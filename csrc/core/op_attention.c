@@ -18,11 +18,13 @@ typedef struct R(attention_job) {
 /* One head's block of queries. */
 typedef struct R(block) {
   size_t seq, head;
-  size_t n_queries, n_keys; /* of the block; of the sequence */
-  ptrdiff_t q0;             /* position of the first query */
-  size_t low, high;         /* keys that some query of the block sees */
-  const real *q, *k, *v;    /* q: [n_queries, e] of the block; k, v: [n_keys, e] of the sequence; strided rows */
-  real *z;                  /* [n_queries, e], strided rows; or NULL */
+  size_t n_queries, n_keys;    /* of the block; of the sequence */
+  ptrdiff_t q0;                /* position of the first query */
+  size_t low, high;            /* keys that some query of the block sees */
+  const real *q, *k, *v;       /* q: [n_queries, e] of the block; k, v: [n_keys − n_past, e] own ones; strided rows */
+  size_t n_past;               /* keys before them, which the cache holds */
+  const real *past_k, *past_v; /* [n_past, e], strided as k and v */
+  real *z;                     /* [n_queries, e], strided rows; or NULL */
   ptrdiff_t ld_q, ld_kv;
   real *scores; /* [n_queries, ld_scores] */
   ptrdiff_t ld_scores;
@@ -37,16 +39,33 @@ static clew_mask R(mask)(const clew_exec *x, const clew_step *s, const R(block) 
                      .exclude_self = x->model->config.exclude_self};
 }
 
+/* Rows of keys or values from `at` on, and how many of the next n lie together. */
+static const real *R(key_rows)(size_t *count, const R(block) * b, const real *own, const real *past, size_t at,
+                               size_t n) {
+  if (at < b->n_past) {
+    *count = clew_min(n, b->n_past - at);
+    return past + (ptrdiff_t)at * b->ld_kv;
+  }
+  *count = n;
+  return own + (ptrdiff_t)(at - b->n_past) * b->ld_kv;
+}
+
 /* scores [n_queries, n] = q · kᵀ for keys k0 … k0 + n */
 static void R(query_key)(const R(block) * b, size_t k0, size_t n, size_t e) {
-  (void)R(clew_gemm)(b->scores, b->ld_scores, 1, b->q, b->ld_q, 1, b->k + (ptrdiff_t)k0 * b->ld_kv, 1, b->ld_kv,
-                     b->n_queries, n, e, 1, 0);
+  for (size_t done = 0, count; done < n; done += count) {
+    const real *k = R(key_rows)(&count, b, b->k, b->past_k, k0 + done, n - done);
+    (void)R(clew_gemm)(b->scores + done, b->ld_scores, 1, b->q, b->ld_q, 1, k, 1, b->ld_kv, b->n_queries, count, e, 1,
+                       0);
+  }
 }
 
 /* z (+)= scores · v for keys k0 … k0 + n */
 static void R(weigh_values)(const R(block) * b, size_t k0, size_t n, size_t e, bool add) {
-  (void)R(clew_gemm)(b->z, b->ld_q, 1, b->scores, b->ld_scores, 1, b->v + (ptrdiff_t)k0 * b->ld_kv, b->ld_kv, 1,
-                     b->n_queries, e, n, 1, add ? 1 : 0);
+  for (size_t done = 0, count; done < n; done += count) {
+    const real *v = R(key_rows)(&count, b, b->v, b->past_v, k0 + done, n - done);
+    (void)R(clew_gemm)(b->z, b->ld_q, 1, b->scores + done, b->ld_scores, 1, v, b->ld_kv, 1, b->n_queries, e, count, 1,
+                       add || done > 0 ? 1 : 0);
+  }
 }
 
 /* factor [n_queries] = 1 / the number of keys each query sees */
@@ -95,16 +114,16 @@ static void R(stream)(const clew_exec *x, const clew_step *s, const R(block) * b
   }
 }
 
-/* Rows of the block to an output [n_seq, h, n_positions, longest]; keys that no query of the block sees get `unseen`.
- */
+/* Rows of the block to an output [n_seq, h, n_positions, most_keys]; keys that no query of it sees get `unseen`. */
 static void R(keep)(const clew_exec *x, const clew_step *s, const R(block) * b, int32_t output, real unseen) {
   const clew_plan *plan = x->plan;
-  const size_t longest = (size_t)plan->longest;
+  const size_t longest = (size_t)plan->most_keys;
   real *out = (real *)clew_output_data(x, output, s->layer) +
               (b->seq * (size_t)x->model->config.n_heads + b->head) * plan->n_positions * longest;
   const bool all = plan->positions == NULL;
-  for (size_t j = all ? (size_t)b->q0 : 0; j < (all ? (size_t)b->q0 + b->n_queries : plan->n_positions); j++) {
-    const ptrdiff_t row = clew_kept_position(plan, b->seq, j) - b->q0;
+  const size_t first = (size_t)b->q0 - b->n_past; /* in the sequence's own rows */
+  for (size_t j = all ? first : 0; j < (all ? first + b->n_queries : plan->n_positions); j++) {
+    const ptrdiff_t row = clew_kept_position(plan, b->seq, j) - (ptrdiff_t)first;
     if (row < 0 || row >= (ptrdiff_t)b->n_queries) {
       continue;
     }
@@ -122,7 +141,7 @@ static void R(keep)(const clew_exec *x, const clew_step *s, const R(block) * b, 
 /* Positions of the output that this sequence does not reach hold zeros. */
 static void R(clear_padding)(const clew_exec *x, const clew_step *s, size_t seq, size_t head, int32_t output) {
   const clew_plan *plan = x->plan;
-  const size_t longest = (size_t)plan->longest;
+  const size_t longest = (size_t)plan->most_keys;
   real *out = (real *)clew_output_data(x, output, s->layer) +
               (seq * (size_t)x->model->config.n_heads + head) * plan->n_positions * longest;
   for (size_t j = 0; j < plan->n_positions; j++) {
@@ -156,48 +175,69 @@ static void R(materialise)(const clew_exec *x, const clew_step *s, const R(block
   }
 }
 
-static void R(attention_task)(void *ctx, size_t index, unsigned slot) {
-  const R(attention_job) *job = ctx;
+/* The block of queries that a task is about; false when the sequence has no such block. Its scores are not placed. */
+static bool R(find_block)(R(block) * b, const R(attention_job) * job, size_t index) {
   const clew_exec *x = job->x;
   const clew_step *s = job->s;
   const clew_config *c = &x->model->config;
   const clew_rowset *queries = &x->plan->rows[s->rowset], *keys = &x->plan->rows[0];
   const size_t h = (size_t)c->n_heads, g = (size_t)c->n_kv_heads, e = (size_t)c->d_head;
-  R(block) b = {.head = index % h};
+  *b = (R(block)){.head = index % h, .seq = index / h / job->blocks};
   const size_t block = job->blocks - 1 - index / h % job->blocks; /* the long rows first */
-  b.seq = index / h / job->blocks;
-  if (block == 0) {
-    if (s->attention.scores != CLEW_NONE) {
-      R(clear_padding)(x, s, b.seq, b.head, s->attention.scores);
-    }
-    if (s->attention.pattern != CLEW_NONE) {
-      R(clear_padding)(x, s, b.seq, b.head, s->attention.pattern);
+  const size_t first = block * CLEW_QUERY_BLOCK;                  /* in the sequence's own queries */
+  const size_t n_all = (size_t)(queries->row0[b->seq + 1] - queries->row0[b->seq]);
+  if (first >= n_all) {
+    return false;
+  }
+  const size_t row = (size_t)queries->row0[b->seq] + first, key_row = (size_t)keys->row0[b->seq];
+  b->n_past = (size_t)clew_past(x->plan, b->seq);
+  b->n_queries = clew_min(CLEW_QUERY_BLOCK, n_all - first);
+  b->n_keys = b->n_past + (size_t)clew_length(x->plan, b->seq);
+  b->q0 = queries->pos[row];
+  b->high = c->causal ? (size_t)b->q0 + b->n_queries : b->n_keys;
+  b->low =
+      s->attention.window > 0 && b->q0 - s->attention.window + 1 > 0 ? (size_t)(b->q0 - s->attention.window + 1) : 0;
+  b->ld_q = (ptrdiff_t)(h * e), b->ld_kv = (ptrdiff_t)(g * e);
+  const size_t kv = key_row * g * e + b->head / (h / g) * e, query = row * h * e + b->head * e;
+  if (b->n_past > 0) {
+    const clew_cache *cache = x->input->cache;
+    const size_t at = (size_t)x->plan->past_seq[b->seq] * cache->capacity * g * e + b->head / (h / g) * e;
+    b->past_k = (const real *)cache->k[s->layer] + at, b->past_v = (const real *)cache->v[s->layer] + at;
+  }
+  if (s->attention.q != CLEW_NONE) {
+    b->q = (const real *)clew_buffer_data(x, s->attention.q) + query;
+    b->k = (const real *)clew_buffer_data(x, s->attention.k) + kv;
+  }
+  if (s->attention.z != CLEW_NONE) {
+    b->v = (const real *)clew_buffer_data(x, s->attention.v) + kv;
+    b->z = (real *)clew_buffer_data(x, s->attention.z) + query;
+  }
+  return true;
+}
+
+static void R(attention_task)(void *ctx, size_t index, unsigned slot) {
+  const R(attention_job) *job = ctx;
+  const clew_exec *x = job->x;
+  const clew_step *s = job->s;
+  const size_t h = (size_t)x->model->config.n_heads, e = (size_t)x->model->config.d_head;
+  if (index / h % job->blocks == job->blocks - 1) { /* the first block */
+    for (int i = 0; i < 2; i++) {
+      const int32_t output = i == 0 ? s->attention.scores : s->attention.pattern;
+      if (output != CLEW_NONE) {
+        R(clear_padding)(x, s, index / h / job->blocks, index % h, output);
+      }
     }
   }
-  const size_t first = block * CLEW_QUERY_BLOCK; /* in the sequence's own queries */
-  const size_t n_all = (size_t)(queries->row0[b.seq + 1] - queries->row0[b.seq]);
-  if (first >= n_all) {
+  R(block) b;
+  if (!R(find_block)(&b, job, index)) {
     return;
   }
-  const size_t row = (size_t)queries->row0[b.seq] + first, key_row = (size_t)keys->row0[b.seq];
-  b.n_queries = clew_min(CLEW_QUERY_BLOCK, n_all - first);
-  b.n_keys = (size_t)clew_length(x->plan, b.seq);
-  b.q0 = queries->pos[row];
-  b.high = c->causal ? (size_t)b.q0 + b.n_queries : b.n_keys;
-  b.low = s->attention.window > 0 && b.q0 - s->attention.window + 1 > 0 ? (size_t)(b.q0 - s->attention.window + 1) : 0;
-  b.ld_q = (ptrdiff_t)(h * e), b.ld_kv = (ptrdiff_t)(g * e);
-  b.q = (const real *)clew_buffer_data(x, s->attention.q) + row * h * e + b.head * e;
-  const size_t kv = key_row * g * e + b.head / (h / g) * e;
-  b.k = (const real *)clew_buffer_data(x, s->attention.k) + kv;
   real *own = (real *)(x->slots + slot * x->plan->slot_bytes);
   b.maximum = own, b.sum = own + CLEW_QUERY_BLOCK, b.correction = own + 2 * CLEW_QUERY_BLOCK;
   b.scores = own + 3 * CLEW_QUERY_BLOCK;
-  if (s->attention.z != CLEW_NONE) {
-    b.v = (const real *)clew_buffer_data(x, s->attention.v) + kv;
-    b.z = (real *)clew_buffer_data(x, s->attention.z) + row * h * e + b.head * e;
-  }
   const bool whole = s->attention.scores != CLEW_NONE || s->attention.pattern != CLEW_NONE;
-  b.ld_scores = (ptrdiff_t)(whole ? (size_t)x->plan->longest : clew_min((size_t)x->plan->longest, CLEW_KEY_BLOCK));
+  const size_t most = (size_t)x->plan->most_keys;
+  b.ld_scores = (ptrdiff_t)(whole ? most : clew_min(most, CLEW_KEY_BLOCK));
   if (whole) {
     R(materialise)(x, s, &b, e);
   } else {
@@ -205,10 +245,112 @@ static void R(attention_task)(void *ctx, size_t index, unsigned slot) {
   }
 }
 
-void R(clew_op_attention)(const clew_exec *x, const clew_step *s) {
+static void R(for_blocks)(const clew_exec *x, const clew_step *s, clew_task task) {
   R(attention_job) job = {.x = x, .s = s};
   const size_t longest = s->rowset == 0 ? (size_t)x->plan->longest : 1;
   job.blocks = (longest + CLEW_QUERY_BLOCK - 1) / CLEW_QUERY_BLOCK;
-  clew_pool_for((size_t)x->plan->n_seq * job.blocks * (size_t)x->model->config.n_heads, R(attention_task), &job,
-                x->n_slots, x->cancel);
+  clew_pool_for((size_t)x->plan->n_seq * job.blocks * (size_t)x->model->config.n_heads, task, &job, x->n_slots,
+                x->cancel);
 }
+
+void R(clew_op_attention)(const clew_exec *x, const clew_step *s) { R(for_blocks)(x, s, R(attention_task)); }
+
+/* ---- In parts: scores, pattern and z where one of the first two is changed on the way ----------------------- */
+
+/* Rows of a block in a square [n_seq, h, queries, most_keys]. */
+static real *R(square_rows)(const clew_exec *x, const clew_step *s, int32_t square, const R(block) * b) {
+  const size_t most = (size_t)x->plan->most_keys, queries = s->rowset == 0 ? (size_t)x->plan->longest : 1;
+  const size_t first = s->rowset == 0 ? (size_t)b->q0 - b->n_past : 0;
+  const size_t heads = (size_t)x->model->config.n_heads;
+  return (real *)clew_buffer_data(x, square) + ((b->seq * heads + b->head) * queries + first) * most;
+}
+
+static void R(scores_task)(void *ctx, size_t index, unsigned slot) {
+  (void)slot;
+  const R(attention_job) *job = ctx;
+  const clew_exec *x = job->x;
+  const clew_step *s = job->s;
+  const clew_config *c = &x->model->config;
+  R(block) b;
+  if (!R(find_block)(&b, job, index)) {
+    return;
+  }
+  const size_t most = (size_t)x->plan->most_keys, n = b.high - b.low;
+  real *rows = R(square_rows)(x, s, s->attention.scores_out, &b);
+  b.scores = rows + b.low, b.ld_scores = (ptrdiff_t)most;
+  const clew_mask mask = R(mask)(x, s, &b, b.low);
+  R(query_key)(&b, b.low, n, (size_t)c->d_head);
+  R(clew_get_kernels)
+  ()->score(b.scores, b.ld_scores, b.n_queries, n, (real)s->attention.scale, (real)c->score_softcap, &mask);
+  for (size_t i = 0; i < b.n_queries; i++) {
+    for (size_t k = 0; k < most; k++) {
+      if (k < b.low || k >= b.high) {
+        rows[i * most + k] = -(real)INFINITY;
+      }
+    }
+  }
+}
+
+/* Squares start empty: rows behind a sequence's end hold zeros. */
+static void R(clear_square)(const clew_exec *x, int32_t square) {
+  if (x->plan->ragged) {
+    memset(clew_buffer_data(x, square), 0, x->plan->buffers[square].bytes);
+  }
+}
+
+void R(clew_op_scores)(const clew_exec *x, const clew_step *s) {
+  R(clear_square)(x, s->attention.scores_out);
+  R(for_blocks)(x, s, R(scores_task));
+}
+
+static void R(softmax_task)(void *ctx, size_t index, unsigned slot) {
+  const R(attention_job) *job = ctx;
+  const clew_exec *x = job->x;
+  const clew_step *s = job->s;
+  const R(clew_kernels) *kernels = R(clew_get_kernels)();
+  const clew_step as_attention = {.op = s->op, /* what a block is found by */
+                                  .layer = s->layer,
+                                  .rowset = s->rowset,
+                                  .attention = {.q = CLEW_NONE, .z = CLEW_NONE, .window = s->softmax.window}};
+  const R(attention_job) as_job = {x, &as_attention, job->blocks};
+  R(block) b;
+  if (!R(find_block)(&b, &as_job, index)) {
+    return;
+  }
+  const size_t most = (size_t)x->plan->most_keys;
+  const real *in = R(square_rows)(x, s, s->softmax.in, &b);
+  real *out = R(square_rows)(x, s, s->softmax.out, &b);
+  if (out != in) {
+    memcpy(out, in, b.n_queries * most * sizeof *out);
+  }
+  if (x->model->config.linear_attention) {
+    real *own = (real *)(x->slots + slot * x->plan->slot_bytes);
+    const clew_mask mask = R(mask)(x, &as_attention, &b, 0);
+    R(linear_factor)(own, x, &as_attention, &b);
+    kernels->score_linear(out, (ptrdiff_t)most, b.n_queries, most, own, &mask);
+  } else {
+    kernels->softmax(out, (ptrdiff_t)most, b.n_queries, most);
+  }
+}
+
+void R(clew_op_softmax)(const clew_exec *x, const clew_step *s) {
+  if (s->softmax.out != s->softmax.in) {
+    R(clear_square)(x, s->softmax.out);
+  }
+  R(for_blocks)(x, s, R(softmax_task));
+}
+
+static void R(weigh_task)(void *ctx, size_t index, unsigned slot) {
+  (void)slot;
+  const R(attention_job) *job = ctx;
+  const clew_exec *x = job->x;
+  R(block) b;
+  if (!R(find_block)(&b, job, index)) {
+    return;
+  }
+  b.scores = R(square_rows)(x, job->s, job->s->attention.pattern_in, &b);
+  b.ld_scores = (ptrdiff_t)x->plan->most_keys;
+  R(weigh_values)(&b, 0, b.n_keys, (size_t)x->model->config.d_head, false); /* an edit may show any key */
+}
+
+void R(clew_op_weigh)(const clew_exec *x, const clew_step *s) { R(for_blocks)(x, s, R(weigh_task)); }

@@ -34,7 +34,7 @@ static void R(scatter)(const clew_exec *x, int32_t out, const real *tile, const 
     while (rows->row0[seq + 1] <= row) {
       seq++;
     }
-    const size_t to = seq * (size_t)x->plan->longest + (size_t)rows->pos[row];
+    const size_t to = seq * (size_t)x->plan->longest + (size_t)(row - rows->row0[seq]);
     memcpy((real *)clew_buffer_data(x, out) + to * cols + t->col, tile + i * t->cols, t->cols * sizeof *tile);
   }
 }

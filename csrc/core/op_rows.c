@@ -54,9 +54,11 @@ static void R(embed_task)(void *ctx, size_t index, unsigned slot) {
         if (pos != NULL) {
           pos[r * d + i] = value;
         }
-        sum[r * d + i] = to[i] + value;
+        if (sum != NULL) {
+          sum[r * d + i] = to[i] + value;
+        }
       }
-    } else if (to != sum + r * d) {
+    } else if (sum != NULL && to != sum + r * d) {
       memcpy(sum + r * d, to, d * sizeof *to);
     }
   }
@@ -161,6 +163,24 @@ void R(clew_op_gather)(const clew_exec *x, const clew_step *s) {
   }
 }
 
+/* Chosen queries of a square to an output [n_seq, h, n_positions, most_keys]. */
+static void R(store_square)(const clew_exec *x, const clew_step *s) {
+  const clew_plan *plan = x->plan;
+  const size_t heads = (size_t)x->model->config.n_heads, most = (size_t)plan->most_keys;
+  real *out = clew_output_data(x, s->store.output, s->layer);
+  const real *in = clew_buffer_data(x, s->store.in); /* [n_seq, h, longest, most_keys] */
+  for (size_t i = 0; i < (size_t)plan->n_seq * heads * plan->n_positions; i++) {
+    const size_t seq = i / plan->n_positions / heads;
+    const int32_t pos = clew_kept_position(plan, seq, i % plan->n_positions);
+    if (pos < 0) {
+      memset(out + i * most, 0, most * sizeof *out);
+    } else {
+      memcpy(out + i * most, in + (i / plan->n_positions * (size_t)plan->longest + (size_t)pos) * most,
+             most * sizeof *out);
+    }
+  }
+}
+
 static void R(store_task)(void *ctx, size_t index, unsigned slot) {
   (void)slot;
   const R(row_job) *job = ctx;
@@ -183,6 +203,10 @@ static void R(store_task)(void *ctx, size_t index, unsigned slot) {
 }
 
 void R(clew_op_store)(const clew_exec *x, const clew_step *s) {
+  if (x->plan->buffers[s->store.in].square) {
+    R(store_square)(x, s);
+    return;
+  }
   const size_t n_rows = (size_t)x->plan->n_seq * x->plan->n_positions;
   R(for_rows)(x, s, n_rows, x->plan->outputs[s->store.output].cols, R(store_task));
 }

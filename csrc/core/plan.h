@@ -25,6 +25,7 @@ typedef struct clew_buffer {
   int32_t born;   /* first step that writes it */
   int32_t dies;   /* last step that reads or writes it */
   bool scattered; /* in the slab as [n_seq, longest, cols], padded: rows are not contiguous */
+  bool square;    /* [n_seq, h, most queries of the row set, most keys]: cols is the number of keys */
   bool needed;    /* some step reads it, or the caller gets it */
 } clew_buffer;
 
@@ -41,6 +42,20 @@ typedef enum clew_op {
   CLEW_OP_GATHER,    /* rows of set 0 into set 1 */
   CLEW_OP_STORE,     /* rows to an output that is not laid out like the buffer: padding, chosen positions */
   CLEW_OP_LOSS,      /* unembedding and negative log-likelihood without keeping logits */
+  /* What an intervention needs where steps above do several things at once */
+  CLEW_OP_EDIT,      /* set, add or scale a part of a site's value */
+  CLEW_OP_CALL,      /* a function of the caller's changes a site's value */
+  CLEW_OP_COPY,      /* a branch's own copy of a value */
+  CLEW_OP_SCALE,     /* a norm's scale */
+  CLEW_OP_NORMALIZE, /* centred input / scale */
+  CLEW_OP_AFFINE,    /* normalized · w + b */
+  CLEW_OP_HEADS,     /* each head's own row times its columns of a weight */
+  CLEW_OP_SUM_HEADS, /* Σ over heads, plus bias */
+  CLEW_OP_ACT,       /* post = act(pre) · linear */
+  CLEW_OP_SCORES,    /* scores of queries and keys */
+  CLEW_OP_SOFTMAX,   /* pattern from scores */
+  CLEW_OP_WEIGH,     /* Σ pattern · v */
+  CLEW_OP_APPEND,    /* keys and values behind those of earlier positions */
   CLEW_N_OPS
 } clew_op;
 
@@ -89,9 +104,10 @@ typedef struct clew_step {
     struct {
       int32_t z, scores, pattern; /* scores, pattern: outputs */
       int32_t q, k, v;
+      int32_t pattern_in, scores_out; /* WEIGH reads, SCORES writes these squares; z, q, k, v as they need */
       int32_t window;
       double scale;
-    } attention;
+    } attention; /* also SCORES, WEIGH */
     struct {
       int32_t out, z;
       const clew_matrix *w;
@@ -112,6 +128,34 @@ typedef struct clew_step {
     struct {
       int32_t output, in, partial; /* partial: [rows, blocks, 3] maximum, sum, target's logit */
     } loss;
+    struct {
+      int32_t out, in; /* may be one */
+      int32_t edit;    /* index into the plan's edits */
+    } edit;            /* also CALL */
+    struct {
+      int32_t out, in;
+    } copy;
+    struct {
+      int32_t out, in, scale; /* scale: of NORMALIZE */
+      const clew_norm_weights *weights;
+      bool centre;
+    } rescale; /* SCALE, NORMALIZE, AFFINE */
+    struct {
+      int32_t out, in;
+      size_t heads;
+      const clew_matrix *w; /* HEADS: n · groups = heads · d_head columns */
+      const void *b;
+    } heads; /* HEADS, SUM_HEADS */
+    struct {
+      int32_t post, pre, linear;
+    } act;
+    struct {
+      int32_t out, in; /* SOFTMAX: pattern, scores */
+      int32_t window;
+    } softmax;
+    struct {
+      int32_t k, v;
+    } append;
   };
 } clew_step;
 
@@ -126,6 +170,15 @@ typedef struct clew_kept {
 struct clew_plan {
   const clew_model *model;
   int32_t n_seq, longest;
+  int32_t most_keys; /* of a sequence, those before its first row included */
+  int32_t *past;     /* [n_seq] positions before a sequence's first row, whose keys and values are given; NULL: none */
+  int32_t *past_seq; /* [n_seq] the sequence of the cache that holds them */
+  bool append;       /* new keys and values go into the cache */
+  clew_edit *edits;  /* [n_edits]; values are the caller's */
+  size_t n_edits;
+  clew_site_ref *wrt; /* [n_wrt] sites that are differentiated by */
+  size_t n_wrt;
+  int32_t *where; /* [CLEW_N_SITES, n_layers + 1] buffer of each site's value, or CLEW_NONE */
   bool ragged;
   bool from_embeddings;
   int32_t start_layer;
@@ -159,6 +212,9 @@ typedef struct clew_tiling {
   size_t n_rows, n_cols; /* tiles */
 } clew_tiling;
 clew_tiling clew_tile(size_t m, size_t n);
+
+/* Lengths of a site's head axis (1 where it has none) and last axis. */
+void clew_site_axes(const clew_config *c, clew_site site, size_t most_keys, size_t *heads, size_t *last);
 
 /* Memory of a plan: buffers into scratch, liveness, dead steps. plan_memory.c */
 void clew_plan_prune(clew_plan *plan);

@@ -51,6 +51,37 @@ void clew_step_visit(clew_step *s, void (*visit)(void *ctx, int32_t *buffer, boo
   case CLEW_OP_LOSS:
     WRITE(s->loss.partial), READ(s->loss.in);
     break;
+  case CLEW_OP_EDIT:
+  case CLEW_OP_CALL:
+    WRITE(s->edit.out), READ(s->edit.in);
+    break;
+  case CLEW_OP_COPY:
+    WRITE(s->copy.out), READ(s->copy.in);
+    break;
+  case CLEW_OP_SCALE:
+  case CLEW_OP_NORMALIZE:
+  case CLEW_OP_AFFINE:
+    WRITE(s->rescale.out), READ(s->rescale.in), READ(s->rescale.scale);
+    break;
+  case CLEW_OP_HEADS:
+  case CLEW_OP_SUM_HEADS:
+    WRITE(s->heads.out), READ(s->heads.in);
+    break;
+  case CLEW_OP_ACT:
+    WRITE(s->act.post), READ(s->act.pre), READ(s->act.linear);
+    break;
+  case CLEW_OP_SCORES:
+    WRITE(s->attention.scores_out), READ(s->attention.q), READ(s->attention.k);
+    break;
+  case CLEW_OP_SOFTMAX:
+    WRITE(s->softmax.out), READ(s->softmax.in);
+    break;
+  case CLEW_OP_WEIGH:
+    WRITE(s->attention.z), READ(s->attention.pattern_in), READ(s->attention.v);
+    break;
+  case CLEW_OP_APPEND:
+    READ(s->append.k), READ(s->append.v);
+    break;
   case CLEW_N_OPS:
     break;
   }
@@ -112,8 +143,29 @@ static bool keep_step(const clew_plan *plan, clew_step *s) {
     return is_needed(plan, s->spread.out);
   case CLEW_OP_GATHER:
     return is_needed(plan, s->gather.out);
+  case CLEW_OP_EDIT:
+  case CLEW_OP_CALL: /* what nobody reads may still be shown to a function */
+    return is_needed(plan, s->edit.out) || s->op == CLEW_OP_CALL;
+  case CLEW_OP_COPY:
+    return is_needed(plan, s->copy.out);
+  case CLEW_OP_SCALE:
+  case CLEW_OP_NORMALIZE:
+  case CLEW_OP_AFFINE:
+    return is_needed(plan, s->rescale.out);
+  case CLEW_OP_HEADS:
+  case CLEW_OP_SUM_HEADS:
+    return is_needed(plan, s->heads.out);
+  case CLEW_OP_ACT:
+    return is_needed(plan, s->act.post);
+  case CLEW_OP_SCORES:
+    return is_needed(plan, s->attention.scores_out);
+  case CLEW_OP_SOFTMAX:
+    return is_needed(plan, s->softmax.out);
+  case CLEW_OP_WEIGH:
+    return is_needed(plan, s->attention.z);
   case CLEW_OP_STORE:
   case CLEW_OP_LOSS:
+  case CLEW_OP_APPEND:
   case CLEW_N_OPS:
     break;
   }
@@ -247,7 +299,7 @@ static double visible_pairs(const clew_plan *plan, const clew_step *s) {
   const clew_rowset *queries = &plan->rows[s->rowset];
   double pairs = 0;
   for (int32_t b = 0; b < plan->n_seq; b++) {
-    const int32_t n_keys = plan->rows[0].row0[b + 1] - plan->rows[0].row0[b];
+    const int32_t n_keys = plan->rows[0].row0[b + 1] - plan->rows[0].row0[b]; /* not causal: nothing in the past */
     for (int32_t r = queries->row0[b]; r < queries->row0[b + 1]; r++) {
       const int32_t end = plan->model->config.causal ? queries->pos[r] + 1 : n_keys;
       const int32_t first = s->attention.window > 0 ? queries->pos[r] + 1 - s->attention.window : 0;
@@ -268,6 +320,11 @@ double clew_step_flops(const clew_plan *plan, const clew_step *s) {
     return flops;
   case CLEW_OP_ATTENTION:
     return visible_pairs(plan, s) * 2.0 * c->n_heads * c->d_head * (s->attention.z == CLEW_NONE ? 1.0 : 2.0);
+  case CLEW_OP_SCORES:
+  case CLEW_OP_WEIGH:
+    return visible_pairs(plan, s) * 2.0 * c->n_heads * c->d_head;
+  case CLEW_OP_HEADS:
+    return matrix_flops(plan, s->rowset, s->heads.w);
   case CLEW_OP_RESULT:
     return matrix_flops(plan, s->rowset, s->result.w);
   case CLEW_OP_LOSS:

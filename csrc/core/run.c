@@ -16,7 +16,13 @@ struct clew_run {
     [CLEW_OP_ROTARY] = clew_op_rotary##suffix, [CLEW_OP_ATTENTION] = clew_op_attention##suffix,                        \
     [CLEW_OP_RESULT] = clew_op_result##suffix, [CLEW_OP_ADD] = clew_op_add##suffix,                                    \
     [CLEW_OP_SPREAD] = clew_op_spread##suffix, [CLEW_OP_GATHER] = clew_op_gather##suffix,                              \
-    [CLEW_OP_STORE] = clew_op_store##suffix, [CLEW_OP_LOSS] = clew_op_loss##suffix                                     \
+    [CLEW_OP_STORE] = clew_op_store##suffix, [CLEW_OP_LOSS] = clew_op_loss##suffix,                                    \
+    [CLEW_OP_EDIT] = clew_op_edit##suffix, [CLEW_OP_COPY] = clew_op_copy##suffix,                                      \
+    [CLEW_OP_SCALE] = clew_op_rescale##suffix, [CLEW_OP_NORMALIZE] = clew_op_rescale##suffix,                          \
+    [CLEW_OP_AFFINE] = clew_op_rescale##suffix, [CLEW_OP_HEADS] = clew_op_heads##suffix,                               \
+    [CLEW_OP_SUM_HEADS] = clew_op_sum_heads##suffix, [CLEW_OP_ACT] = clew_op_act##suffix,                              \
+    [CLEW_OP_SCORES] = clew_op_scores##suffix, [CLEW_OP_SOFTMAX] = clew_op_softmax##suffix,                            \
+    [CLEW_OP_WEIGH] = clew_op_weigh##suffix, [CLEW_OP_APPEND] = clew_op_append##suffix                                 \
   }
 
 static const clew_op_function ops[2][CLEW_N_OPS] = {[CLEW_FLOAT32] = OPS(_f32), [CLEW_FLOAT64] = OPS(_f64)};
@@ -30,6 +36,22 @@ static clew_status check_input(const clew_plan *plan, const clew_input *input, c
   }
   if (plan->logits == CLEW_LOGITS_LOSS && input->tokens == NULL) {
     return clew_fail(err, CLEW_ERROR_TOKEN, "a loss needs tokens: they are its targets");
+  }
+  bool past = plan->append;
+  for (int32_t i = 0; i < plan->n_seq && (plan->past != NULL || plan->append); i++) {
+    const int32_t seq = plan->past_seq != NULL ? plan->past_seq[i] : i;
+    const size_t most = (size_t)clew_past(plan, (size_t)i) + (plan->append ? (size_t)clew_length(plan, (size_t)i) : 0);
+    past = past || most > 0;
+    if (past && (input->cache == NULL || (size_t)seq >= input->cache->n_seq || most > input->cache->capacity)) {
+      return clew_fail(err, CLEW_ERROR_SHAPE,
+                       "prompt %d needs %zu positions of sequence %d of a cache; it has %zu sequences of %zu", i, most,
+                       seq, input->cache ? input->cache->n_seq : 0, input->cache ? input->cache->capacity : 0);
+    }
+  }
+  for (size_t i = 0; i < plan->n_edits && input->call == NULL; i++) {
+    if (plan->edits[i].kind == CLEW_EDIT_CALL) {
+      return clew_fail(err, CLEW_ERROR_VALUE, "edit %zu calls a function, but none is given", i);
+    }
   }
   if (input->tokens == NULL) {
     return CLEW_OK;
@@ -103,7 +125,14 @@ clew_status clew_run_new(clew_run **out, const clew_plan *plan, const clew_input
   }
   for (size_t i = 0; i < plan->n_steps; i++) {
     const clew_step *s = &plan->steps[i];
-    ops[plan->model->config.dtype][s->op](&x, s);
+    if (s->op == CLEW_OP_CALL) {
+      status = clew_op_call(&x, s, err);
+      if (status != CLEW_OK) {
+        goto done;
+      }
+    } else {
+      ops[plan->model->config.dtype][s->op](&x, s);
+    }
     if (clew_cancel_check(cancel)) {
       status = clew_fail(err, CLEW_ERROR_CANCELLED, "cancelled at step %zu of %zu", i + 1, plan->n_steps);
       goto done;

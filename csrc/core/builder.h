@@ -1,0 +1,35 @@
+/* What plan.c (the request), emit.c (the model as steps) and emit_backward.c (its gradients) share while a plan is
+ * made. */
+#ifndef CLEW_BUILDER_H
+#define CLEW_BUILDER_H
+
+#include "plan.h"
+
+/* A builder that ran out of memory keeps taking calls and says so at the end: emission reads like the model. */
+typedef struct clew_builder {
+  clew_plan *plan;
+  const clew_model *model;
+  const clew_config *config;
+  size_t item; /* bytes of a value */
+  bool out_of_memory;
+  bool in_place; /* outputs are laid out like buffers: no padding, no chosen positions */
+  bool ssa;      /* no buffer is written over: the backward pass reads them */
+  clew_step no_step;
+} clew_builder;
+
+clew_step *clew_add_step(clew_builder *b, clew_op op, int32_t layer, int32_t rowset);
+int32_t clew_add_buffer(clew_builder *b, int32_t rowset, size_t cols);
+/* [n_seq, h, queries of the row set, keys] */
+int32_t clew_add_square(clew_builder *b, int32_t rowset);
+
+/* The output that keeps this site, or CLEW_NONE. */
+int32_t clew_find_output(const clew_plan *plan, clew_site site, int32_t layer);
+size_t clew_output_offset(const clew_kept *output, int32_t layer);
+
+/* Is the site a value of its own: edited, or differentiated by? */
+bool clew_is_split(const clew_plan *plan, clew_site site, int32_t layer);
+
+/* Steps of blocks first … last and, where the request goes on to the end, the final norm and the logits. */
+void clew_emit_forward(clew_builder *b, const clew_request *r, int32_t first, int32_t last);
+
+#endif

@@ -1,0 +1,63 @@
+/* Showing a site's live value to a function of the caller's, as the padded array that a capture of it would be.
+ *
+ * The function gets memory of its own: what it keeps stays as it was, whatever the run does afterwards. */
+#include <string.h>
+
+#include "exec.h"
+
+/* Rows of a buffer to or from [n_seq, longest, cols]; `out` gets zeros where a sequence has ended. */
+static void copy_rows(const clew_exec *x, const clew_step *s, char *array, char *buffer, bool to_array) {
+  const clew_plan *plan = x->plan;
+  const clew_buffer *b = &plan->buffers[s->edit.out];
+  const clew_rowset *rows = &plan->rows[s->rowset];
+  const size_t item = clew_dtype_size(plan->model->config.dtype), row = b->cols * item;
+  const size_t longest = s->rowset == 0 ? (size_t)plan->longest : 1;
+  if (b->square || b->scattered) {
+    memcpy(to_array ? array : buffer, to_array ? buffer : array,
+           (size_t)plan->n_seq * longest * row * (b->square ? (size_t)plan->model->config.n_heads : 1));
+    return;
+  }
+  for (size_t seq = 0; seq < (size_t)plan->n_seq; seq++) {
+    const size_t n = (size_t)(rows->row0[seq + 1] - rows->row0[seq]);
+    char *padded = array + seq * longest * row, *packed = buffer + (size_t)rows->row0[seq] * row;
+    if (to_array) {
+      memcpy(padded, packed, n * row);
+      memset(padded + n * row, 0, (longest - n) * row);
+    } else {
+      memcpy(packed, padded, n * row);
+    }
+  }
+}
+
+clew_status clew_op_call(const clew_exec *x, const clew_step *s, clew_error *err) {
+  const clew_plan *plan = x->plan;
+  const clew_config *c = &plan->model->config;
+  const clew_edit *e = &plan->edits[s->edit.edit];
+  const char *axes = clew_sites[e->site].axes;
+  size_t shape[4], bytes = clew_dtype_size(c->dtype);
+  const int32_t n_dims = (int32_t)strlen(axes);
+  for (int32_t d = 0; d < n_dims; d++) {
+    shape[d] = axes[d] == 'b'   ? (size_t)plan->n_seq
+               : axes[d] == 'p' ? (s->rowset == 0 ? (size_t)plan->longest : 1)
+               : axes[d] == 'k' ? (size_t)plan->most_keys
+               : axes[d] == 'v' ? (size_t)c->d_vocab_out
+                                : clew_axis_length(c, axes[d]);
+    bytes *= shape[d];
+  }
+  clew_slab *value = clew_slab_new(bytes);
+  if (value == NULL) {
+    return clew_fail(err, CLEW_ERROR_MEMORY, "out of memory: %zu bytes to show %s to a function", bytes,
+                     clew_sites[e->site].name);
+  }
+  copy_rows(x, s, clew_slab_data(value), clew_buffer_data(x, s->edit.in), true);
+  const void *result = NULL;
+  const clew_site_ref ref = {e->site, e->layer};
+  const int failed = x->input->call(x->input->call_ctx, &result, value, e->call, ref, n_dims, shape);
+  if (!failed) { /* the cast: it is only read */
+    copy_rows(x, s, result != NULL ? (char *)(uintptr_t)result : clew_slab_data(value),
+              clew_buffer_data(x, s->edit.out), false);
+  }
+  clew_slab_release(value);
+  return failed ? clew_fail(err, CLEW_ERROR_CANCELLED, "a function that edits %s failed", clew_sites[e->site].name)
+                : CLEW_OK;
+}
