@@ -82,7 +82,11 @@ void R(clew_op_edit)(const clew_exec *x, const clew_step *s) {
   const clew_buffer *out = &x->plan->buffers[s->edit.out];
   R(edit_job) job = {.x = x, .s = s, .e = &x->plan->edits[s->edit.edit], .square = out->square};
   job.out = clew_buffer_data(x, s->edit.out);
-  if (s->edit.out != s->edit.in) {
+  if (s->edit.in == CLEW_NONE) { /* all of it is set, but for padding and other row sets' rows */
+    if (job.square) {
+      memset(job.out, 0, out->bytes);
+    }
+  } else if (s->edit.out != s->edit.in) {
     memcpy(job.out, clew_buffer_data(x, s->edit.in), out->bytes);
   }
   clew_site_axes(&x->model->config, job.e->site, (size_t)x->plan->most_keys, &job.heads, &job.width);

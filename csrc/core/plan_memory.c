@@ -235,6 +235,15 @@ static size_t find_offset(const clew_plan *plan, const int32_t *placed, size_t n
   return offset;
 }
 
+typedef struct clew_birth {
+  int32_t step, buffer;
+} clew_birth;
+
+static int by_birth(const void *a, const void *b) {
+  const clew_birth *x = a, *y = b;
+  return x->step != y->step ? (x->step < y->step ? -1 : 1) : (x->buffer > y->buffer) - (x->buffer < y->buffer);
+}
+
 clew_status clew_plan_place(clew_plan *plan, clew_error *err) {
   for (size_t i = 0; i < plan->n_buffers; i++) {
     plan->buffers[i].born = plan->buffers[i].dies = CLEW_NONE;
@@ -245,15 +254,21 @@ clew_status clew_plan_place(clew_plan *plan, clew_error *err) {
   }
   /* Alive buffers only: placed ones whose life is over stay in the list no longer than a layer. */
   int32_t *placed = clew_alloc(plan->n_buffers + 1, sizeof *placed);
-  if (placed == NULL) {
+  clew_birth *order = clew_alloc(plan->n_buffers + 1, sizeof *order);
+  if (placed == NULL || order == NULL) {
+    clew_free(placed);
+    clew_free(order);
     return clew_fail(err, CLEW_ERROR_MEMORY, "out of memory while planning %zu buffers", plan->n_buffers);
   }
-  size_t n_placed = 0;
-  for (size_t i = 0; i < plan->n_buffers; i++) { /* buffers are numbered in the order of their birth */
-    clew_buffer *b = &plan->buffers[i];
-    if (b->slab != CLEW_NONE || b->born == CLEW_NONE) {
-      continue;
+  size_t n_order = 0, n_placed = 0;
+  for (size_t i = 0; i < plan->n_buffers; i++) {
+    if (plan->buffers[i].slab == CLEW_NONE && plan->buffers[i].born != CLEW_NONE) {
+      order[n_order++] = (clew_birth){plan->buffers[i].born, (int32_t)i};
     }
+  }
+  qsort(order, n_order, sizeof *order, by_birth);
+  for (size_t i = 0; i < n_order; i++) {
+    clew_buffer *b = &plan->buffers[order[i].buffer];
     size_t n = 0;
     for (size_t j = 0; j < n_placed; j++) {
       if (plan->buffers[placed[j]].dies >= b->born) {
@@ -266,9 +281,10 @@ clew_status clew_plan_place(clew_plan *plan, clew_error *err) {
     if (b->offset + b->bytes > plan->scratch_bytes) {
       plan->scratch_bytes = b->offset + b->bytes;
     }
-    placed[n_placed++] = (int32_t)i;
+    placed[n_placed++] = order[i].buffer;
   }
   clew_free(placed);
+  clew_free(order);
   return CLEW_OK;
 }
 

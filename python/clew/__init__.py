@@ -10,6 +10,7 @@ from .factored import FactoredMatrix
 from .info import __version__, bundled, show_config
 from .model import Model, Plan, load
 from .run import Run
+from . import metrics
 from .threads import get_num_threads, register, set_num_threads
 
 register()
@@ -32,6 +33,7 @@ __all__ = [
     "bundled",
     "get_num_threads",
     "load",
+    "metrics",
     "set_num_threads",
     "show_config",
 ]

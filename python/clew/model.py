@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,8 @@ from .run import Run
 from .sites import LOGITS, SITES, SiteTable, capture_list
 
 if TYPE_CHECKING:
+    from .metrics import Metric
+    from .sweep import Axis, Sweep
     from .loaders.checkpoint import Checkpoint
     from .tokenizer import Tokenizer
 
@@ -194,6 +196,70 @@ class Model:
 
     def __reduce__(self) -> Any:
         raise TypeError("a Model cannot be pickled: save(path) it, and load(path) where it is needed")
+
+    def sweep(
+        self,
+        clean: Any,
+        corrupted: Any,
+        site: str = "resid_pre",
+        over: Sequence[Axis] | Axis = ("layer", "pos"),
+        metric: Metric | Callable[[Array], ArrayLike] | None = None,
+        direction: Literal["denoise", "noise"] = "denoise",
+        *,
+        layers: Iterable[int] | None = None,
+        positions: Iterable[int] | None = None,
+        heads: Iterable[int] | None = None,
+        neurons: Iterable[int] | None = None,
+        keep_batch: bool = False,
+    ) -> Sweep:
+        """Activation patching (Vig et al. 2020; Meng et al. 2022): what each part of one run does in another.
+
+        direction "denoise" runs `corrupted` and inserts values of `clean`, one variant at a time; "noise" the other
+        way. Variants run batched; blocks before the patch and positions before it, or before the first token that
+        differs, are computed once.
+
+        Parameters
+        ----------
+        clean, corrupted
+            Prompts of the same lengths: text, ids [pos] or [batch, pos], ragged lists.
+        site
+            One kind of site, by short or full name.
+        over
+            What one variant patches: a combination of "layer", "pos", "head", "neuron" (the site's last axis). An axis
+            that is not named is patched whole: without "pos" all positions, without "layer" all layers at once.
+        metric
+            One of `clew.metrics`, or a function of the last positions' logits [n, 1, vocab] that gives [n].
+        layers, positions, heads, neurons
+            Only these, of an axis in `over`.
+        keep_batch
+            `values` keeps the batch axis, last.
+
+        Returns a :class:`Sweep`. Raises ShapeError (prompts of different length, indices out of range), SiteError,
+        ConfigError.
+
+        >>> import clew
+        >>> config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=8, d_vocab=50)
+        >>> model = clew.Model.from_config(config, seed=0)
+        >>> model.sweep([3, 1, 4, 1], [3, 5, 4, 1], site="z", over=("layer", "head"),
+        ...             metric=clew.metrics.logit_diff(7, 9)).values.shape
+        (2, 2)
+        """
+        from .sweep import sweep
+
+        return sweep(
+            self,
+            clean,
+            corrupted,
+            site,
+            over,
+            metric,
+            direction,
+            layers=layers,
+            positions=positions,
+            heads=heads,
+            neurons=neurons,
+            keep_batch=keep_batch,
+        )
 
     # ---- weights --------------------------------------------------------------------------------------------------
 
