@@ -23,6 +23,7 @@ from .sites import LOGITS, SITES, SiteTable, capture_list
 
 if TYPE_CHECKING:
     from .metrics import Metric
+    from .paths import Receiver
     from .sweep import Axis, Sweep
     from .loaders.checkpoint import Checkpoint
     from .tokenizer import Tokenizer
@@ -258,6 +259,64 @@ class Model:
             positions=positions,
             heads=heads,
             neurons=neurons,
+            keep_batch=keep_batch,
+        )
+
+    def path_patch(
+        self,
+        clean: Any,
+        corrupted: Any,
+        sender: str = "z",
+        receivers: Receiver | Iterable[Receiver] = "resid_post.-1",
+        over: Sequence[Literal["layer", "pos", "head"]] | str = ("layer", "head"),
+        metric: Metric | Callable[[Array], ArrayLike] | None = None,
+        direction: Literal["denoise", "noise"] = "denoise",
+        *,
+        through_mlps: bool = False,
+        layers: Iterable[int] | None = None,
+        positions: Iterable[int] | None = None,
+        heads: Iterable[int] | None = None,
+        keep_batch: bool = False,
+    ) -> Sweep:
+        """Path patching (Wang et al. 2023, Goldowsky-Dill et al. 2023): what senders tell receivers directly.
+
+        For each sender: a run of the base prompt with the sender's value from the other one, where every head's `z`
+        (and, unless `through_mlps`, every `mlp_out`) of the sender's block and later ones stays as in the base; what
+        the receivers hold then goes into a second run of the base, whose metric is the result. The base is `corrupted`
+        for "denoise", `clean` for "noise".
+
+        Parameters
+        ----------
+        sender, over, layers, positions, heads
+            Site of the senders and what of it is one sender, as for `sweep`.
+        receivers
+            Sites that listen: names, (name, layer) or (name, layer, head), such as ("q_input", 9, 6); "resid_post.-1"
+            is the direct path to the logits.
+
+        Returns a :class:`Sweep`. Raises what `sweep` raises.
+
+        >>> import clew
+        >>> config = clew.ModelConfig(n_layers=3, d_model=16, n_heads=2, n_ctx=8, d_vocab=50)
+        >>> model = clew.Model.from_config(config, seed=0)
+        >>> model.path_patch([3, 1, 4, 1], [3, 5, 4, 1], receivers=[("q_input", 2, 0)],
+        ...                  metric=clew.metrics.logit_diff(7, 9)).values.shape
+        (3, 2)
+        """
+        from .paths import path_patch
+
+        return path_patch(
+            self,
+            clean,
+            corrupted,
+            sender,
+            receivers,
+            over,
+            metric,
+            direction,
+            through_mlps=through_mlps,
+            layers=layers,
+            positions=positions,
+            heads=heads,
             keep_batch=keep_batch,
         )
 

@@ -90,7 +90,7 @@ class Base:
     ) -> dict[Site, tuple[tuple[int, ...], Array]]:
         """Runs variants: sequence i is example examples[i] from position starts[i] and block `layer` on.
 
-        layer −1 begins with the embedding. Edits count positions as the whole prompt does. Captured arrays hold the
+        layer -1 begins with the embedding. Edits count positions as the whole prompt does. Captured arrays hold the
         computed positions only.
         """
         lengths = (self.lengths[examples] - starts).astype(np.int32)

@@ -111,7 +111,7 @@ class _Variant:
     """(sequences, examples) → edits"""
 
 
-def _chunks(order: Sequence[int], rows: NDArray[np.int64]) -> Iterator[list[int]]:
+def chunks(order: Sequence[int], rows: NDArray[np.int64]) -> Iterator[list[int]]:
     """Variants that go into one run."""
     chunk: list[int] = []
     total = 0
@@ -134,7 +134,7 @@ def _measure(base: Base, variants: Sequence[_Variant], metric: Metric, baseline:
         if rows[i]:
             layers.setdefault(v.layer, []).append(i)
     for layer, members in layers.items():
-        for chunk in _chunks(members, rows):
+        for chunk in chunks(members, rows):
             examples: list[Ints] = []
             core: list[CoreEdit] = []
             n = 0
@@ -164,7 +164,7 @@ def _splice_losses(base: Base, examples: Ints, starts: Ints, losses: Array) -> A
 # ---- Activation patching ----------------------------------------------------------------------------------------------
 
 
-def _choice(what: str, given: Iterable[int] | None, n: int, site: str) -> list[int]:
+def choose(what: str, given: Iterable[int] | None, n: int, site: str) -> list[int]:
     """Indices along one axis, negative ones counted from its end."""
     if given is None:
         return list(range(n))
@@ -177,11 +177,7 @@ def _choice(what: str, given: Iterable[int] | None, n: int, site: str) -> list[i
     return [i % n for i in chosen]
 
 
-def _axis_length(site: Site, names: tuple[str, ...], array: Array) -> int:
-    return next((n for n, a in zip(array.shape, site.axes, strict=True) if a in names), 1)
-
-
-def _labels(model: Model, base: Base, axis: str, entries: list[int]) -> list[Any]:
+def axis_labels(model: Model, base: Base, axis: str, entries: list[int]) -> list[Any]:
     """What an axis' entries are: numbers, and for positions of one text its tokens."""
     if axis != "pos" or len(base.lengths) > 1:
         return list(entries)
@@ -190,14 +186,30 @@ def _labels(model: Model, base: Base, axis: str, entries: list[int]) -> list[Any
     return model.to_str_tokens(base.tokens[entries])
 
 
-def _find_site(model: Model, name: str) -> Site:
+def find_kind(model: Model, name: str) -> Site:
     found = {s for s, _ in model.sites().find(name)}
     if len(found) > 1:
         raise SiteError(f"{name!r} means {', '.join(s.name for s in found)}: a sweep is over one kind of site")
     return found.pop()
 
 
-def _same_prompts(model: Model, clean: Any, corrupted: Any) -> tuple[Any, Any]:
+def swept_axes(
+    kind: Site, over: Sequence[str] | str, offered: Sequence[str] = ("layer", "pos", "head", "neuron")
+) -> tuple[str, ...]:
+    """The axes of a sweep, checked against those that the site has."""
+    axes: tuple[str, ...] = (over,) if isinstance(over, str) else tuple(over)
+    heads, last = bool({"head", "kv_head"} & set(kind.axes)), kind.axes[-1] != "1"
+    present = {"pos": True, "layer": kind.layered, "head": heads, "neuron": last}
+    allowed = [a for a in offered if present[a]]
+    for a in axes:
+        if a not in allowed:
+            raise ConfigError(f"over = {list(axes)}: {kind.name} can be swept over {allowed}, not {a!r}")
+    if not axes or len(set(axes)) != len(axes):
+        raise ConfigError(f"over = {list(axes)}: name each axis once, at least one")
+    return axes
+
+
+def same_prompts(model: Model, clean: Any, corrupted: Any) -> tuple[Any, Any]:
     a, b = model._batch(clean, None, None), model._batch(corrupted, None, None)
     if len(a.lengths) != len(b.lengths) or (a.lengths != b.lengths).any():
         raise ShapeError(
@@ -207,7 +219,7 @@ def _same_prompts(model: Model, clean: Any, corrupted: Any) -> tuple[Any, Any]:
     return a, b
 
 
-def _first_difference(base: Base, other: NDArray[np.int32]) -> Ints:
+def first_difference(base: Base, other: NDArray[np.int32]) -> Ints:
     """[batch] first position where the prompts differ; the length where they do not."""
     out = base.lengths.copy()
     for i, (at, n) in enumerate(zip(base.first, base.lengths, strict=True)):
@@ -232,23 +244,15 @@ def sweep(
     keep_batch: bool = False,
 ) -> Sweep:
     """Activation patching (Vig et al. 2020; Meng et al. 2022): see :meth:`clew.Model.sweep`."""
-    axes: tuple[str, ...] = (over,) if isinstance(over, str) else tuple(over)
-    kind = _find_site(model, site)
-    allowed = {"pos"} | ({"layer"} if kind.layered else set())
-    allowed |= {"head"} if {"head", "kv_head"} & set(kind.axes) else set()
-    allowed |= {"neuron"} if kind.axes[-1] != "1" else set()
-    for a in axes:
-        if a not in allowed:
-            raise ConfigError(f"over = {list(axes)}: {kind.name} can be swept over {sorted(allowed)}, not {a!r}")
-    if not axes or len(set(axes)) != len(axes):
-        raise ConfigError(f"over = {list(axes)}: name each axis once, at least one")
+    kind = find_kind(model, site)
+    axes = swept_axes(kind, over)
     if direction not in ("denoise", "noise"):
         raise ConfigError(f'direction = {direction!r}: "denoise" or "noise"')
     measure = as_metric(metric, model)
-    first, second = _same_prompts(model, clean, corrupted)
+    first, second = same_prompts(model, clean, corrupted)
     into, source_batch = (second, first) if direction == "denoise" else (first, second)
     n_layers = model.config.n_layers
-    all_layers = _choice("layer", layers, n_layers, kind.name) if kind.layered else [0]
+    all_layers = choose("layer", layers, n_layers, kind.name) if kind.layered else [0]
     logits = LOGITS_LOSS if measure.wants_loss else LOGITS_LAST
     base = Base(model, into, logits=logits)
     source = Base(model, source_batch, [(kind, layer) for layer in all_layers], logits=logits)
@@ -261,18 +265,16 @@ def sweep(
     )
     sources = {layer: Source(kind, source.site(kind, layer)) for layer in all_layers}
     longest = int(base.lengths.max())
-    n_heads = _axis_length(kind, ("head", "kv_head"), sources[all_layers[0]].array)
-    width = sources[all_layers[0]].width
     entries: dict[str, list[int]] = {
         "layer": all_layers,
-        "pos": _choice("position", positions, longest, kind.name),
-        "head": _choice("head", heads, n_heads, kind.name) if "head" in axes or heads is not None else [],
-        "neuron": _choice("neuron", neurons, width, kind.name) if "neuron" in axes or neurons is not None else [],
+        "pos": choose("position", positions, longest, kind.name),
+        "head": choose("head", heads, kind.length(model, "head"), kind.name) if "head" in axes or heads is not None else [],
+        "neuron": choose("neuron", neurons, sources[all_layers[0]].width, kind.name) if "neuron" in axes or neurons is not None else [],
     }
     for name, given in (("pos", positions), ("head", heads), ("neuron", neurons)):
         if given is not None and name not in axes:
             raise ConfigError(f"{name}s are chosen, but the sweep is over {list(axes)}")
-    differs = _first_difference(base, source.tokens) if base.causal else base.lengths * 0
+    differs = first_difference(base, source.tokens) if base.causal else base.lengths * 0
 
     def variant(**at: int) -> _Variant:
         pos = at.get("pos")
@@ -297,5 +299,5 @@ def sweep(
     variants = [variant(**dict(zip(axes, at, strict=True))) for at in product]
     shape = tuple(len(entries[a]) for a in axes)
     values = _measure(base, variants, measure, baseline).reshape(*shape, -1)
-    labels = tuple(tuple(_labels(model, base, a, entries[a])) for a in axes)
+    labels = tuple(tuple(axis_labels(model, base, a, entries[a])) for a in axes)
     return Sweep(values, axes, labels, baseline, reference, kind.name, measure.name, keep_batch)
