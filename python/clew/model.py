@@ -22,6 +22,7 @@ from .run import Run
 from .sites import LOGITS, SITES, SiteTable, capture_list
 
 if TYPE_CHECKING:
+    from .edit import Edit
     from .metrics import Metric
     from .paths import Receiver
     from .sweep import Axis, Sweep
@@ -201,12 +202,13 @@ class Model:
     def sweep(
         self,
         clean: Any,
-        corrupted: Any,
+        corrupted: Any = None,
         site: str = "resid_pre",
         over: Sequence[Axis] | Axis = ("layer", "pos"),
         metric: Metric | Callable[[Array], ArrayLike] | None = None,
         direction: Literal["denoise", "noise"] = "denoise",
         *,
+        edits: Sequence[Edit | Sequence[Edit]] | None = None,
         layers: Iterable[int] | None = None,
         positions: Iterable[int] | None = None,
         heads: Iterable[int] | None = None,
@@ -214,6 +216,9 @@ class Model:
         keep_batch: bool = False,
     ) -> Sweep:
         """Activation patching (Vig et al. 2020; Meng et al. 2022): what each part of one run does in another.
+
+        `sweep(tokens, edits=[…], metric=…)` runs any list of edits instead, one variant for each entry (an edit or a
+        list of them).
 
         direction "denoise" runs `corrupted` and inserts values of `clean`, one variant at a time; "noise" the other
         way. Variants run batched; blocks before the patch and positions before it, or before the first token that
@@ -245,8 +250,14 @@ class Model:
         ...             metric=clew.metrics.logit_diff(7, 9)).values.shape
         (2, 2)
         """
-        from .sweep import sweep
+        from .sweep import sweep, sweep_edits
 
+        if edits is not None:
+            if corrupted is not None or layers or positions or heads or neurons:
+                raise ConfigError("a sweep over edits takes one prompt, the edits and a metric, nothing else")
+            return sweep_edits(self, clean, edits, metric, keep_batch)
+        if corrupted is None:
+            raise ConfigError("a sweep needs two prompts, clean and corrupted, or one and edits=")
         return sweep(
             self,
             clean,

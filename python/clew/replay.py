@@ -6,7 +6,7 @@ residual stream that enters the block, and the keys and values of earlier positi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,6 +87,7 @@ class Base:
         edits: Sequence[CoreEdit],
         capture: Sequence[tuple[Site, int]] = (),
         logits: int = LOGITS_LAST,
+        calls: Sequence[Callable[..., Any]] = (),
     ) -> dict[Site, tuple[tuple[int, ...], Array]]:
         """Runs variants: sequence i is example examples[i] from position starts[i] and block `layer` on.
 
@@ -104,7 +105,7 @@ class Base:
         if self.causal and starts.any():
             more |= {"past": starts, "past_seq": examples}
         plan = core_plan(self.model, lengths, capture, layer, logits, layer >= 0, **more)
-        return stacks(plan.run(tokens, embeddings, [], self.cache if "past" in more else None))
+        return stacks(plan.run(tokens, embeddings, list(calls), self.cache if "past" in more else None))
 
 
 class Source:

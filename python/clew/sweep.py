@@ -16,6 +16,7 @@ from .replay import LOGITS_LAST, LOGITS_LOSS, Base, CoreEdit, Ints, Source
 from .sites import SITES, Site
 
 if TYPE_CHECKING:
+    from .edit import Edit
     from .model import Model
 
 Array = NDArray[Any]
@@ -109,6 +110,8 @@ class _Variant:
     """[batch] first position that changes; a prompt's length: nothing does."""
     make: Callable[[Ints, Ints], list[CoreEdit]]
     """(sequences, examples) → edits"""
+    calls: Sequence[Callable[..., Any]] = ()
+    """Functions that its edits call: then it runs alone."""
 
 
 def chunks(order: Sequence[int], rows: NDArray[np.int64]) -> Iterator[list[int]]:
@@ -129,11 +132,11 @@ def _measure(base: Base, variants: Sequence[_Variant], metric: Metric, baseline:
     """The metric of every variant [variant, batch]."""
     out = np.broadcast_to(baseline, (len(variants), len(baseline))).copy()
     rows = np.array([int((base.lengths - v.starts).sum()) for v in variants], np.int64)
-    layers: dict[int, list[int]] = {}
+    groups: dict[tuple[int, int], list[int]] = {}
     for i, v in enumerate(variants):
         if rows[i]:
-            layers.setdefault(v.layer, []).append(i)
-    for layer, members in layers.items():
+            groups.setdefault((v.layer, i if v.calls else -1), []).append(i)
+    for (layer, _), members in groups.items():
         for chunk in chunks(members, rows):
             examples: list[Ints] = []
             core: list[CoreEdit] = []
@@ -146,7 +149,8 @@ def _measure(base: Base, variants: Sequence[_Variant], metric: Metric, baseline:
                 n += len(own)
             which = np.concatenate(examples)
             starts = np.concatenate([variants[i].starts[e] for i, e in zip(chunk, examples, strict=True)])
-            kept = base.replay(which, starts, layer, core, logits=LOGITS_LOSS if metric.wants_loss else LOGITS_LAST)
+            logits = LOGITS_LOSS if metric.wants_loss else LOGITS_LAST
+            kept = base.replay(which, starts, layer, core, logits=logits, calls=variants[chunk[0]].calls)
             result = next(a for s, (_, a) in kept.items() if s.name == "logits")
             values = _splice_losses(base, which, starts, result) if metric.wants_loss else metric(result, which)
             out[np.repeat(chunk, [len(e) for e in examples]), which] = values
@@ -159,6 +163,14 @@ def _splice_losses(base: Base, examples: Ints, starts: Ints, losses: Array) -> A
     before = np.arange(base.output.shape[1]) < starts[:, None]
     total += np.add.reduce(np.where(before, base.output[examples], 0), axis=1, dtype=np.float64)
     return np.asarray(total / (base.lengths[examples] - 1))
+
+
+def _baseline(base: Base, metric: Metric) -> Array:
+    """The metric of the base itself [batch]."""
+    everyone = np.arange(len(base.lengths), dtype=np.int32)
+    if metric.wants_loss:
+        return _splice_losses(base, everyone, base.lengths, np.zeros((len(everyone), 0)))
+    return metric(base.output, everyone)
 
 
 # ---- Activation patching ----------------------------------------------------------------------------------------------
@@ -256,13 +268,7 @@ def sweep(
     logits = LOGITS_LOSS if measure.wants_loss else LOGITS_LAST
     base = Base(model, into, logits=logits)
     source = Base(model, source_batch, [(kind, layer) for layer in all_layers], logits=logits)
-    everyone = np.arange(len(base.lengths), dtype=np.int32)
-    baseline, reference = (
-        _splice_losses(b, everyone, b.lengths, np.zeros((len(everyone), 0)))
-        if measure.wants_loss
-        else measure(b.output, everyone)
-        for b in (base, source)
-    )
+    baseline, reference = _baseline(base, measure), _baseline(source, measure)
     sources = {layer: Source(kind, source.site(kind, layer)) for layer in all_layers}
     longest = int(base.lengths.max())
     entries: dict[str, list[int]] = {
@@ -301,3 +307,54 @@ def sweep(
     values = _measure(base, variants, measure, baseline).reshape(*shape, -1)
     labels = tuple(tuple(axis_labels(model, base, a, entries[a])) for a in axes)
     return Sweep(values, axes, labels, baseline, reference, kind.name, measure.name, keep_batch)
+
+
+# ---- Any list of edits ------------------------------------------------------------------------------------------------
+
+
+def _edit_variant(model: Model, base: Base, edits: Edit | Sequence[Edit]) -> _Variant:
+    from .edit import Edit, resolve
+
+    core, calls = resolve([edits] if isinstance(edits, Edit) else list(edits), model, base.lengths, None, None)
+    n_layers = model.config.n_layers
+    starts = base.lengths.copy()
+    layer = n_layers - 1
+    for index, at, _, batch, positions, *_ in core:
+        examples = np.arange(len(starts)) if batch is None else batch
+        first = 0 if positions is None or not base.causal else positions.min(axis=1)
+        starts[examples] = np.minimum(starts[examples], first)
+        site = SITES[index]
+        layer = min(layer, at if site.layered else n_layers - 1 if index > _RESID_POST.index else -1)
+
+    def make(sequences: Ints, examples: Ints) -> list[CoreEdit]:
+        number = {int(e): int(s) for s, e in zip(sequences, examples, strict=True)}
+        out = []
+        for site, at, kind, batch, positions, heads, neurons, value, strides, call in core:
+            chosen = range(len(base.lengths)) if batch is None else batch.tolist()
+            members = np.array([number[e] for e in chosen], np.int32)
+            out.append((site, at, kind, members, positions, heads, neurons, value, strides, call))
+        return out
+
+    if calls:  # a function is shown every sequence from its beginning
+        starts[:] = 0
+        return _Variant(layer, starts, lambda sequences, examples: list(core), calls)
+    return _Variant(layer, starts, make)
+
+
+def sweep_edits(
+    model: Model,
+    tokens: Any,
+    variants: Sequence[Edit | Sequence[Edit]],
+    metric: Metric | Callable[[Array], ArrayLike] | None,
+    keep_batch: bool,
+) -> Sweep:
+    """One run for each list of edits: see :meth:`clew.Model.sweep`."""
+    measure = as_metric(metric, model)
+    if not variants:
+        raise ConfigError("edits is empty: the sweep has no variants")
+    base = Base(model, model._batch(tokens, None, None), logits=LOGITS_LOSS if measure.wants_loss else LOGITS_LAST)
+    baseline = _baseline(base, measure)
+    made = [_edit_variant(model, base, v) for v in variants]
+    values = _measure(base, made, measure, baseline)
+    labels = (tuple(range(len(made))),)
+    return Sweep(values, ("variant",), labels, baseline, None, "edits", measure.name, keep_batch)
