@@ -89,7 +89,13 @@ def sweep(setting: Setting) -> list[Figure]:
     out = []
     for site, over, theirs, bound, floor in (
         ("resid_pre", ("layer", "pos"), "get_act_patch_resid_pre", 25.0, dense.sweep(POS * (POS + 1) // 2, POS, False)),
-        ("z", ("layer", "head"), "get_act_patch_attn_head_out_all_pos", 18.0, dense.sweep(POS * N_HEADS, N_HEADS, True)),
+        (
+            "z",
+            ("layer", "head"),
+            "get_act_patch_attn_head_out_all_pos",
+            18.0,
+            dense.sweep(POS * N_HEADS, N_HEADS, True),
+        ),
     ):
         ours = partial(model.sweep, clean, corrupted, site=site, over=over, metric=metric)
         times: Times = alternate({"clew": ours, "floor": floor}, setting.rounds)
@@ -123,5 +129,7 @@ def edits(setting: Setting) -> list[Figure]:
     times = alternate(sides, setting.short_rounds, 2)
     out = [of_times("1×128  edit of one head / none", times, "edit", "plain", at_most(1.02))]
     added = median(times["call"]) - median(times["plain"])
-    out.append(Figure("1×128  a function at one site / 1 ms", added / 1e-3, bound=at_most(1.0), note="difference of medians"))
+    out.append(
+        Figure("1×128  a function at one site / 1 ms", added / 1e-3, bound=at_most(1.0), note="difference of medians")
+    )
     return out

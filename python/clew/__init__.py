@@ -10,7 +10,7 @@ from .factored import FactoredMatrix
 from .info import __version__, bundled, show_config
 from .model import Model, Plan, load
 from .run import Run
-from . import metrics
+from . import edit, metrics
 from .threads import get_num_threads, register, set_num_threads
 
 register()
@@ -31,6 +31,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "bundled",
+    "edit",
     "get_num_threads",
     "load",
     "metrics",

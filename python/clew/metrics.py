@@ -39,7 +39,9 @@ def _log_softmax(logits: Array) -> Array:
 def _tokens(ids: ArrayLike, what: str) -> Array:
     array = np.asarray(ids)
     if array.dtype.kind not in "iu" or array.ndim > 1:
-        raise TokenError(f"{what} must be a token id or one for each example [batch], not {array.dtype} {list(array.shape)}")
+        raise TokenError(
+            f"{what} must be a token id or one for each example [batch], not {array.dtype} {list(array.shape)}"
+        )
     return array.astype(np.int64)
 
 
@@ -201,5 +203,3 @@ def as_metric(metric: Metric | Callable[[Array], ArrayLike] | None, model: Model
         metric = _Function(metric)
     metric.check(model)
     return metric
-
-

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .config import ModelConfig
+from .edit import Edit, as_edits, resolve
 from .engine import WEIGHTS, core_config, place_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
 from .factored import FactoredMatrix
@@ -22,7 +25,6 @@ from .run import Run
 from .sites import LOGITS, SITES, SiteTable, capture_list
 
 if TYPE_CHECKING:
-    from .edit import Edit
     from .metrics import Metric
     from .paths import Receiver
     from .sweep import Axis, Sweep
@@ -35,6 +37,20 @@ Logits = Literal["all", "last"] | None
 
 _LOGITS = {None: 0, "last": 1, "all": 2}
 _LOSS = 3
+
+
+_ACTIVE: ContextVar[tuple[tuple[Model, tuple[Edit, ...]], ...]] = ContextVar("clew_edits", default=())
+
+
+def _losses(run: Run) -> Array:
+    """Next-token losses [batch, pos − 1] of kept logits; 0 behind a sequence's end."""
+    assert run.tokens is not None
+    x = run.logits[:, :-1].astype(np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    targets = run.tokens[:, 1:]
+    picked = np.take_along_axis(x, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    losses = np.log(np.exp(x).sum(axis=-1)) - picked
+    return np.where(targets >= 0, losses, 0).astype(run.logits.dtype)
 
 
 class Weights(Mapping[str, Array]):
@@ -252,6 +268,7 @@ class Model:
         """
         from .sweep import sweep, sweep_edits
 
+        self._refuse_edited("a sweep")
         if edits is not None:
             if corrupted is not None or layers or positions or heads or neurons:
                 raise ConfigError("a sweep over edits takes one prompt, the edits and a metric, nothing else")
@@ -315,6 +332,7 @@ class Model:
         """
         from .paths import path_patch
 
+        self._refuse_edited("path patching")
         return path_patch(
             self,
             clean,
@@ -482,7 +500,9 @@ class Model:
         stop_after_layer: int | None,
         logits: int,
         from_embeddings: bool,
-    ) -> Any:
+        edits: Iterable[Edit] = (),
+    ) -> tuple[Any, list[Callable[..., Any]]]:
+        """The core's plan, and the functions that its edits call."""
         start = self._layer(start_at_layer, "start_at_layer")
         stop = self._layer(stop_after_layer, "stop_after_layer")
         if start is not None and stop is not None and stop < start:
@@ -509,7 +529,9 @@ class Model:
             if outside.size:
                 raise ShapeError(f"positions: {int(outside[0])} of a prompt of {longest} tokens")
             where = where.astype(np.int32)
-        return _core.Plan(
+        changes = [*self._active_edits(), *as_edits(edits)]
+        core, calls = resolve(changes, self, lengths, start, stop) if changes else ([], [])
+        plan = _core.Plan(
             self._core,
             lengths,
             np.array([(s.index, n) for s, n in pairs], np.int32).reshape(-1, 2),
@@ -518,7 +540,51 @@ class Model:
             -1 if stop is None else stop,
             from_embeddings,
             logits,
+            edits=core,
         )
+        return plan, calls
+
+    # ---- edits that hold for a while ------------------------------------------------------------------------------
+
+    def _active_edits(self) -> list[Edit]:
+        return [e for model, edits in _ACTIVE.get() if model is self for e in edits]
+
+    @contextmanager
+    def edited(self, edits: Edit | Iterable[Edit]) -> Iterator[Model]:
+        """Edits every run of this model inside the `with` block, in this thread (or asyncio task).
+
+        Contexts add up, the outer one first; a run's own edits come last. Sweeps are refused inside.
+
+        >>> import clew
+        >>> from clew import edit
+        >>> model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=10))
+        >>> with model.edited([edit.zero("mlp_out")]):
+        ...     run = model.run([1, 2, 3], capture="mlp_out")
+        >>> bool(run["mlp_out"].any())
+        False
+        """
+        held = as_edits(edits)
+        for edit in held:
+            if not isinstance(edit, Edit):
+                raise ConfigError(f"edited holds {edit!r}: make edits with clew.edit.zero, .set, .add, ...")
+            self._table.resolve([edit.site])
+        token = _ACTIVE.set((*_ACTIVE.get(), (self, held)))
+        try:
+            yield self
+        finally:
+            _ACTIVE.reset(token)
+
+    @contextmanager
+    def _unedited(self) -> Iterator[None]:
+        token = _ACTIVE.set(tuple(item for item in _ACTIVE.get() if item[0] is not self))
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def _refuse_edited(self, what: str) -> None:
+        if self._active_edits():
+            raise ConfigError(f"{what} inside model.edited: its base and its variants would not be what they say")
 
     def plan(
         self,
@@ -529,6 +595,7 @@ class Model:
         start_at_layer: int | None = None,
         stop_after_layer: int | None = None,
         logits: Logits = "all",
+        edits: Edit | Iterable[Edit] = (),
     ) -> Plan:
         """What a run of [batch, pos] tokens would compute, keep and need, before anything is allocated.
 
@@ -545,7 +612,10 @@ class Model:
         if batch * pos > MOST_TOKENS:
             raise TokenError(f"plan of {batch} × {pos} tokens: one run takes at most {MOST_TOKENS}")
         lengths = np.full(batch, pos, np.int32)
-        core = self._plan(lengths, capture, positions, start_at_layer, stop_after_layer, _logits_mode(logits), False)
+        mode = _logits_mode(logits)
+        core, _ = self._plan(
+            lengths, capture, positions, start_at_layer, stop_after_layer, mode, False, as_edits(edits)
+        )
         return Plan(core, batch, pos)
 
     def _batch(self, tokens: Any, embeddings: Any, start_at_layer: int | None) -> Batch:
@@ -569,6 +639,7 @@ class Model:
         start_at_layer: int | None = None,
         stop_after_layer: int | None = None,
         logits: Logits = "all",
+        edits: Edit | Iterable[Edit] = (),
     ) -> Run:
         """Runs the model on tokens and captures what is asked for.
 
@@ -587,6 +658,8 @@ class Model:
             First and last block to compute; a run that stops early has no logits.
         logits
             "all" [batch, pos, d_vocab], "last" [batch, 1, d_vocab], or None.
+        edits
+            Interventions of `clew.edit`; captured values are those after edits.
 
         Raises
         ------
@@ -605,13 +678,20 @@ class Model:
         """
         batch = self._batch(tokens, embeddings, start_at_layer)
         from_embeddings = batch.embeddings is not None
-        plan = self._plan(
-            batch.lengths, capture, positions, start_at_layer, stop_after_layer, _logits_mode(logits), from_embeddings
+        plan, calls = self._plan(
+            batch.lengths,
+            capture,
+            positions,
+            start_at_layer,
+            stop_after_layer,
+            _logits_mode(logits),
+            from_embeddings,
+            as_edits(edits),
         )
-        outputs = plan.run(batch.tokens, batch.embeddings)
+        outputs = plan.run(batch.tokens, batch.embeddings, calls)
         return Run(outputs, self._table, batch.lengths, batch.padded_tokens())
 
-    def loss(self, tokens: Any, reduce: Literal["none", "mean"] = "none") -> Any:
+    def loss(self, tokens: Any, reduce: Literal["none", "mean"] = "none", edits: Edit | Iterable[Edit] = ()) -> Any:
         """Next-token negative log-likelihood in nats, [batch, pos − 1]; logits are never kept.
 
         reduce="mean": one number, over the real tokens. Entries behind the end of a shorter sequence are 0.
@@ -623,8 +703,12 @@ class Model:
         count = int((batch.lengths - 1).sum())
         if count == 0:
             raise TokenError("loss needs a prompt of two tokens or more: the second is what the first predicts")
-        plan = self._plan(batch.lengths, None, None, None, None, _LOSS, False)
-        ((_, _, losses),) = plan.run(batch.tokens, None)
+        changes = [*self._active_edits(), *as_edits(edits)]
+        if any(site is LOGITS for e in changes for site, _ in self._table.resolve([e.site])):
+            losses = _losses(self.run(tokens, edits=edits))
+        else:
+            plan, calls = self._plan(batch.lengths, None, None, None, None, _LOSS, False, as_edits(edits))
+            ((_, _, losses),) = plan.run(batch.tokens, None, calls)
         return float(losses.sum(dtype=np.float64)) / count if reduce == "mean" else losses
 
     # ---- looks ----------------------------------------------------------------------------------------------------

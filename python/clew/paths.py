@@ -89,7 +89,7 @@ def path_patch(
     if direction not in ("denoise", "noise"):
         raise ConfigError(f'direction = {direction!r}: "denoise" or "noise"')
     if "layer" not in axes and len(list(layers or range(model.config.n_layers))) != 1:
-        raise ConfigError(f"over = {list(axes)}: without \"layer\", layers= must name the sender's one layer")
+        raise ConfigError(f'over = {list(axes)}: without "layer", layers= must name the sender\'s one layer')
     measure = as_metric(metric, model)
     if measure.wants_loss:
         raise ConfigError("path patching measures the last position's logits; loss is read off all positions")
@@ -104,7 +104,9 @@ def path_patch(
     }
     for name, given in (("pos", positions), ("head", heads)):
         if given is not None and name not in axes:
-            raise ConfigError(f"{name}s are chosen, but the sweep is over {list(axes)}")
+            raise ConfigError(
+                f"{'positions' if name == 'pos' else name + 's'} are chosen, but the sweep is over {list(axes)}"
+            )
     frozen = [_Z, *([] if through_mlps or model.config.attn_only else [_MLP_OUT])]
     held = [(s, layer) for s in frozen for layer in range(min(where["layer"]), n_layers)]
     base, source = Base(model, into, held), Base(model, from_batch, [(kind, layer) for layer in where["layer"]])
@@ -134,7 +136,9 @@ def path_patch(
             n = 0
             for i, own in zip(chunk, examples, strict=True):
                 sequences = np.arange(n, n + len(own), dtype=np.int32)
-                edits.append(sources[layer].edit(layer, sequences, own, variants[i].get("pos"), variants[i].get("head")))
+                edits.append(
+                    sources[layer].edit(layer, sequences, own, variants[i].get("pos"), variants[i].get("head"))
+                )
                 n += len(own)
             capture = sorted({(s.index, n) for s, n, _ in later})
             heard = base.replay(which, begin, layer, edits, [(SITES[i], n) for i, n in capture], logits=0)

@@ -28,7 +28,13 @@ _RESID_PRE = next(s for s in SITES if s.short == "resid_pre")
 
 
 def core_plan(
-    model: Model, lengths: Ints, capture: Sequence[tuple[Site, int]], start: int, logits: int, embedded: bool, **more: Any
+    model: Model,
+    lengths: Ints,
+    capture: Sequence[tuple[Site, int]],
+    start: int,
+    logits: int,
+    embedded: bool,
+    **more: Any,
 ) -> Any:
     """A plan of the core's for sites that are resolved already."""
     pairs = np.array([(s.index, layer) for s, layer in capture], np.int32).reshape(-1, 2)

@@ -39,7 +39,6 @@ class Site:
         """Name on one layer."""
         return self.name.replace("blocks.L.", f"blocks.{layer}.", 1)
 
-
     def length(self, model: Model, axis: str) -> int:
         """Length of the head axis, query or key-value heads; 1 where the site has none."""
         if axis != "head":

@@ -274,12 +274,18 @@ def sweep(
     entries: dict[str, list[int]] = {
         "layer": all_layers,
         "pos": choose("position", positions, longest, kind.name),
-        "head": choose("head", heads, kind.length(model, "head"), kind.name) if "head" in axes or heads is not None else [],
-        "neuron": choose("neuron", neurons, sources[all_layers[0]].width, kind.name) if "neuron" in axes or neurons is not None else [],
+        "head": choose("head", heads, kind.length(model, "head"), kind.name)
+        if "head" in axes or heads is not None
+        else [],
+        "neuron": choose("neuron", neurons, sources[all_layers[0]].width, kind.name)
+        if "neuron" in axes or neurons is not None
+        else [],
     }
     for name, given in (("pos", positions), ("head", heads), ("neuron", neurons)):
         if given is not None and name not in axes:
-            raise ConfigError(f"{name}s are chosen, but the sweep is over {list(axes)}")
+            raise ConfigError(
+                f"{'positions' if name == 'pos' else name + 's'} are chosen, but the sweep is over {list(axes)}"
+            )
     differs = first_difference(base, source.tokens) if base.causal else base.lengths * 0
 
     def variant(**at: int) -> _Variant:
