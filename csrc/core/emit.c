@@ -635,6 +635,14 @@ static void emit_head(clew_builder *b, int32_t resid) {
   }
   const int32_t rowset = rowset_of(b, normed);
   const int32_t output = clew_find_output(plan, CLEW_LOGITS, 0);
+  if (plan->objective != CLEW_OBJECTIVE_NONE) {
+    b->logits = clew_add_buffer(b, rowset, (size_t)c->d_vocab_out);
+    clew_step *s = clew_add_step(b, CLEW_OP_LINEAR, 0, rowset);
+    add_part(s, "logits", &b->model->W_U, b->model->b_U, normed, b->logits)->epilogue =
+        c->logit_softcap > 0 ? CLEW_EPILOGUE_SOFTCAP : CLEW_EPILOGUE_BIAS;
+    b->logits = finish_site(b, CLEW_LOGITS, 0, b->logits);
+    return;
+  }
   if (plan->logits == CLEW_LOGITS_LOSS) {
     const size_t blocks = ((size_t)c->d_vocab_out + CLEW_LOSS_COLS - 1) / CLEW_LOSS_COLS;
     const int32_t partial = clew_add_buffer(b, rowset, 3 * blocks);
