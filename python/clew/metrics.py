@@ -62,6 +62,10 @@ class Metric:
         """
         raise NotImplementedError
 
+    def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
+        """Values [n] of logits [n, 1, vocab] and their gradients by the logits, of the same shape and dtype."""
+        raise ConfigError(f"{self.name} has no gradient: give a function that returns (value, gradient by the logits)")
+
     def __repr__(self) -> str:
         return self.name
 
@@ -109,6 +113,14 @@ class logit_diff(_Tokens):  # noqa: N801 (reads as the function it stands for)
         a, b = (_pick(i, len(x), examples) for i in self.ids)
         return np.asarray(x[rows, a].astype(np.float64) - x[rows, b])
 
+    def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
+        x = _last(logits)
+        slope, rows = np.zeros_like(x), np.arange(len(x))
+        a, b = (_pick(i, len(x), None) for i in self.ids)
+        slope[rows, a] += 1
+        slope[rows, b] -= 1
+        return self(x), slope[:, None]
+
 
 class log_prob(_Tokens):  # noqa: N801
     """Log-probability of a token in nats; a: its id, or one for each example [batch].
@@ -124,6 +136,12 @@ class log_prob(_Tokens):  # noqa: N801
     def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
         x = _last(logits)
         return np.asarray(_log_softmax(x)[np.arange(len(x)), _pick(self.ids[0], len(x), examples)])
+
+    def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
+        x = _last(logits)
+        slope = -np.exp(_log_softmax(x))
+        slope[np.arange(len(x)), _pick(self.ids[0], len(x), None)] += 1
+        return self(x), slope[:, None].astype(x.dtype)
 
 
 class kl(Metric):  # noqa: N801
@@ -160,6 +178,12 @@ class kl(Metric):  # noqa: N801
         p = log_p[which]
         difference = np.where(np.isneginf(p), 0, p - _log_softmax(x))
         return np.asarray((np.exp(p) * difference).sum(axis=-1))
+
+    def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
+        x = _last(logits)
+        p = self.log_p if len(self.log_p) > 1 else np.broadcast_to(self.log_p, x.shape)
+        slope = np.exp(_log_softmax(x)) - np.exp(p)
+        return self(x), slope[:, None].astype(x.dtype)
 
 
 class loss(Metric):  # noqa: N801

@@ -25,6 +25,7 @@ from .run import Run
 from .sites import LOGITS, SITES, SiteTable, capture_list
 
 if TYPE_CHECKING:
+    from .gradients import Gradients
     from .metrics import Metric
     from .paths import Receiver
     from .sweep import Axis, Sweep
@@ -289,6 +290,42 @@ class Model:
             neurons=neurons,
             keep_batch=keep_batch,
         )
+
+    def gradients(
+        self,
+        tokens: Any = None,
+        metric: Metric | Callable[[Array], tuple[ArrayLike, ArrayLike]] | None = None,
+        wrt: Capture = "resid_pre",
+        edits: Edit | Iterable[Edit] = (),
+        embeddings: Any = None,
+    ) -> Gradients:
+        """Exact gradients of a metric, summed over sequences, computed in the core.
+
+        Parameters
+        ----------
+        tokens, embeddings, edits
+            As for `run`. Gradients are taken at the edited run; through `edit.call` there is none (UnsupportedModelError).
+        metric
+            One of `clew.metrics` (read off the last position; `loss()` is the mean over all real next tokens), or a
+            function of logits [batch, pos, d_vocab] that gives (value [batch], its gradient by the logits).
+        wrt
+            Sites (as for `capture`), names of weights ("W_Q", "blocks.0.attn.W_Q", "weights" for all) or "embeddings".
+
+        Returns :class:`clew.gradients.Gradients`: by sites in the sites' axes, 0 in padding; `.weights` in classic
+        layout. Raises SiteError, ShapeError, TokenError, ConfigError.
+
+        >>> import clew
+        >>> config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=8, d_vocab=50)
+        >>> model = clew.Model.from_config(config, seed=0)
+        >>> g = model.gradients([3, 1, 4], clew.metrics.logit_diff(7, 9), wrt=["resid_pre", "W_Q"])
+        >>> g["resid_pre", 1].shape, g.weights["blocks.1.attn.W_Q"].shape
+        ((1, 3, 16), (2, 16, 8))
+        """
+        from .gradients import gradients
+
+        if metric is None:
+            raise ConfigError("gradients of what? metric= one of clew.metrics, or a function of the logits")
+        return gradients(self, tokens, metric, wrt, edits, embeddings)
 
     def path_patch(
         self,
