@@ -25,6 +25,7 @@ from .run import Run
 from .sites import LOGITS, SITES, SiteTable, capture_list
 
 if TYPE_CHECKING:
+    from .generate import Generation, Step
     from .gradients import Gradients
     from .metrics import Metric
     from .paths import Receiver
@@ -290,6 +291,69 @@ class Model:
             neurons=neurons,
             keep_batch=keep_batch,
         )
+
+    def generate(
+        self,
+        tokens: Any,
+        max_new_tokens: int = 20,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: int | str | Sequence[int | str] | None = None,
+        capture: Capture = (),
+        edits: Edit | Iterable[Edit] = (),
+    ) -> Generation:
+        """Continues prompts with a key-value cache, each until it stops by itself.
+
+        Parameters
+        ----------
+        tokens
+            Prompts as for `run`, ragged ones too.
+        max_new_tokens
+            Of each sequence.
+        temperature, top_k, top_p
+            0: the likeliest token. Else random by softmax(logits / temperature), among the `top_k` likeliest, then
+            among the likeliest that together hold a share `top_p`.
+        seed
+            The same seed gives a sequence the same text, whatever else is in the batch; None draws one.
+        stop
+            Token ids and texts that end a sequence.
+        capture
+            Sites over prompt and new tokens, the last one included: `generation["resid_post", 3]`.
+        edits
+            Hold for the new tokens too. Positions count from the text's beginning, negative ones from the prompt's end;
+            a function (`edit.call`) is shown the new rows only.
+
+        Returns a :class:`clew.generate.Generation`. Raises TokenError (too long for learned positions),
+        UnsupportedModelError (attention that is not causal), ConfigError.
+
+        >>> import clew
+        >>> model = clew.load("stories260K")
+        >>> model.generate([1, 403, 407, 261], max_new_tokens=4).tokens[0].shape
+        (4,)
+        """
+        from .generate import generate, prepare, settings
+
+        how = settings(self, max_new_tokens, temperature, top_k, top_p, seed, stop)
+        return generate(self, *prepare(self, tokens, how, capture, edits))
+
+    def generate_stream(
+        self,
+        tokens: Any,
+        max_new_tokens: int = 20,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: int | str | Sequence[int | str] | None = None,
+        edits: Edit | Iterable[Edit] = (),
+    ) -> Iterator[Step]:
+        """The same, a :class:`clew.generate.Step` at a time: `for step in …: print(step.texts[0], end="")`."""
+        from .generate import prepare, settings, steps
+
+        how = settings(self, max_new_tokens, temperature, top_k, top_p, seed, stop)
+        return steps(self, *prepare(self, tokens, how, (), edits))
 
     def gradients(
         self,
