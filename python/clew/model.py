@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _core
 from .config import ModelConfig
 from .engine import WEIGHTS, core_config, place_weights, weight_names
-from .errors import ConfigError, Error, ShapeError, TokenError
+from .errors import ConfigError, Error, ShapeError, SiteError, TokenError
 from .factored import FactoredMatrix
 from .inputs import MOST_TOKENS, Batch, as_array, embedding_batch, token_batch
 from .run import Run
@@ -245,22 +245,40 @@ class Model:
             raise ConfigError(f"head {head}: the model has heads 0 to {self.config.n_heads - 1}")
         return head % self.config.n_heads * self.config.n_key_value_heads // self.config.n_heads
 
-    def QK(self, layer: int, head: int) -> FactoredMatrix:
+    def _factors(self, left: str, right: str, layer: int | None, head: int | None, what: str) -> tuple[Array, Array]:
+        """Two attention weights [..., d, e] or [..., e, d] of a layer and query head; None: a leading axis of all."""
+        group = self.config.n_heads // self.config.n_key_value_heads
+        if head is None:
+            query: Any = slice(None)
+            key: Any = slice(None) if group == 1 else np.arange(self.config.n_heads) // group
+        else:
+            query, key = _whole(head, "head"), self._kv_head(head)
+        if layer is not None:
+            layer = self._table.layer(_whole(layer, "layer"), what)
+        elif not self.config.n_layers:
+            raise SiteError(f"{what}: the model has no layers")
+        out = []
+        for name in (left, right):
+            # a slice of one layer is a view of the file's memory, all layers are stacked
+            weight = self.weights[f"blocks.{layer}.attn.{name}"] if layer is not None else getattr(self, name)
+            out.append(weight[..., key if name in ("W_K", "W_V") else query, :, :])
+        return out[0], out[1]
+
+    def QK(self, layer: int | None = None, head: int | None = None) -> FactoredMatrix:
         """W_Q W_Kᵀ [d_model, d_model] of one head, factored: residual of the query × residual of the key.
 
+        None for the layer or the head: all of them, as leading axes [n_layers, n_heads, d_model, d_model].
         Without the scale of the scores; rotary positions and query/key norms act between the factors.
         """
-        kv = self._kv_head(head)
-        layer = self._table.layer(_whole(layer, "layer"), f"QK({layer}, {head})")
-        block = f"blocks.{layer}.attn."
-        return FactoredMatrix(self.weights[block + "W_Q"][head], self.weights[block + "W_K"][kv].T)
+        W_Q, W_K = self._factors("W_Q", "W_K", layer, head, f"QK({layer}, {head})")
+        return FactoredMatrix(W_Q, np.swapaxes(W_K, -1, -2))
 
-    def OV(self, layer: int, head: int) -> FactoredMatrix:
-        """W_V W_O [d_model, d_model] of one head, factored: what attending to a residual writes."""
-        kv = self._kv_head(head)
-        layer = self._table.layer(_whole(layer, "layer"), f"OV({layer}, {head})")
-        block = f"blocks.{layer}.attn."
-        return FactoredMatrix(self.weights[block + "W_V"][kv], self.weights[block + "W_O"][head])
+    def OV(self, layer: int | None = None, head: int | None = None) -> FactoredMatrix:
+        """W_V W_O [d_model, d_model] of one head, factored: what attending to a residual writes.
+
+        None for the layer or the head: all of them, as leading axes [n_layers, n_heads, d_model, d_model].
+        """
+        return FactoredMatrix(*self._factors("W_V", "W_O", layer, head, f"OV({layer}, {head})"))
 
     def check(self) -> list[BadValue]:
         """First NaN or infinite value of every weight that has one; an empty list is a clean bill."""
