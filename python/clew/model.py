@@ -186,6 +186,59 @@ class Model:
 
         save(self, path)
 
+    def folded(
+        self,
+        fold_ln: bool = True,
+        center_writing: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+    ) -> Model:
+        """A second model with the same predictions and weights that are easier to read.
+
+        Computed in float64 and rounded once; weights that do not change are shared with this model, which stays as it
+        is. Every option works on every architecture: what would change predictions is left out, and `notes` says so.
+
+        Parameters
+        ----------
+        fold_ln
+            The norms' weights and biases move into the matrices that read them (W_Q, W_K, W_V, W_in, W_gate, W_U) and
+            their biases, which appear where none were; norms become LNPre or RMSPre. Norms behind the branches
+            (sandwich blocks) and query/key norms stay; beside the former, the norms before become ones.
+        center_writing
+            Takes the mean over d_model out of W_E, W_pos, W_O, b_O, W_out and b_out. LayerNorm models only: an RMS norm,
+            an unembedding without a norm or a norm behind a branch sees that mean, so there nothing is centred.
+        center_unembed
+            Takes the mean over the vocabulary out of W_U and b_U: logits change by a constant at each position,
+            probabilities do not. Not where logits are soft-capped.
+        fold_value_biases
+            b_V moves through W_O into b_O. Not in linear attention, whose weights do not sum to 1.
+
+        Example
+        -------
+        >>> import clew
+        >>> model = clew.load("shakespeare")
+        >>> folded = model.folded()
+        >>> folded.config.normalization_type, bool(abs(folded.W_U.mean(-1)).max() < 1e-7)
+        ('LNPre', True)
+        >>> float(abs(folded.loss([5, 6, 7, 8]) - model.loss([5, 6, 7, 8])).max()) < 1e-4
+        True
+        """
+        from .fold import fold_checkpoint
+        from .loaders.checkpoint import Checkpoint
+
+        whole = Checkpoint(
+            self.config, dict(self.weights), self.dtype, self._make_tokenizer, list(self.notes), self.tokenizer_files
+        )
+        return Model(
+            fold_checkpoint(
+                whole,
+                fold_ln=fold_ln,
+                center_writing=center_writing,
+                center_unembed=center_unembed,
+                fold_value_biases=fold_value_biases,
+            )
+        )
+
     def __copy__(self) -> Model:
         return self
 
