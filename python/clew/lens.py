@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import norm
 from .errors import ConfigError, ShapeError, SiteError
 from .model import Model
 from .run import Run
@@ -43,14 +44,7 @@ def unembed(model: Model, resid: ArrayLike) -> Array:
         raise ShapeError(f"residuals of shape {list(x.shape)}: the last axis must be d_model = {config.d_model}")
     if x.dtype.kind not in "fiu":
         raise ShapeError(f"residuals must be real numbers, not {x.dtype}")
-    normed = x.astype(np.float64)
-    if config.final_norm and config.normalization_type is not None:
-        if not config.rms:
-            normed -= normed.mean(-1, keepdims=True)
-        normed /= np.sqrt(np.square(normed).mean(-1, keepdims=True) + config.eps)
-        for name, combine in (("ln_final.w", np.multiply), ("ln_final.b", np.add)):
-            if name in model.weights:
-                combine(normed, model.weights[name], out=normed)
+    normed = norm.normalise(model, x)
     logits = np.asarray(normed.astype(model.dtype) @ model.weights["unembed.W_U"])
     if "unembed.b_U" in model.weights:
         logits += model.weights["unembed.b_U"]

@@ -205,8 +205,8 @@ class Model:
             their biases, which appear where none were; norms become LNPre or RMSPre. Norms behind the branches
             (sandwich blocks) and query/key norms stay; beside the former, the norms before become ones.
         center_writing
-            Takes the mean over d_model out of W_E, W_pos, W_O, b_O, W_out and b_out. LayerNorm models only: an RMS norm,
-            an unembedding without a norm or a norm behind a branch sees that mean, so there nothing is centred.
+            Takes the mean over d_model out of W_E, W_pos, W_O, b_O, W_out and b_out. LayerNorm models only: an RMS
+            norm, an unembedding without a norm or a norm behind a branch sees it, so there nothing is centred.
         center_unembed
             Takes the mean over the vocabulary out of W_U and b_U: logits change by a constant at each position,
             probabilities do not. Not where logits are soft-capped.
@@ -544,7 +544,7 @@ class Model:
             batch.lengths, capture, positions, start_at_layer, stop_after_layer, _logits_mode(logits), from_embeddings
         )
         outputs = plan.run(batch.tokens, batch.embeddings)
-        return Run(outputs, self._table, batch.lengths, batch.padded_tokens())
+        return Run(outputs, self._table, batch.lengths, batch.padded_tokens(), self, positions)
 
     def loss(self, tokens: Any, reduce: Literal["none", "mean"] = "none") -> Any:
         """Next-token negative log-likelihood in nats, [batch, pos − 1]; logits are never kept.
