@@ -344,7 +344,7 @@ def test_refused_helpers() -> None:
         (lambda: run.decompose_resid(mlp_input=True), clew.SiteError, "no MLP at the end of the stream"),
         (lambda: run.decompose_resid(mode="z"), clew.ConfigError, "mode = 'z'"),
         (lambda: run.decompose_resid(pos=0.5), clew.ShapeError, r"pos must be an int, .* not float64 \[\]"),
-        (lambda: run.apply_ln_to_stack(stack, pos=0), clew.ShapeError, r"24\] at pos = 0: expected \[component, 1, 24\]"),
+        (lambda: run.apply_ln_to_stack(stack, pos=0), clew.ShapeError, r"24\] at pos = 0: expected \[component, 1, 24"),
         (lambda: run.apply_ln_to_stack(stack[..., :5]), clew.ShapeError, r"expected \[component, 1, 3, 24\]"),
         (lambda: run.logit_attrs(stack, [[1, 2]]), clew.ShapeError, r"\[1, 2\] do not fit a stack of \[6, 1, 3\]"),
         (lambda: run.logit_attrs(stack[:, :, 0], [[1, 2, 3]], pos=0), clew.ShapeError, r"shape \[1, 3\] do not fit"),
