@@ -86,6 +86,9 @@ def test_the_form_of_folded_weights(name: str) -> None:
     if centres(config):
         writing = [n for n in w if n.rsplit(".", 1)[-1] in ("W_E", "W_pos", "W_O", "b_O", "W_out", "b_out")]
         assert writing and all(np.abs(w[n].mean(-1)).max() < 1e-15 for n in writing)
+    if config.normalization_type == "LN":  # what reads a centred input need not see its mean
+        reading = [n for n in w if n.rsplit(".", 1)[-1] in ("W_Q", "W_K", "W_V", "W_in", "W_gate")]
+        assert all(np.abs(w[n].mean(-2)).max() < 1e-14 for n in reading)
     said = "\n".join(folded.notes)
     assert ("not centred" in said) == (not centres(config) or bool(config.output_logits_soft_cap))
     assert ("value biases stay" in said) == (config.attention_kind == "linear")
