@@ -5,6 +5,7 @@ from __future__ import annotations
 from .errors import ConfigError, Error, LoadError, ShapeError, SiteError, TokenError, UnsupportedModelError
 
 # isort: split
+from .attribution import direct_logit_attribution
 from .config import ModelConfig
 from .factored import FactoredMatrix
 from .info import __version__, bundled, show_config
@@ -31,6 +32,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "bundled",
+    "direct_logit_attribution",
     "edit",
     "get_num_threads",
     "load",
