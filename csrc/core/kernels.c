@@ -23,4 +23,7 @@ const kernel_table K(clew_kernel_table) = {
     .vexp = K(vexp),
     .vtanh = K(vtanh),
     .verf = K(verf),
+    .adamw = K(adamw),
+    .sum_squares = K(sum_squares),
+    .add_scaled = K(add_scaled),
 };

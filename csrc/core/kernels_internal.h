@@ -170,5 +170,8 @@ void K(log_sum)(real *maximum, real *sum, const real *x, ptrdiff_t ld, size_t m,
 void K(vexp)(real *out, const real *x, size_t n);
 void K(vtanh)(real *out, const real *x, size_t n);
 void K(verf)(real *out, const real *x, size_t n);
+void K(adamw)(real *p, real *m, real *v, const real *g, size_t n, const R(clew_adamw_factors) * f);
+double K(sum_squares)(const real *x, size_t n);
+void K(add_scaled)(real *y, const real *x, real factor, size_t n);
 
 #endif
