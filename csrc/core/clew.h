@@ -116,6 +116,7 @@ typedef struct clew_config {
   clew_dtype dtype;
   int32_t n_layers, d_model, n_heads, n_kv_heads, d_head, d_mlp, n_ctx;
   int32_t d_vocab, d_vocab_out; /* tokens read, logits written */
+  bool vector_input;            /* no tokens: vectors of d_vocab values, which W_E multiplies */
   clew_norm norm;               /* of ln1, ln2, ln_final and the post-norms */
   bool final_norm;              /* is there an ln_final */
   bool post_norms;              /* ln1_post, ln2_post (Gemma 2 and 3) */
@@ -234,6 +235,7 @@ typedef int (*clew_call)(void *ctx, const void **result, clew_slab *value, int32
 typedef struct clew_input {
   const int32_t *tokens;   /* [Σ lengths], sequences one after the other; or NULL with embeddings */
   const void *embeddings;  /* [Σ lengths, d_model], the model's dtype; a request with from_embeddings or start_layer */
+  const void *vectors;     /* [Σ lengths, d_vocab], the model's dtype; a model with vector_input */
   const clew_cache *cache; /* a request with past or append */
   clew_call call;          /* a request with edits that call */
   void *call_ctx;

@@ -56,6 +56,7 @@ def core_config(config: ModelConfig, dtype: np.dtype[Any]) -> dict[str, Any]:
         "n_ctx": config.n_ctx,
         "d_vocab": config.d_vocab,
         "d_vocab_out": config.d_vocab_out,
+        "vector_input": config.d_in is not None,
         "pos_offset": config.pos_offset,
         "n_rot": config.rotary_dim if rotary else 0,
         "linear_n": config.linear_attn_n or 0,

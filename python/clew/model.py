@@ -17,7 +17,7 @@ from .config import ModelConfig
 from .engine import WEIGHTS, core_config, place_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
 from .factored import FactoredMatrix
-from .inputs import MOST_TOKENS, Batch, as_array, embedding_batch, token_batch
+from .inputs import MOST_TOKENS, Batch, as_array, embedding_batch, token_batch, vector_batch
 from .run import Run
 from .sites import LOGITS, SITES, SiteTable, capture_list
 
@@ -421,6 +421,8 @@ class Model:
             raise TokenError("nothing to run: give tokens or embeddings")
         if start_at_layer is not None:
             raise ShapeError("start_at_layer: give the residual stream that enters the block as embeddings=")
+        if self.config.d_in is not None:
+            return vector_batch(tokens, self.config.d_in, self.dtype)
         return token_batch(tokens, self.config.d_vocab, self._encode)
 
     def run(
@@ -439,7 +441,8 @@ class Model:
         Parameters
         ----------
         tokens
-            A text, a list of texts, ids [pos] or [batch, pos], or a ragged list of lists (padded on the right).
+            A text, a list of texts, ids [pos] or [batch, pos], or a ragged list of lists (padded on the right). A model
+            that reads vectors takes [batch, pos, d_in], [pos, d_in] or a ragged list of [pos, d_in] instead.
         capture
             Sites: exact names, globs, short names (every layer), `"z.3"` or `("z", 3)`.
         embeddings
@@ -472,7 +475,7 @@ class Model:
         plan = self._plan(
             batch.lengths, capture, positions, start_at_layer, stop_after_layer, _logits_mode(logits), from_embeddings
         )
-        outputs = plan.run(batch.tokens, batch.embeddings)
+        outputs = plan.run(batch.tokens, batch.floats)
         return Run(outputs, self._table, batch.lengths, batch.padded_tokens())
 
     def loss(self, tokens: Any, reduce: Literal["none", "mean"] = "none") -> Any:
@@ -483,6 +486,11 @@ class Model:
         """
         if reduce not in ("none", "mean"):
             raise ConfigError(f"reduce = {reduce!r}: 'none' or 'mean'")
+        if self.config.d_in is not None or self.config.d_out is not None:
+            raise ConfigError(
+                f"loss: a model with d_in = {self.config.d_in}, d_out = {self.config.d_out} predicts no next token; "
+                "clew.train.evaluate takes targets"
+            )
         batch = self._batch(tokens, None, None)
         count = int((batch.lengths - 1).sum())
         if count == 0:
@@ -507,7 +515,8 @@ class Model:
             ("d_mlp", "none" if c.attn_only else f"{c.d_mlp}, {c.act_fn}{', gated' if c.gated_mlp else ''}"),
             ("norm", str(c.normalization_type)),
             ("positions", f"{c.positional_embedding_type}, n_ctx {c.n_ctx}"),
-            ("vocabulary", str(c.d_vocab)),
+            ("input", f"vectors of {c.d_in}") if c.d_in is not None else ("vocabulary", str(c.d_vocab)),
+            *([("output", f"vectors of {c.d_out}")] if c.d_out is not None else []),
             ("dtype", str(self.dtype)),
         ]
 
