@@ -219,9 +219,19 @@ static PyMethodDef model_methods[] = {
     {"has_site", (PyCFunction)model_has_site, METH_O, "has_site(site)\n--\n\nDoes this model compute the site?"},
     {NULL, NULL, 0, NULL}};
 
+static PyObject *model_n_packed(clew_model_object *self, void *closure) {
+  (void)closure;
+  return PyLong_FromSize_t(clew_model_n_packed(self->model));
+}
+
+static PyGetSetDef model_getset[] = {
+    {"n_packed", (getter)model_n_packed, NULL, "number of weights that the engine holds copies of", NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
+
 static PyType_Slot model_slots[] = {{Py_tp_new, model_new},
                                     {Py_tp_dealloc, model_dealloc},
                                     {Py_tp_methods, model_methods},
+                                    {Py_tp_getset, model_getset},
                                     {Py_tp_doc, "A checked configuration with its weights."},
                                     {0, NULL}};
 PyType_Spec clew_model_spec = {.name = "clew._core.Model",

@@ -150,6 +150,8 @@ clew_status clew_model_new(clew_model **out, const clew_config *config, const cl
                            clew_error *err);
 void clew_model_free(clew_model *model);
 const clew_config *clew_model_config(const clew_model *model);
+/* Weights that it holds copies of, because their layout cannot be multiplied in place: 0 where weights may change. */
+size_t clew_model_n_packed(const clew_model *model);
 bool clew_model_has_site(const clew_model *model, clew_site site);
 
 /* First value of a tensor that is NaN or infinite: its flat index in classic order, or −1. */

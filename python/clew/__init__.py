@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from .errors import ConfigError, Error, LoadError, ShapeError, SiteError, TokenError, UnsupportedModelError
+from .errors import (
+    ConfigError,
+    Error,
+    LoadError,
+    ShapeError,
+    SiteError,
+    TokenError,
+    TrainingError,
+    UnsupportedModelError,
+)
 
 # isort: split
+from . import train
 from .config import ModelConfig
 from .factored import FactoredMatrix
 from .info import __version__, bundled, show_config
 from .model import Model, Plan, load
 from .run import Run
 from .threads import get_num_threads, register, set_num_threads
+from .train import AdamW
 
 register()
 del register
 
 __all__ = [
+    "AdamW",
     "ConfigError",
     "Error",
     "FactoredMatrix",
@@ -27,6 +39,7 @@ __all__ = [
     "ShapeError",
     "SiteError",
     "TokenError",
+    "TrainingError",
     "UnsupportedModelError",
     "__version__",
     "bundled",
@@ -34,4 +47,5 @@ __all__ = [
     "load",
     "set_num_threads",
     "show_config",
+    "train",
 ]

@@ -83,6 +83,9 @@ class Model:
     def __new__(cls, config: dict[str, Any], weights: list[tuple[int, int, NDArray[Any]]]) -> Model: ...
     def has_site(self, site: int, /) -> bool:
         """Does this model compute the site?"""
+    @property
+    def n_packed(self) -> int:
+        """Number of weights that the engine holds copies of, because it cannot multiply their layout in place."""
 
 @final
 class Plan:

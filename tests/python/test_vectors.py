@@ -40,7 +40,9 @@ def test_captured_embedding_is_not_written_over(name: str) -> None:
     inputs = random_inputs(ZOO[name], 3)
     want = twin(ZOO[name], weights, inputs)
     capture = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_resid_post"]
-    assert_close(model.run(inputs, capture=capture, positions=[0, -1]), {k: want[k][:, [0, -1]] for k in capture}, EXACT)
+    assert_close(
+        model.run(inputs, capture=capture, positions=[0, -1]), {k: want[k][:, [0, -1]] for k in capture}, EXACT
+    )
     assert_close(model.run(inputs, capture=capture), want, EXACT, capture)
 
 

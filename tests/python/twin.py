@@ -139,8 +139,9 @@ def twin(
 ) -> dict[str, Array]:
     """Every site of a run over equally long sequences, by full name; a site that the model lacks is not a key.
 
-    tokens [batch, pos] or [pos], or vectors [batch, pos, d_in]; embeddings [batch, pos, d_model] replace `hook_embed`, or with `start_at_layer` the
-    residual stream entering that block. `stop_after_layer` is the last block computed: no final norm, no logits.
+    tokens [batch, pos] or [pos], or vectors [batch, pos, d_in]; embeddings [batch, pos, d_model] replace `hook_embed`,
+    or with `start_at_layer` the residual stream entering that block. `stop_after_layer` is the last block computed: no
+    final norm, no logits.
     """
     w = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
     sites: dict[str, Array] = {}

@@ -182,7 +182,9 @@ def vector_zoo() -> dict[str, ModelConfig]:
     return {
         "vectors": ModelConfig(**small, d_in=5, d_out=3),
         "vectors_rotary": ModelConfig(**small, **_rms(), d_head=6, d_in=7, d_out=1, d_mlp=13),
-        "vectors_no_positions": ModelConfig(**small, d_in=1, d_out=20, positional_embedding_type="none", attn_only=True),
+        "vectors_no_positions": ModelConfig(
+            **small, d_in=1, d_out=20, positional_embedding_type="none", attn_only=True
+        ),
         "vectors_offset": ModelConfig(**small, d_in=6, d_out=2, pos_offset=2, embed_scale=3.0, unembed_bias=True),
         "vectors_linear": ModelConfig(
             n_layers=2, d_model=11, n_heads=1, n_ctx=24, d_in=11, d_out=11, attention_kind="linear", attn_only=True,
