@@ -14,7 +14,7 @@ from typing import Any
 import clew
 from clew import memory
 
-from . import cost, models
+from . import cost, interventions, models
 from .floor import Gemm, Reading, flops
 from .report import Figure, at_least, at_most, of_times, skipped
 from .timing import Times, alternate, median
@@ -216,6 +216,8 @@ PARTS: dict[str, Callable[[Setting], list[Figure]]] = {
     "capture": capture,
     "threads": threads,
     "scaling": scaling,
+    "sweep": interventions.sweep,
+    "edits": interventions.edits,
     "memory": lambda setting: cost.memory(setting.directory),
     "start": lambda setting: cost.start(setting.directory, setting.rounds + 4),
     "size": lambda setting: cost.size(),

@@ -135,7 +135,7 @@ int clew_call_python(void *ctx, const void **result, clew_slab *value, int32_t i
   int failed = 1;
   PyObject *returned = NULL;
   PyObject *live = clew_slab_array(value, 0, n_dims, dims, call->typenum, 1);
-  PyObject *function = live ? PySequence_GetItem(call->calls, index) : NULL;
+  PyObject *function = live ? PySequence_GetItem(call->calls, index) : NULL; /* −1, the last: a metric */
   if (function != NULL) {
     returned = PyObject_CallFunction(function, "Os", live, name);
   }

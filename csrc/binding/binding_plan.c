@@ -10,34 +10,52 @@ typedef struct clew_plan_object {
   PyObject *edits; /* list of tuples: keeps the values alive */
   npy_intp n_rows; /* Σ lengths */
   int vectors;     /* the run's floats are what a model with vector_input reads, not embeddings */
+  int objective;
 } clew_plan_object;
 
+/* Pairs (site, layer) of an int32 array [n, 2], in PyMem memory. */
+static clew_site_ref *site_refs(PyArrayObject *array, size_t n) {
+  clew_site_ref *refs = PyMem_Calloc(n + 1, sizeof *refs);
+  for (size_t i = 0; i < n && refs != NULL; i++) {
+    const int32_t *pair = (const int32_t *)PyArray_DATA(array) + 2 * i;
+    refs[i] = (clew_site_ref){(clew_site)pair[0], pair[1]};
+  }
+  return refs;
+}
+
 /* Plan(model, lengths, capture, positions, start_layer, stop_layer, from_embeddings, logits, edits=(), past=None,
- * past_seq=None, append=False) */
+ * past_seq=None, append=False, wrt=None, weights=False, objective=0) */
 static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-  static char *keywords[] = {"model",      "lengths",         "capture", "positions", "start_layer",
-                             "stop_layer", "from_embeddings", "logits",  "edits",     "past",
-                             "past_seq",   "append",          NULL};
+  static char *keywords[] = {
+      "model", "lengths", "capture",  "positions", "start_layer", "stop_layer", "from_embeddings", "logits",
+      "edits", "past",    "past_seq", "append",    "wrt",         "weights",    "objective",       NULL};
   clew_state *state = clew_state_of(type);
   PyObject *model, *lengths_object, *capture_object, *positions_object;
-  PyObject *edits_object = NULL, *past_object = Py_None, *past_seq_object = Py_None;
-  int start, stop, from_embeddings, logits, append = 0;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOiipi|OOOp", keywords, state->model_type, &model, &lengths_object,
-                                   &capture_object, &positions_object, &start, &stop, &from_embeddings, &logits,
-                                   &edits_object, &past_object, &past_seq_object, &append)) {
+  PyObject *edits_object = NULL, *past_object = Py_None, *past_seq_object = Py_None, *wrt_object = Py_None;
+  int start, stop, from_embeddings, logits, append = 0, weights = 0, objective = 0;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOiipi|OOOpOpi", keywords, state->model_type, &model,
+                                   &lengths_object, &capture_object, &positions_object, &start, &stop, &from_embeddings,
+                                   &logits, &edits_object, &past_object, &past_seq_object, &append, &wrt_object,
+                                   &weights, &objective)) {
     return NULL;
   }
-  PyArrayObject *lengths = NULL, *capture = NULL, *positions = NULL, *past = NULL, *past_seq = NULL;
+  PyArrayObject *lengths = NULL, *capture = NULL, *positions = NULL, *past = NULL, *past_seq = NULL, *wrt = NULL;
   PyObject *edit_list = NULL;
   clew_edit *edits = NULL;
   clew_plan_object *self = NULL;
-  clew_site_ref *refs = NULL;
+  clew_site_ref *refs = NULL, *wrt_refs = NULL;
   clew_plan *plan = NULL;
   if ((lengths = clew_int_array(lengths_object, "lengths")) == NULL ||
       (capture = clew_int_array(capture_object, "capture")) == NULL ||
       (positions_object != Py_None && (positions = clew_int_array(positions_object, "positions")) == NULL) ||
       (past_object != Py_None && (past = clew_int_array(past_object, "past")) == NULL) ||
-      (past_seq_object != Py_None && (past_seq = clew_int_array(past_seq_object, "past_seq")) == NULL)) {
+      (past_seq_object != Py_None && (past_seq = clew_int_array(past_seq_object, "past_seq")) == NULL) ||
+      (wrt_object != Py_None && (wrt = clew_int_array(wrt_object, "wrt")) == NULL)) {
+    goto done;
+  }
+  if ((wrt && (PyArray_NDIM(wrt) != 2 || PyArray_DIM(wrt, 1) != 2)) || objective < 0 ||
+      objective > CLEW_OBJECTIVE_CALL) {
+    PyErr_SetString(PyExc_ValueError, "wrt must be [n, 2], objective 0 to 3");
     goto done;
   }
   if ((past && PyArray_SIZE(past) != PyArray_SIZE(lengths)) ||
@@ -51,14 +69,12 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     goto done;
   }
   const size_t n_capture = (size_t)PyArray_DIM(capture, 0);
-  refs = PyMem_Calloc(n_capture + 1, sizeof *refs);
-  if (refs == NULL) {
+  const size_t n_wrt = wrt ? (size_t)PyArray_DIM(wrt, 0) : 0;
+  refs = site_refs(capture, n_capture);
+  wrt_refs = site_refs(wrt, n_wrt);
+  if (refs == NULL || wrt_refs == NULL) {
     PyErr_NoMemory();
     goto done;
-  }
-  const int32_t *pair = PyArray_DATA(capture);
-  for (size_t i = 0; i < n_capture; i++) {
-    refs[i] = (clew_site_ref){(clew_site)pair[2 * i], pair[2 * i + 1]};
   }
   edit_list = edits_object ? PySequence_List(edits_object) : PyList_New(0);
   if (edit_list == NULL ||
@@ -69,6 +85,10 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
                                 .past = past ? PyArray_DATA(past) : NULL,
                                 .past_seq = past_seq ? PyArray_DATA(past_seq) : NULL,
                                 .append = append != 0,
+                                .wrt = wrt_refs,
+                                .n_wrt = n_wrt,
+                                .weight_gradients = weights != 0,
+                                .objective = (clew_objective)objective,
                                 .edits = edits,
                                 .n_edits = (size_t)PyList_GET_SIZE(edit_list),
                                 .lengths = PyArray_DATA(lengths),
@@ -95,6 +115,7 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     goto done;
   }
   self->plan = plan;
+  self->objective = objective;
   self->edits = Py_NewRef(edit_list);
   self->model = (clew_model_object *)Py_NewRef(model);
   self->vectors =
@@ -104,6 +125,8 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
   }
 done:
   PyMem_Free(refs);
+  PyMem_Free(wrt_refs);
+  Py_XDECREF(wrt);
   PyMem_Free(edits);
   Py_XDECREF(edit_list);
   Py_XDECREF(past);
@@ -138,7 +161,8 @@ static int poll_signals(void *ctx) {
   return raised;
 }
 
-/* (site, layers, array [n_layers, ...]) of one output; the layer axis is left out where the site has none */
+/* (site, layers, array [n_layers, ...]) of one output; the layer axis is left out where the site has none. Gradients by
+ * sites are told apart by their number: the number of all sites is added. */
 static PyObject *output_item(const clew_plan_object *self, const clew_run *run, size_t index) {
   const clew_output *o = clew_plan_output(self->plan, index);
   npy_intp shape[5];
@@ -165,14 +189,67 @@ static PyObject *output_item(const clew_plan_object *self, const clew_run *run, 
     Py_XDECREF(layers);
     return NULL;
   }
-  return Py_BuildValue("iNN", (int)o->site, layers, array);
+  return Py_BuildValue("iNN", (int)o->site + (o->gradient ? CLEW_N_SITES : 0), layers, array);
 }
 
-/* run(tokens: int32 array [rows] | None, embeddings: array [rows, d_model] | None, calls=(), cache=None) -> outputs */
+/* (weight, layer, array [rows, cols]) of every weight's gradient */
+static PyObject *weight_gradients(const clew_plan_object *self, const clew_run *run) {
+  const size_t n = clew_plan_n_weight_gradients(self->plan);
+  const int typenum = clew_typenum(clew_model_config(self->model->model)->dtype);
+  PyObject *list = PyList_New((Py_ssize_t)n);
+  for (size_t i = 0; i < n && list != NULL; i++) {
+    const clew_weight_gradient *g = clew_plan_weight_gradient(self->plan, i);
+    const npy_intp shape[2] = {(npy_intp)g->rows, (npy_intp)g->cols};
+    clew_slab *slab = clew_run_slab(run, clew_plan_gradient_slab(self->plan));
+    PyObject *array = clew_slab_array(slab, g->offset, 2, shape, typenum, 1);
+    PyObject *item = array ? Py_BuildValue("iiN", (int)g->weight, g->layer, array) : NULL;
+    if (item == NULL) {
+      Py_CLEAR(list);
+    } else {
+      PyList_SET_ITEM(list, (Py_ssize_t)i, item);
+    }
+  }
+  return list;
+}
+
+/* Targets and weights of an objective. */
+static int parse_targets(clew_input *input, const clew_plan_object *self, PyObject *targets, PyObject *weights,
+                         int objective, const clew_state *state) {
+  const clew_config *config = clew_model_config(self->model->model);
+  const npy_intp rows = (npy_intp)clew_plan_n_objective_rows(self->plan);
+  const int typenum = clew_typenum(config->dtype);
+  if (targets != Py_None) {
+    const bool ids = objective == CLEW_OBJECTIVE_CROSS_ENTROPY;
+    PyArrayObject *array = (PyArrayObject *)targets;
+    if (!PyArray_Check(targets) || PyArray_TYPE(array) != (ids ? NPY_INT32 : typenum) || !PyArray_ISCARRAY_RO(array) ||
+        PyArray_SIZE(array) != rows * (ids ? 1 : config->d_vocab_out)) {
+      PyErr_Format(state->errors[CLEW_ERROR_SHAPE], "targets must be contiguous, %zd rows of %d, %s", rows,
+                   ids ? 1 : config->d_vocab_out, ids ? "int32" : "of the model's dtype");
+      return -1;
+    }
+    input->targets = PyArray_DATA(array);
+  }
+  if (weights != Py_None) {
+    PyArrayObject *array = (PyArrayObject *)weights;
+    if (!PyArray_Check(weights) || PyArray_TYPE(array) != typenum || !PyArray_ISCARRAY_RO(array) ||
+        PyArray_SIZE(array) != rows) {
+      PyErr_Format(state->errors[CLEW_ERROR_SHAPE], "weights must be contiguous, of the model's dtype, for %zd rows",
+                   rows);
+      return -1;
+    }
+    input->weights = PyArray_DATA(array);
+  }
+  return 0;
+}
+
+/* run(tokens: int32 array [rows] | None, embeddings: array [rows, d_model] | None, calls=(), cache=None, targets=None,
+ * weights=None) -> outputs; with an objective (outputs, its value, weight gradients) */
 static PyObject *plan_run(clew_plan_object *self, PyObject *args) {
   clew_state *state = clew_state_of(Py_TYPE(self));
   PyObject *tokens_object, *embeddings_object, *calls = NULL, *cache_object = Py_None;
-  if (!PyArg_ParseTuple(args, "OO|OO", &tokens_object, &embeddings_object, &calls, &cache_object)) {
+  PyObject *targets = Py_None, *weights = Py_None;
+  if (!PyArg_ParseTuple(args, "OO|OOOO", &tokens_object, &embeddings_object, &calls, &cache_object, &targets,
+                        &weights)) {
     return NULL;
   }
   const clew_config *config = clew_model_config(self->model->model);
@@ -199,6 +276,9 @@ static PyObject *plan_run(clew_plan_object *self, PyObject *args) {
       return NULL;
     }
     *(self->vectors ? &input.vectors : &input.embeddings) = PyArray_DATA(array);
+  }
+  if (parse_targets(&input, self, targets, weights, self->objective, state) < 0) {
+    return NULL;
   }
   clew_cache cache;
   if (cache_object != Py_None) {
@@ -239,6 +319,10 @@ static PyObject *plan_run(clew_plan_object *self, PyObject *args) {
       PyList_SET_ITEM(list, (Py_ssize_t)i, item);
     }
   }
+  if (self->objective != CLEW_OBJECTIVE_NONE && list != NULL) {
+    PyObject *gradients = weight_gradients(self, run);
+    list = gradients ? Py_BuildValue("NdN", list, clew_run_objective(run), gradients) : (Py_DECREF(list), NULL);
+  }
   clew_run_free(run);
   return list;
 }
@@ -274,7 +358,8 @@ static PyObject *plan_outputs(clew_plan_object *self, void *closure) {
     for (int32_t l = 0; l < o->n_layers && layers != NULL; l++) {
       PyTuple_SET_ITEM(layers, l, PyLong_FromLong(o->layers[l]));
     }
-    PyObject *item = shape && layers ? Py_BuildValue("iNN", (int)o->site, layers, shape) : NULL;
+    PyObject *item =
+        shape && layers ? Py_BuildValue("iNN", (int)o->site + (o->gradient ? CLEW_N_SITES : 0), layers, shape) : NULL;
     if (item == NULL) {
       Py_CLEAR(list);
       break;

@@ -12,13 +12,16 @@ typedef struct clew_builder {
   const clew_config *config;
   size_t item; /* bytes of a value */
   bool out_of_memory;
-  bool in_place; /* outputs are laid out like buffers: no padding, no chosen positions */
-  bool ssa;      /* no buffer is written over: the backward pass reads them */
+  bool in_place;  /* outputs are laid out like buffers: no padding, no chosen positions */
+  int32_t logits; /* buffer of an objective's logits */
+  bool ssa;       /* no buffer is written over: the backward pass reads them */
   clew_step no_step;
 } clew_builder;
 
 clew_step *clew_add_step(clew_builder *b, clew_op op, int32_t layer, int32_t rowset);
 int32_t clew_add_buffer(clew_builder *b, int32_t rowset, size_t cols);
+/* So many values that belong to no rows. */
+int32_t clew_add_flat(clew_builder *b, size_t values);
 /* [n_seq, h, queries of the row set, keys] */
 int32_t clew_add_square(clew_builder *b, int32_t rowset);
 
@@ -31,5 +34,10 @@ bool clew_is_split(const clew_plan *plan, clew_site site, int32_t layer);
 
 /* Steps of blocks first … last and, where the request goes on to the end, the final norm and the logits. */
 void clew_emit_forward(clew_builder *b, const clew_request *r, int32_t first, int32_t last);
+
+/* Gradient outputs' number, and the steps from the objective (whose logits these are) back. emit_backward.c */
+int32_t clew_find_gradient(const clew_plan *plan, clew_site site, int32_t layer);
+clew_status clew_make_grads(clew_builder *b, clew_error *err);
+clew_status clew_emit_backward(clew_builder *b, int32_t logits, clew_error *err);
 
 #endif

@@ -5,10 +5,11 @@
 
 #include "exec.h"
 
-/* Rows of a buffer to or from [n_seq, longest, cols]; `out` gets zeros where a sequence has ended. */
-static void copy_rows(const clew_exec *x, const clew_step *s, char *array, char *buffer, bool to_array) {
+/* Rows of a buffer to or from [n_seq, longest, cols]; the array gets zeros where a sequence has ended. */
+static void copy_rows(const clew_exec *x, const clew_step *s, int32_t id, char *array, bool to_array) {
   const clew_plan *plan = x->plan;
-  const clew_buffer *b = &plan->buffers[s->edit.out];
+  const clew_buffer *b = &plan->buffers[id];
+  char *buffer = clew_buffer_data(x, id);
   const clew_rowset *rows = &plan->rows[s->rowset];
   const size_t item = clew_dtype_size(plan->model->config.dtype), row = b->cols * item;
   const size_t longest = s->rowset == 0 ? (size_t)plan->longest : 1;
@@ -49,15 +50,37 @@ clew_status clew_op_call(const clew_exec *x, const clew_step *s, clew_error *err
     return clew_fail(err, CLEW_ERROR_MEMORY, "out of memory: %zu bytes to show %s to a function", bytes,
                      clew_sites[e->site].name);
   }
-  copy_rows(x, s, clew_slab_data(value), clew_buffer_data(x, s->edit.in), true);
+  copy_rows(x, s, s->edit.in, clew_slab_data(value), true);
   const void *result = NULL;
   const clew_site_ref ref = {e->site, e->layer};
   const int failed = x->input->call(x->input->call_ctx, &result, value, e->call, ref, n_dims, shape);
   if (!failed) { /* the cast: it is only read */
-    copy_rows(x, s, result != NULL ? (char *)(uintptr_t)result : clew_slab_data(value),
-              clew_buffer_data(x, s->edit.out), false);
+    copy_rows(x, s, s->edit.out, result != NULL ? (char *)(uintptr_t)result : clew_slab_data(value), false);
   }
   clew_slab_release(value);
   return failed ? clew_fail(err, CLEW_ERROR_CANCELLED, "a function that edits %s failed", clew_sites[e->site].name)
                 : CLEW_OK;
+}
+
+clew_status clew_op_objective_call(const clew_exec *x, const clew_step *s, clew_error *err) {
+  const clew_plan *plan = x->plan;
+  const clew_config *c = &plan->model->config;
+  const size_t shape[3] = {(size_t)plan->n_seq, s->rowset == 0 ? (size_t)plan->longest : 1, (size_t)c->d_vocab_out};
+  const size_t bytes = shape[0] * shape[1] * shape[2] * clew_dtype_size(c->dtype);
+  clew_slab *logits = clew_slab_new(bytes);
+  if (logits == NULL) {
+    return clew_fail(err, CLEW_ERROR_MEMORY, "out of memory: %zu bytes to show logits to a metric", bytes);
+  }
+  copy_rows(x, s, s->objective.in, clew_slab_data(logits), true);
+  const void *result = NULL;
+  const clew_site_ref ref = {CLEW_LOGITS, 0};
+  const int failed = x->input->call(x->input->call_ctx, &result, logits, -1, ref, 3, shape);
+  if (!failed && result != NULL) { /* the cast: it is only read */
+    copy_rows(x, s, s->objective.out, (char *)(uintptr_t)result, false);
+  }
+  clew_slab_release(logits);
+  if (failed) {
+    return clew_fail(err, CLEW_ERROR_CANCELLED, "the metric's function failed");
+  }
+  return result != NULL ? CLEW_OK : clew_fail(err, CLEW_ERROR_VALUE, "the metric gave no gradient by the logits");
 }

@@ -176,6 +176,14 @@ typedef struct clew_edit {
   int32_t call;         /* what input.call is told */
 } clew_edit;
 
+/* What a backward pass begins with. */
+typedef enum clew_objective {
+  CLEW_OBJECTIVE_NONE,
+  CLEW_OBJECTIVE_CROSS_ENTROPY, /* Σ weight · (log Σ exp − target's logit) / Σ weight, over rows that have a target */
+  CLEW_OBJECTIVE_SQUARED,       /* Σ weight · |output − target|² / (d_out · Σ weight) */
+  CLEW_OBJECTIVE_CALL           /* input.call is shown the logits (index −1) and leaves their gradient in *result */
+} clew_objective;
+
 typedef struct clew_request {
   int32_t n_seq;
   const int32_t *lengths;  /* [n_seq], each ≥ 1: positions to compute */
@@ -186,6 +194,8 @@ typedef struct clew_request {
   size_t n_edits;
   const clew_site_ref *wrt; /* [n_wrt] sites that gradients are taken by */
   size_t n_wrt;
+  bool weight_gradients;
+  clew_objective objective;     /* with logits ALL (every row) or LAST (each sequence's last) */
   const clew_site_ref *capture; /* [n_capture]; repeats are allowed */
   size_t n_capture;
   const int32_t *positions; /* [n_positions]: capture these only; negative: from each sequence's end. NULL: all */
@@ -203,9 +213,20 @@ typedef struct clew_output {
   const int32_t *layers; /* [n_layers], ascending */
   int32_t n_dims;        /* of one layer's array */
   size_t shape[4];
+  bool gradient; /* of the objective by the site, instead of its value */
   size_t slab;   /* index of the slab it lies in; sites that are one value share theirs */
   size_t offset; /* bytes into the slab of the first layer; the layers follow each other */
 } clew_output;
+
+/* The gradient by one weight, in a slab with all others: [rows, cols] as the core multiplies it (queries, keys, values
+ * [d, heads · e], W_O [heads · e, d]); vectors have one row. A tied unembedding's gradient is part of the embedding's.
+ */
+typedef struct clew_weight_gradient {
+  clew_weight weight;
+  int32_t layer;
+  size_t rows, cols;
+  size_t offset; /* bytes into the slab */
+} clew_weight_gradient;
 
 typedef struct clew_plan clew_plan;
 clew_status clew_plan_new(clew_plan **out, const clew_model *model, const clew_request *request, clew_error *err);
@@ -218,6 +239,10 @@ const clew_output *clew_plan_output(const clew_plan *plan, size_t index);
 size_t clew_plan_n_slabs(const clew_plan *plan);
 size_t clew_plan_slab_bytes(const clew_plan *plan, size_t index);
 size_t clew_plan_n_steps(const clew_plan *plan);
+size_t clew_plan_n_weight_gradients(const clew_plan *plan);
+const clew_weight_gradient *clew_plan_weight_gradient(const clew_plan *plan, size_t index);
+size_t clew_plan_gradient_slab(const clew_plan *plan); /* index of the slab they lie in */
+size_t clew_plan_n_objective_rows(const clew_plan *plan);
 /* One line about step i into text ("12 linear blocks.0 q k v [8, 768] x [768, 2304]"); for people and for tests. */
 void clew_plan_describe(const clew_plan *plan, size_t index, char *text, size_t size);
 
@@ -239,7 +264,9 @@ typedef struct clew_input {
   const void *embeddings;  /* [Σ lengths, d_model], the model's dtype; a request with from_embeddings or start_layer */
   const void *vectors;     /* [Σ lengths, d_vocab], the model's dtype; a model with vector_input */
   const clew_cache *cache; /* a request with past or append */
-  clew_call call;          /* a request with edits that call */
+  clew_call call;          /* a request with edits that call, or an objective that does */
+  const void *targets;     /* objectives: int32 [rows], negative: none; or the dtype [rows, d_vocab_out] */
+  const void *weights;     /* [rows] of the dtype; NULL: all 1 */
   void *call_ctx;
 } clew_input;
 
@@ -251,6 +278,7 @@ clew_status clew_run_new(clew_run **out, const clew_plan *plan, const clew_input
                          clew_error *err);
 void clew_run_free(clew_run *run);
 clew_slab *clew_run_slab(const clew_run *run, size_t index);
+double clew_run_objective(const clew_run *run); /* its value; 0 for CALL */
 
 /* ---- Process ------------------------------------------------------------------------------------------------ */
 

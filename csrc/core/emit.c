@@ -75,6 +75,11 @@ static void captured(clew_builder *b, clew_site site, int32_t layer, int32_t buf
   s->store.in = buffer;
 }
 
+/* Does the edit leave nothing of what was there? Then nobody needs to compute it. */
+static bool replaces_all(const clew_edit *e) {
+  return e->kind == CLEW_EDIT_SET && !e->batch && !e->positions && !e->heads && !e->neurons;
+}
+
 /* The site has this value: edits it, hands it to the caller. Gives the buffer that holds it from here on. */
 static int32_t finish_site(clew_builder *b, clew_site site, int32_t layer, int32_t buffer) {
   for (size_t i = 0; i < b->plan->n_edits && buffer != CLEW_NONE; i++) {
@@ -82,20 +87,22 @@ static int32_t finish_site(clew_builder *b, clew_site site, int32_t layer, int32
       continue;
     }
     int32_t out = buffer;
-    if (b->ssa) {
+    const bool fresh = b->ssa || replaces_all(&b->plan->edits[i]);
+    if (fresh) {
+      b->plan->buffers[buffer].slab = CLEW_NONE; /* what the caller gets is what comes after the edit */
       const clew_buffer from = b->plan->buffers[buffer];
       out = from.square ? clew_add_square(b, from.rowset) : clew_add_buffer(b, from.rowset, from.cols);
       bool last = true;
       for (size_t j = i + 1; j < b->plan->n_edits; j++) {
         last = last && (b->plan->edits[j].site != site || b->plan->edits[j].layer != layer);
       }
-      if (last) {
+      if (last || !b->ssa) {
         place(b, site, layer, out);
       }
     }
     const bool call = b->plan->edits[i].kind == CLEW_EDIT_CALL;
     clew_step *s = clew_add_step(b, call ? CLEW_OP_CALL : CLEW_OP_EDIT, layer, rowset_of(b, buffer));
-    s->edit.out = out, s->edit.in = buffer, s->edit.edit = (int32_t)i;
+    s->edit.out = out, s->edit.in = replaces_all(&b->plan->edits[i]) ? CLEW_NONE : buffer, s->edit.edit = (int32_t)i;
     buffer = out;
   }
   captured(b, site, layer, buffer);
@@ -659,6 +666,14 @@ static void emit_head(clew_builder *b, int32_t resid) {
   }
   const int32_t rowset = rowset_of(b, normed);
   const int32_t output = clew_find_output(plan, CLEW_LOGITS, 0);
+  if (plan->objective != CLEW_OBJECTIVE_NONE) {
+    b->logits = clew_add_buffer(b, rowset, (size_t)c->d_vocab_out);
+    clew_step *s = clew_add_step(b, CLEW_OP_LINEAR, 0, rowset);
+    add_part(s, "logits", &b->model->W_U, b->model->b_U, normed, b->logits)->epilogue =
+        c->logit_softcap > 0 ? CLEW_EPILOGUE_SOFTCAP : CLEW_EPILOGUE_BIAS;
+    b->logits = finish_site(b, CLEW_LOGITS, 0, b->logits);
+    return;
+  }
   if (plan->logits == CLEW_LOGITS_LOSS) {
     const size_t blocks = ((size_t)c->d_vocab_out + CLEW_LOSS_COLS - 1) / CLEW_LOSS_COLS;
     const int32_t partial = clew_add_buffer(b, rowset, 3 * blocks);

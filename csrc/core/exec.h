@@ -15,10 +15,12 @@ typedef struct clew_exec {
   unsigned n_slots; /* threads that may take part */
   clew_cancel *cancel;
   const clew_rotary_table *rotary;
+  double *objective; /* its value goes here */
 } clew_exec;
 
 /* Shows a site's value to the caller's function. call.c */
 clew_status clew_op_call(const clew_exec *x, const clew_step *s, clew_error *err);
+clew_status clew_op_objective_call(const clew_exec *x, const clew_step *s, clew_error *err);
 
 typedef void (*clew_op_function)(const clew_exec *x, const clew_step *s);
 
@@ -44,7 +46,23 @@ typedef void (*clew_op_function)(const clew_exec *x, const clew_step *s);
   void clew_op_scores##suffix(const clew_exec *x, const clew_step *s);                                                 \
   void clew_op_softmax##suffix(const clew_exec *x, const clew_step *s);                                                \
   void clew_op_weigh##suffix(const clew_exec *x, const clew_step *s);                                                  \
-  void clew_op_append##suffix(const clew_exec *x, const clew_step *s);
+  void clew_op_append##suffix(const clew_exec *x, const clew_step *s);                                                 \
+  void clew_op_objective##suffix(const clew_exec *x, const clew_step *s);                                              \
+  void clew_op_zero##suffix(const clew_exec *x, const clew_step *s);                                                   \
+  void clew_op_add_into##suffix(const clew_exec *x, const clew_step *s);                                               \
+  void clew_op_linear_dx##suffix(const clew_exec *x, const clew_step *s);                                              \
+  void clew_op_linear_dw##suffix(const clew_exec *x, const clew_step *s);                                              \
+  void clew_op_act_grad##suffix(const clew_exec *x, const clew_step *s);                                               \
+  void clew_op_norm_grad##suffix(const clew_exec *x, const clew_step *s);                                              \
+  void clew_op_rescale_grad##suffix(const clew_exec *x, const clew_step *s);                                           \
+  void clew_op_rotary_grad##suffix(const clew_exec *x, const clew_step *s);                                            \
+  void clew_op_attention_grad##suffix(const clew_exec *x, const clew_step *s);                                         \
+  void clew_op_weigh_grad##suffix(const clew_exec *x, const clew_step *s);                                             \
+  void clew_op_softmax_grad##suffix(const clew_exec *x, const clew_step *s);                                           \
+  void clew_op_scores_grad##suffix(const clew_exec *x, const clew_step *s);                                            \
+  void clew_op_heads_grad##suffix(const clew_exec *x, const clew_step *s);                                             \
+  void clew_op_gather_grad##suffix(const clew_exec *x, const clew_step *s);                                            \
+  void clew_op_embed_grad##suffix(const clew_exec *x, const clew_step *s);
 
 CLEW_DECLARE_OPS(_f32)
 CLEW_DECLARE_OPS(_f64)
@@ -61,6 +79,11 @@ static inline void *clew_buffer_data(const clew_exec *x, int32_t id) {
 static inline void *clew_output_data(const clew_exec *x, int32_t output, int32_t layer) {
   const clew_kept *o = &x->plan->outputs[output];
   return x->slabs[o->info.slab] + o->info.offset + (size_t)o->at[layer] * o->layer_bytes;
+}
+
+/* The gradient by a weight; NULL where none is asked for. */
+static inline void *clew_grad_data(const clew_exec *x, int32_t grad) {
+  return grad == CLEW_NONE ? NULL : x->slabs[x->plan->grad_slab] + x->plan->grads[grad].info.offset;
 }
 
 static inline size_t clew_cols(const clew_exec *x, int32_t id) { return x->plan->buffers[id].cols; }

@@ -26,4 +26,11 @@ const kernel_table K(clew_kernel_table) = {
     .adamw = K(adamw),
     .sum_squares = K(sum_squares),
     .add_scaled = K(add_scaled),
+    .act_grad = K(act_grad),
+    .softcap_grad = K(softcap_grad),
+    .norm_grad = K(norm_grad),
+    .softmax_grad = K(softmax_grad),
+    .rotary_grad = K(rotary_grad),
+    .cross_entropy = K(cross_entropy),
+    .column_sums = K(column_sums),
 };

@@ -87,6 +87,21 @@ typedef struct clew_mask {
     void (*adamw)(real * p, real *m, real *v, const real *g, size_t n, const clew_adamw_factors##suffix *factors);       \
     double (*sum_squares)(const real *x, size_t n);                     /* in double */                                  \
     void (*add_scaled)(real * y, const real *x, real factor, size_t n); /* y += factor x */                              \
+    /* The backward pass. act: dpre = dpost · act'(pre) · linear, dlinear = dpost · act(pre); without linear (NULL)   \
+     * the first only. dpre may be dpost. */                                                                             \
+    void (*act_grad)(real * dpre, real *dlinear, const real *dpost, const real *pre, const real *linear, size_t n,       \
+                     clew_act act);                                                                                      \
+    void (*softcap_grad)(real * dx, const real *dy, const real *y, size_t n, real cap); /* y = cap tanh(x / cap) */      \
+    /* dx (+)= gradient of a norm's input; dw, db [d] (NULL: not wanted) are added to. */                                \
+    void (*norm_grad)(real * dx, real *dw, real *db, const real *x, const real *g, const real *w, size_t rows,           \
+                      size_t d, real eps, bool centre, bool add);                                                        \
+    void (*softmax_grad)(real * g, const real *p, ptrdiff_t ld, size_t m, size_t n); /* g = p (g − Σ p g), by row */  \
+    /* Turns back what rotary turned, in place. */                                                                       \
+    void (*rotary_grad)(real * x, const int32_t *pos, const real *cosine, const real *sine, size_t rows, size_t heads,   \
+                        size_t e, size_t n_rot, bool adjacent);                                                          \
+    /* One row: its negative log-likelihood; dlogits = weight (softmax − one-hot), not in the logits' place. */        \
+    double (*cross_entropy)(real * dlogits, const real *logits, size_t target, size_t n, real weight);                   \
+    void (*column_sums)(real * out, const real *x, ptrdiff_t ld, size_t rows, size_t n);                                 \
   } clew_kernels##suffix;                                                                                                \
   const clew_kernels##suffix *clew_get_kernels##suffix(void);
 

@@ -173,5 +173,15 @@ void K(verf)(real *out, const real *x, size_t n);
 void K(adamw)(real *p, real *m, real *v, const real *g, size_t n, const R(clew_adamw_factors) * f);
 double K(sum_squares)(const real *x, size_t n);
 void K(add_scaled)(real *y, const real *x, real factor, size_t n);
+void K(act_grad)(real *dpre, real *dlinear, const real *dpost, const real *pre, const real *linear, size_t n,
+                 clew_act act);
+void K(softcap_grad)(real *dx, const real *dy, const real *y, size_t n, real cap);
+void K(norm_grad)(real *dx, real *dw, real *db, const real *x, const real *g, const real *w, size_t rows, size_t d,
+                  real eps, bool centre, bool add);
+void K(softmax_grad)(real *g, const real *p, ptrdiff_t ld, size_t m, size_t n);
+void K(rotary_grad)(real *x, const int32_t *pos, const real *cosine, const real *sine, size_t rows, size_t heads,
+                    size_t e, size_t n_rot, bool adjacent);
+double K(cross_entropy)(real *dlogits, const real *logits, size_t target, size_t n, real weight);
+void K(column_sums)(real *out, const real *x, ptrdiff_t ld, size_t rows, size_t n);
 
 #endif

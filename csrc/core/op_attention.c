@@ -354,3 +354,176 @@ static void R(weigh_task)(void *ctx, size_t index, unsigned slot) {
 }
 
 void R(clew_op_weigh)(const clew_exec *x, const clew_step *s) { R(for_blocks)(x, s, R(weigh_task)); }
+
+/* ---- Backward ------------------------------------------------------------------------------------------------- */
+
+/* What the backward pass needs of one key-value head: all of its queries are one task's, so that sums over them are
+ * nobody else's. */
+typedef struct R(back_block) {
+  R(block) b;
+  real *dq, *dk, *dv; /* strided as q, k, v; NULL: not wanted */
+  const real *dz;     /* [n_queries, e], as q */
+  size_t e;
+} R(back_block);
+
+static clew_step R(as_attention)(const clew_step *s) {
+  clew_step out = {.op = s->op, .layer = s->layer, .rowset = s->rowset};
+  out.attention.q = s->attention_grad.q, out.attention.k = s->attention_grad.k, out.attention.v = s->attention_grad.v;
+  out.attention.z = CLEW_NONE;
+  out.attention.window = s->attention_grad.window, out.attention.scale = s->attention_grad.scale;
+  return out;
+}
+
+/* dscores, where p holds the pattern and g its gradient, both [n_queries, n] from key `low` on. */
+static void R(scores_from_pattern)(const clew_exec *x, const clew_step *as, const R(block) * b, real *g, const real *p,
+                                   size_t low, size_t n, real *factor) {
+  const R(clew_kernels) *kernels = R(clew_get_kernels)();
+  if (x->model->config.linear_attention) {
+    const clew_mask mask = R(mask)(x, as, b, low);
+    R(linear_factor)(factor, x, as, b);
+    kernels->score_linear(g, b->ld_scores, b->n_queries, n, factor, &mask);
+  } else {
+    kernels->softmax_grad(g, p, b->ld_scores, b->n_queries, n);
+  }
+}
+
+/* Through scale and soft-cap: g [n_queries, n] becomes the gradient of q · k, given the scores as they were. */
+static void R(through_cap)(const clew_exec *x, const R(block) * b, real *g, const real *scores, size_t n, real scale) {
+  const real cap = (real)x->model->config.score_softcap;
+  for (size_t i = 0; i < b->n_queries; i++) {
+    real *row = g + (ptrdiff_t)i * b->ld_scores;
+    const real *s = scores + (ptrdiff_t)i * b->ld_scores;
+    for (size_t k = 0; k < n; k++) {
+      const real t = cap > 0 ? s[k] / cap : 0;
+      row[k] = s[k] == -(real)INFINITY ? 0 : row[k] * scale * (1 - t * t);
+    }
+  }
+}
+
+/* dq, dk of a block from g = gradient of q · k for keys low … low + n. */
+static void R(query_key_back)(const R(back_block) * t, const real *g, size_t low, size_t n) {
+  const R(block) *b = &t->b;
+  const ptrdiff_t at = (ptrdiff_t)low * b->ld_kv;
+  (void)R(clew_gemm)(t->dq, b->ld_q, 1, g, b->ld_scores, 1, b->k + at, b->ld_kv, 1, b->n_queries, t->e, n, 1, 0);
+  (void)R(clew_gemm)(t->dk + at, b->ld_kv, 1, g, 1, b->ld_scores, b->q, b->ld_q, 1, n, t->e, b->n_queries, 1, 1);
+}
+
+/* g [n_queries, n] = dz · vᵀ, and dv += patternᵀ · dz */
+static void R(values_back)(const R(back_block) * t, real *g, const real *p, size_t low, size_t n) {
+  const R(block) *b = &t->b;
+  const ptrdiff_t at = (ptrdiff_t)low * b->ld_kv;
+  (void)R(clew_gemm)(g, b->ld_scores, 1, t->dz, b->ld_q, 1, b->v + at, 1, b->ld_kv, b->n_queries, n, t->e, 1, 0);
+  (void)R(clew_gemm)(t->dv + at, b->ld_kv, 1, p, 1, b->ld_scores, t->dz, b->ld_q, 1, n, t->e, b->n_queries, 1, 1);
+}
+
+/* One block of the fused step. */
+static void R(attention_block_back)(const clew_exec *x, const clew_step *as, R(back_block) * t, real *own) {
+  const R(clew_kernels) *kernels = R(clew_get_kernels)();
+  const clew_config *c = &x->model->config;
+  R(block) *b = &t->b;
+  const size_t most = (size_t)x->plan->most_keys, n = b->high - b->low;
+  const size_t queries = clew_min((size_t)x->plan->longest, CLEW_QUERY_BLOCK);
+  b->ld_scores = (ptrdiff_t)n;
+  real *scores = own, *p = own + queries * most, *g = p + queries * most, *factor = g + queries * most;
+  const clew_mask mask = R(mask)(x, as, b, b->low);
+  b->scores = p;
+  R(query_key)(b, b->low, n, t->e);
+  kernels->score(p, b->ld_scores, b->n_queries, n, (real)as->attention.scale, (real)c->score_softcap, &mask);
+  memcpy(scores, p, b->n_queries * n * sizeof *p);
+  if (c->linear_attention) {
+    R(linear_factor)(factor, x, as, b);
+    kernels->score_linear(p, b->ld_scores, b->n_queries, n, factor, &mask);
+  } else {
+    kernels->softmax(p, b->ld_scores, b->n_queries, n);
+  }
+  R(values_back)(t, g, p, b->low, n);
+  R(scores_from_pattern)(x, as, b, g, p, b->low, n, factor);
+  R(through_cap)(x, b, g, scores, n, (real)as->attention.scale);
+  R(query_key_back)(t, g, b->low, n);
+}
+
+/* One block of the steps that stand apart; squares' rows belong to this head alone. */
+static void R(apart_block_back)(const clew_exec *x, const clew_step *s, const clew_step *as, R(back_block) * t,
+                                real *own) {
+  R(block) *b = &t->b;
+  const size_t most = (size_t)x->plan->most_keys;
+  b->ld_scores = (ptrdiff_t)most;
+  if (s->op == CLEW_OP_WEIGH_GRAD) {
+    real *g = R(square_rows)(x, s, s->attention_grad.dpattern, b);
+    R(values_back)(t, g, R(square_rows)(x, s, s->attention_grad.pattern, b), 0, b->n_keys);
+    for (size_t i = 0; i < b->n_queries; i++) {
+      for (size_t k = b->n_keys; k < most; k++) {
+        g[i * most + k] = 0;
+      }
+    }
+  } else if (s->op == CLEW_OP_SOFTMAX_GRAD) {
+    real *g = R(square_rows)(x, s, s->attention_grad.dscores, b);
+    memcpy(g, R(square_rows)(x, s, s->attention_grad.dpattern, b), b->n_queries * most * sizeof *g);
+    R(scores_from_pattern)(x, as, b, g, R(square_rows)(x, s, s->attention_grad.pattern, b), 0, most, own);
+  } else {
+    real *g = R(square_rows)(x, s, s->attention_grad.dscores, b);
+    const real *scores = R(square_rows)(x, s, s->attention_grad.scores, b);
+    R(through_cap)(x, b, g, scores, most, (real)as->attention.scale);
+    R(query_key_back)(t, g, 0, b->n_keys);
+  }
+}
+
+static void R(attention_grad_task)(void *ctx, size_t index, unsigned slot) {
+  const R(attention_job) *job = ctx;
+  const clew_exec *x = job->x;
+  const clew_step *s = job->s;
+  const clew_config *c = &x->model->config;
+  const size_t h = (size_t)c->n_heads, g = (size_t)c->n_kv_heads, e = (size_t)c->d_head;
+  const size_t seq = index / g, kv = index % g, n_keys = (size_t)clew_length(x->plan, seq);
+  const size_t first = ((size_t)x->plan->rows[0].row0[seq] * g + kv) * e;
+  real *own = (real *)(x->slots + slot * x->plan->slot_bytes);
+  real *dk = clew_buffer_data(x, s->attention_grad.dk), *dv = clew_buffer_data(x, s->attention_grad.dv);
+  real *dq = clew_buffer_data(x, s->attention_grad.dq);
+  const real *dz = clew_buffer_data(x, s->attention_grad.dz), *v = clew_buffer_data(x, s->attention_grad.v);
+  for (size_t i = 0; i < n_keys; i++) {
+    if (dk != NULL) {
+      memset(dk + first + i * g * e, 0, e * sizeof *dk);
+    }
+    if (dv != NULL) {
+      memset(dv + first + i * g * e, 0, e * sizeof *dv);
+    }
+  }
+  const clew_step as = R(as_attention)(s);
+  const R(attention_job) as_job = {x, &as, job->blocks};
+  for (size_t head = kv * (h / g); head < (kv + 1) * (h / g); head++) {
+    for (size_t block = 0; block < job->blocks; block++) {
+      R(back_block) t = {.e = e};
+      if (!R(find_block)(&t.b, &as_job, (seq * job->blocks + job->blocks - 1 - block) * h + head)) {
+        continue;
+      }
+      const size_t row = (size_t)x->plan->rows[s->rowset].row0[seq] + block * CLEW_QUERY_BLOCK;
+      const size_t query = (row * h + head) * e;
+      t.dq = dq ? dq + query : NULL, t.dk = dk ? dk + first : NULL, t.dv = dv ? dv + first : NULL;
+      t.dz = dz ? dz + query : NULL;
+      t.b.v = v ? v + first : NULL;
+      if (s->op == CLEW_OP_ATTENTION_GRAD) {
+        R(attention_block_back)(x, &as, &t, own);
+      } else {
+        R(apart_block_back)(x, s, &as, &t, own);
+      }
+    }
+  }
+}
+
+void R(clew_op_attention_grad)(const clew_exec *x, const clew_step *s) {
+  R(attention_job) job = {.x = x, .s = s};
+  const size_t longest = s->rowset == 0 ? (size_t)x->plan->longest : 1;
+  job.blocks = (longest + CLEW_QUERY_BLOCK - 1) / CLEW_QUERY_BLOCK;
+  const int32_t square = s->op == CLEW_OP_WEIGH_GRAD     ? s->attention_grad.dpattern
+                         : s->op == CLEW_OP_SOFTMAX_GRAD ? s->attention_grad.dscores
+                                                         : CLEW_NONE;
+  if (square != CLEW_NONE) {
+    R(clear_square)(x, square);
+  }
+  clew_pool_for((size_t)x->plan->n_seq * (size_t)x->model->config.n_kv_heads, R(attention_grad_task), &job, x->n_slots,
+                x->cancel);
+}
+
+void R(clew_op_weigh_grad)(const clew_exec *x, const clew_step *s) { R(clew_op_attention_grad)(x, s); }
+void R(clew_op_softmax_grad)(const clew_exec *x, const clew_step *s) { R(clew_op_attention_grad)(x, s); }
+void R(clew_op_scores_grad)(const clew_exec *x, const clew_step *s) { R(clew_op_attention_grad)(x, s); }

@@ -17,7 +17,7 @@ typedef struct R(edit_job) {
 /* x (op)= value over the selected part of the last axis. x: [width] */
 static void R(edit_vector)(real *x, const real *value, const R(edit_job) * job) {
   const clew_edit *e = job->e;
-  const ptrdiff_t step = e->strides[3];
+  const ptrdiff_t step = job->s->edit.gradient && e->kind == CLEW_EDIT_SET ? 0 : e->strides[3];
 #define EDIT(at, with)                                                                                                 \
   for (size_t n = 0; n < job->n_neurons; n++) {                                                                        \
     real *to = x + (at);                                                                                               \
@@ -54,12 +54,19 @@ static ptrdiff_t R(edit_row)(const R(edit_job) * job, size_t seq, int32_t pos) {
   return plan->buffers[job->s->edit.out].scattered ? (ptrdiff_t)seq * plan->longest + at : row0 + at;
 }
 
+/* Where the last axis of a head begins. */
+static size_t R(edit_at)(const R(edit_job) * job, size_t seq, ptrdiff_t row, size_t head) {
+  const size_t queries = job->s->rowset == 0 ? (size_t)job->x->plan->longest : 1;
+  const size_t vector =
+      job->square ? (seq * job->heads + head) * queries + (size_t)row : (size_t)row * job->heads + head;
+  return vector * job->width;
+}
+
 static void R(edit_task)(void *ctx, size_t index, unsigned slot) {
   (void)slot;
   const R(edit_job) *job = ctx;
   const clew_edit *e = job->e;
   const clew_plan *plan = job->x->plan;
-  const size_t queries = job->s->rowset == 0 ? (size_t)plan->longest : 1;
   for (size_t i = index * job->per_task; i < clew_min((index + 1) * job->per_task, job->n_items); i++) {
     const size_t b = i / job->n_positions, p = i % job->n_positions;
     const size_t seq = e->batch != NULL ? (size_t)e->batch[b] : b;
@@ -68,12 +75,17 @@ static void R(edit_task)(void *ctx, size_t index, unsigned slot) {
     if (row < 0) {
       continue;
     }
+    if (job->s->edit.gradient && e->kind == CLEW_EDIT_SET) { /* what is set does not depend on what was there */
+      static const real zero = 0;
+      for (size_t h = 0; h < job->n_heads; h++) {
+        R(edit_vector)(job->out + R(edit_at)(job, seq, row, e->heads != NULL ? (size_t)e->heads[h] : h), &zero, job);
+      }
+      continue;
+    }
     const real *value = (const real *)e->value + (ptrdiff_t)b * e->strides[0] + (ptrdiff_t)p * e->strides[1];
     for (size_t h = 0; h < job->n_heads; h++) {
       const size_t head = e->heads != NULL ? (size_t)e->heads[h] : h;
-      const size_t vector =
-          job->square ? (seq * job->heads + head) * queries + (size_t)row : (size_t)row * job->heads + head;
-      R(edit_vector)(job->out + vector * job->width, value + (ptrdiff_t)h * e->strides[2], job);
+      R(edit_vector)(job->out + R(edit_at)(job, seq, row, head), value + (ptrdiff_t)h * e->strides[2], job);
     }
   }
 }
@@ -82,7 +94,11 @@ void R(clew_op_edit)(const clew_exec *x, const clew_step *s) {
   const clew_buffer *out = &x->plan->buffers[s->edit.out];
   R(edit_job) job = {.x = x, .s = s, .e = &x->plan->edits[s->edit.edit], .square = out->square};
   job.out = clew_buffer_data(x, s->edit.out);
-  if (s->edit.out != s->edit.in) {
+  if (s->edit.in == CLEW_NONE) { /* all of it is set, but for padding and other row sets' rows */
+    if (job.square) {
+      memset(job.out, 0, out->bytes);
+    }
+  } else if (s->edit.out != s->edit.in) {
     memcpy(job.out, clew_buffer_data(x, s->edit.in), out->bytes);
   }
   clew_site_axes(&x->model->config, job.e->site, (size_t)x->plan->most_keys, &job.heads, &job.width);

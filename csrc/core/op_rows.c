@@ -207,6 +207,11 @@ void R(clew_op_store)(const clew_exec *x, const clew_step *s) {
     R(store_square)(x, s);
     return;
   }
+  if (x->plan->buffers[s->store.in].rowset == 1) { /* [n_seq, 1, cols] */
+    memcpy(clew_output_data(x, s->store.output, s->layer), clew_buffer_data(x, s->store.in),
+           x->plan->buffers[s->store.in].cols * (size_t)x->plan->n_seq * sizeof(real));
+    return;
+  }
   const size_t n_rows = (size_t)x->plan->n_seq * x->plan->n_positions;
   R(for_rows)(x, s, n_rows, x->plan->outputs[s->store.output].cols, R(store_task));
 }

@@ -49,6 +49,14 @@ int32_t clew_add_buffer(clew_builder *b, int32_t rowset, size_t cols) {
   return (int32_t)plan->n_buffers++;
 }
 
+int32_t clew_add_flat(clew_builder *b, size_t values) {
+  const int32_t id = clew_add_buffer(b, 1, values);
+  if (id != CLEW_NONE) {
+    b->plan->buffers[id].bytes = values * b->item;
+  }
+  return id;
+}
+
 int32_t clew_add_square(clew_builder *b, int32_t rowset) {
   clew_plan *plan = b->plan;
   const int32_t id = clew_add_buffer(b, rowset, (size_t)plan->most_keys);
@@ -84,7 +92,16 @@ bool clew_is_split(const clew_plan *plan, clew_site site, int32_t layer) {
 
 int32_t clew_find_output(const clew_plan *plan, clew_site site, int32_t layer) {
   for (size_t i = 0; i < plan->n_outputs; i++) {
-    if (plan->outputs[i].info.site == site) {
+    if (plan->outputs[i].info.site == site && !plan->outputs[i].info.gradient) {
+      return plan->outputs[i].at[layer] == CLEW_NONE ? CLEW_NONE : (int32_t)i;
+    }
+  }
+  return CLEW_NONE;
+}
+
+int32_t clew_find_gradient(const clew_plan *plan, clew_site site, int32_t layer) {
+  for (size_t i = 0; i < plan->n_outputs; i++) {
+    if (plan->outputs[i].info.site == site && plan->outputs[i].info.gradient) {
       return plan->outputs[i].at[layer] == CLEW_NONE ? CLEW_NONE : (int32_t)i;
     }
   }
@@ -120,7 +137,7 @@ static size_t site_cols(const clew_builder *b, clew_site site) {
 }
 
 /* Declares the output of one site with the layers that at[] marks; its slab is decided later. */
-static clew_status add_output(clew_builder *b, clew_site site, const int32_t *at, clew_error *err) {
+static clew_status add_output(clew_builder *b, clew_site site, const int32_t *at, bool gradient, clew_error *err) {
   clew_plan *plan = b->plan;
   clew_kept *o = &plan->outputs[plan->n_outputs];
   const int32_t n = clew_sites[site].layered ? b->config->n_layers : 1;
@@ -132,6 +149,7 @@ static clew_status add_output(clew_builder *b, clew_site site, const int32_t *at
     return clew_fail(err, CLEW_ERROR_MEMORY, "out of memory while planning the capture of %s", clew_sites[site].name);
   }
   o->info.site = site;
+  o->info.gradient = gradient;
   for (int32_t l = 0; l < n; l++) {
     o->at[l] = CLEW_NONE;
     if (at[l]) {
@@ -167,7 +185,7 @@ static clew_status add_output(clew_builder *b, clew_site site, const int32_t *at
 
 static clew_kept *site_output(clew_plan *plan, clew_site site) {
   for (size_t i = 0; i < plan->n_outputs; i++) {
-    if (plan->outputs[i].info.site == site) {
+    if (plan->outputs[i].info.site == site && !plan->outputs[i].info.gradient) {
       return &plan->outputs[i];
     }
   }
@@ -202,7 +220,7 @@ static clew_status assign_slabs(clew_builder *b, int32_t n_run, clew_error *err)
   for (size_t i = 0; i < plan->n_outputs; i++) { /* order of sites.def: the older twin comes first */
     clew_kept *o = &plan->outputs[i];
     const clew_kept *older = NULL;
-    for (size_t t = 0; t < sizeof twin / sizeof *twin && b->in_place; t++) {
+    for (size_t t = 0; t < sizeof twin / sizeof *twin && b->in_place && !o->info.gradient; t++) {
       const clew_kept *other = twin[t][0] == o->info.site ? site_output(plan, twin[t][1]) : NULL;
       const bool all = o->info.site != CLEW_RESID_POST || o->info.n_layers == n_run;
       const clew_site parts = o->info.site == CLEW_RESID_POST ? CLEW_RESID_PRE : o->info.site;
@@ -329,7 +347,7 @@ static clew_status make_outputs(clew_builder *b, const clew_request *r, int32_t 
   int32_t *marks = clew_alloc((size_t)CLEW_N_SITES * stride, sizeof *marks);
   bool used[CLEW_N_SITES] = {false};
   clew_status status = CLEW_OK;
-  b->plan->outputs = clew_alloc(CLEW_N_SITES, sizeof *b->plan->outputs);
+  b->plan->outputs = clew_alloc(2 * CLEW_N_SITES, sizeof *b->plan->outputs);
   if (marks == NULL || b->plan->outputs == NULL) {
     status = clew_fail(err, CLEW_ERROR_MEMORY, "out of memory while planning the capture");
     goto done;
@@ -366,13 +384,26 @@ static clew_status make_outputs(clew_builder *b, const clew_request *r, int32_t 
     marks[(size_t)ref.site * stride + (size_t)ref.layer] = 1;
     used[ref.site] = true;
   }
-  if (r->logits != CLEW_LOGITS_NONE) {
+  if (r->logits != CLEW_LOGITS_NONE && r->objective == CLEW_OBJECTIVE_NONE) {
     used[CLEW_LOGITS] = true;
     marks[(size_t)CLEW_LOGITS * stride] = 1;
   }
   for (int site = 0; site < CLEW_N_SITES && status == CLEW_OK; site++) {
     if (used[site]) {
-      status = add_output(b, (clew_site)site, marks + (size_t)site * stride, err);
+      status = add_output(b, (clew_site)site, marks + (size_t)site * stride, false, err);
+    }
+  }
+  memset(marks, 0, (size_t)CLEW_N_SITES * stride * sizeof *marks);
+  for (size_t i = 0; i < b->plan->n_wrt; i++) {
+    marks[(size_t)b->plan->wrt[i].site * stride + (size_t)b->plan->wrt[i].layer] = 1;
+  }
+  for (int site = 0; site < CLEW_N_SITES && status == CLEW_OK; site++) {
+    bool wanted = false;
+    for (size_t l = 0; l < stride; l++) {
+      wanted = wanted || marks[(size_t)site * stride + l];
+    }
+    if (wanted) {
+      status = add_output(b, (clew_site)site, marks + (size_t)site * stride, true, err);
     }
   }
   if (status == CLEW_OK) {
@@ -455,6 +486,25 @@ static clew_status copy_edit(clew_plan *plan, const clew_edit *from, const clew_
   return status;
 }
 
+static clew_status check_wrt(const clew_plan *plan, clew_site_ref ref, const clew_request *r, int32_t first,
+                             int32_t last, clew_error *err) {
+  char name[96];
+  if ((unsigned)ref.site >= CLEW_N_SITES) {
+    return clew_fail(err, CLEW_ERROR_SITE, "a gradient by site %d: there is none", (int)ref.site);
+  }
+  site_name(name, sizeof name, ref);
+  if (!clew_model_has_site(plan->model, ref.site)) {
+    return clew_fail(err, CLEW_ERROR_SITE, "gradient by %s: this model has no such site", name);
+  }
+  const bool embedding = ref.site == CLEW_EMBED || ref.site == CLEW_POS_EMBED;
+  if (clew_sites[ref.site].layered ? ref.layer < first || ref.layer > last
+                                   : ref.layer != 0 || (embedding && r->start_layer >= 0)) {
+    return clew_fail(err, CLEW_ERROR_SITE, "gradient by %s: it is not computed, the run covers blocks %d to %d", name,
+                     first, last);
+  }
+  return CLEW_OK;
+}
+
 static clew_status copy_edits(clew_plan *plan, const clew_request *r, int32_t first, int32_t last, clew_error *err) {
   if (r->n_edits > 0) {
     plan->edits = clew_alloc(r->n_edits, sizeof *plan->edits);
@@ -472,6 +522,12 @@ static clew_status copy_edits(clew_plan *plan, const clew_request *r, int32_t fi
     plan->wrt = clew_alloc(r->n_wrt, sizeof *plan->wrt);
     if (plan->wrt == NULL) {
       return clew_fail(err, CLEW_ERROR_MEMORY, "out of memory for %zu sites", r->n_wrt);
+    }
+    for (size_t i = 0; i < r->n_wrt; i++) {
+      const clew_status status = check_wrt(plan, r->wrt[i], r, first, last, err);
+      if (status != CLEW_OK) {
+        return status;
+      }
     }
     memcpy(plan->wrt, r->wrt, r->n_wrt * sizeof *plan->wrt);
     plan->n_wrt = r->n_wrt;
@@ -493,6 +549,9 @@ static size_t slot_bytes(const clew_builder *b) {
       const size_t keys = whole || all < CLEW_KEY_BLOCK ? all : CLEW_KEY_BLOCK;
       const size_t queries = longest < CLEW_QUERY_BLOCK ? longest : CLEW_QUERY_BLOCK;
       values = queries * keys + 3 * CLEW_QUERY_BLOCK;
+    } else if (s->op == CLEW_OP_ATTENTION_GRAD || s->op == CLEW_OP_SOFTMAX_GRAD) {
+      const size_t queries = (size_t)plan->longest < CLEW_QUERY_BLOCK ? (size_t)plan->longest : CLEW_QUERY_BLOCK;
+      values = 3 * queries * (size_t)plan->most_keys + 3 * CLEW_QUERY_BLOCK;
     } else if (s->op == CLEW_OP_LOSS) {
       values = (size_t)CLEW_LOSS_ROWS * CLEW_LOSS_COLS + 2 * CLEW_LOSS_ROWS;
     } else if (s->op == CLEW_OP_LINEAR && s->linear.part[0].out != CLEW_NONE &&
@@ -516,6 +575,16 @@ clew_status clew_plan_new(clew_plan **out, const clew_model *model, const clew_r
   if (r->stop_layer >= 0 && r->logits != CLEW_LOGITS_NONE) {
     return clew_fail(err, CLEW_ERROR_VALUE, "a run that stops after block %d has no logits", r->stop_layer);
   }
+  if (r->objective != CLEW_OBJECTIVE_NONE &&
+      (r->stop_layer >= 0 || r->positions != NULL || (r->logits != CLEW_LOGITS_ALL && r->logits != CLEW_LOGITS_LAST))) {
+    return clew_fail(err, CLEW_ERROR_VALUE, "a gradient needs all positions and the logits of all or the last");
+  }
+  if (r->objective != CLEW_OBJECTIVE_NONE && (r->past != NULL || r->append)) {
+    return clew_fail(err, CLEW_ERROR_VALUE, "a gradient cannot go behind cached keys and values");
+  }
+  if (r->objective == CLEW_OBJECTIVE_NONE && (r->n_wrt > 0 || r->weight_gradients)) {
+    return clew_fail(err, CLEW_ERROR_VALUE, "a gradient needs an objective");
+  }
   clew_status status = check_lengths(model, r, err);
   if (status != CLEW_OK) {
     return status;
@@ -530,16 +599,25 @@ clew_status clew_plan_new(clew_plan **out, const clew_model *model, const clew_r
   plan->start_layer = r->start_layer;
   plan->from_embeddings = r->from_embeddings || r->start_layer >= 0;
   plan->logits = r->logits;
+  plan->objective = r->objective;
+  plan->weight_gradients = r->weight_gradients;
   status = make_rows(plan, r, err);
   status = status != CLEW_OK ? status : copy_edits(plan, r, first, last, err);
   clew_builder b = {.plan = plan, .model = model, .config = c, .item = clew_dtype_size(c->dtype)};
   b.in_place = !plan->ragged && plan->positions == NULL;
+  b.ssa = r->objective != CLEW_OBJECTIVE_NONE;
   if (status == CLEW_OK) {
     status = make_outputs(&b, r, first, last, err);
   }
   if (status == CLEW_OK) {
+    if (b.ssa) {
+      status = clew_make_grads(&b, err);
+    }
     clew_emit_forward(&b, r, first, last);
-    if (b.out_of_memory) {
+    if (b.ssa && status == CLEW_OK && !b.out_of_memory) {
+      status = clew_emit_backward(&b, b.logits, err);
+    }
+    if (b.out_of_memory && status == CLEW_OK) {
       status = clew_fail(err, CLEW_ERROR_MEMORY, "out of memory while planning %zu tokens", plan->rows[0].n_rows);
     }
   }
@@ -579,6 +657,7 @@ void clew_plan_free(clew_plan *plan) {
     clew_free((void *)plan->edits[i].positions);
   }
   clew_free(plan->edits);
+  clew_free(plan->grads);
   clew_free(plan->wrt);
   clew_free(plan->where);
   clew_free(plan->past);
@@ -612,11 +691,24 @@ size_t clew_plan_n_slabs(const clew_plan *plan) { return plan->n_slabs; }
 size_t clew_plan_slab_bytes(const clew_plan *plan, size_t index) { return plan->slab_bytes[index]; }
 size_t clew_plan_n_steps(const clew_plan *plan) { return plan->n_steps; }
 
+size_t clew_plan_n_weight_gradients(const clew_plan *plan) { return plan->n_grads; }
+const clew_weight_gradient *clew_plan_weight_gradient(const clew_plan *plan, size_t index) {
+  return &plan->grads[index].info;
+}
+size_t clew_plan_gradient_slab(const clew_plan *plan) { return plan->grad_slab; }
+size_t clew_plan_n_objective_rows(const clew_plan *plan) {
+  return plan->rows[plan->logits == CLEW_LOGITS_LAST ? 1 : 0].n_rows;
+}
+
 void clew_plan_describe(const clew_plan *plan, size_t index, char *text, size_t size) {
   static const char *const names[CLEW_N_OPS] = {
-      "embed",  "input",     "norm", "linear", "rotary",  "attention", "result", "add",       "spread",
-      "gather", "store",     "loss", "edit",   "call",    "copy",      "scale",  "normalize", "affine",
-      "heads",  "sum_heads", "act",  "scores", "softmax", "weigh",     "append"};
+      "embed",       "input",          "norm",       "linear",       "rotary",       "attention",      "result",
+      "add",         "spread",         "gather",     "store",        "loss",         "edit",           "call",
+      "copy",        "scale",          "normalize",  "affine",       "heads",        "sum_heads",      "act",
+      "scores",      "softmax",        "weigh",      "append",       "objective",    "objective_call", "zero",
+      "add_into",    "linear_dx",      "linear_dw",  "act_grad",     "softcap_grad", "norm_grad",      "rescale_grad",
+      "rotary_grad", "attention_grad", "weigh_grad", "softmax_grad", "scores_grad",  "heads_grad",     "gather_grad",
+      "embed_grad"};
   const clew_step *s = &plan->steps[index];
   const size_t rows = plan->rows[s->rowset].n_rows;
   int n = snprintf(text, size, "%4zu %-9s layer %d, %zu rows", index, names[s->op], s->layer, rows);

@@ -56,6 +56,25 @@ typedef enum clew_op {
   CLEW_OP_SOFTMAX,   /* pattern from scores */
   CLEW_OP_WEIGH,     /* Σ pattern · v */
   CLEW_OP_APPEND,    /* keys and values behind those of earlier positions */
+  /* The backward pass: X_GRAD is the derivative of X */
+  CLEW_OP_OBJECTIVE,      /* the objective's value and its gradient by the logits */
+  CLEW_OP_OBJECTIVE_CALL, /* the same by a function of the caller's */
+  CLEW_OP_ZERO,           /* a buffer, an output or a weight's gradient that nothing reaches */
+  CLEW_OP_ADD_INTO,       /* out += in */
+  CLEW_OP_LINEAR_DX,      /* dx (+)= Σ g Wᵀ */
+  CLEW_OP_LINEAR_DW,      /* dW = xᵀ g, db = Σ g */
+  CLEW_OP_ACT_GRAD,
+  CLEW_OP_SOFTCAP_GRAD,
+  CLEW_OP_NORM_GRAD,
+  CLEW_OP_RESCALE_GRAD, /* of SCALE, NORMALIZE, AFFINE */
+  CLEW_OP_ROTARY_GRAD,
+  CLEW_OP_ATTENTION_GRAD,
+  CLEW_OP_WEIGH_GRAD,
+  CLEW_OP_SOFTMAX_GRAD,
+  CLEW_OP_SCORES_GRAD,
+  CLEW_OP_HEADS_GRAD, /* of HEADS and RESULT */
+  CLEW_OP_GATHER_GRAD,
+  CLEW_OP_EMBED_GRAD,
   CLEW_N_OPS
 } clew_op;
 
@@ -131,6 +150,7 @@ typedef struct clew_step {
     struct {
       int32_t out, in; /* may be one */
       int32_t edit;    /* index into the plan's edits */
+      bool gradient;   /* of what was there before: what is set has none */
     } edit;            /* also CALL */
     struct {
       int32_t out, in;
@@ -156,8 +176,72 @@ typedef struct clew_step {
     struct {
       int32_t k, v;
     } append;
+    struct {
+      int32_t out, in, partial; /* partial: [rows] doubles */
+      clew_objective kind;
+    } objective;
+    struct {
+      int32_t buffer, output, grad; /* one of them; the others CLEW_NONE */
+    } zero;
+    struct {
+      int32_t out, in;
+    } add_into;
+    struct {
+      int32_t out, n_parts;
+      bool add;
+      int32_t g[3];
+      const clew_matrix *w[3];
+    } dx;
+    struct {
+      int32_t n_parts;
+      int32_t in[3], g[3], w[3], b[3]; /* w, b: numbers of weight gradients, or CLEW_NONE */
+      const clew_matrix *matrix[3];
+    } dw;
+    struct {
+      int32_t dpre, dlinear, dpost, pre, linear; /* SOFTCAP_GRAD: dpre, dpost, pre = the capped value */
+    } act_grad;
+    struct {
+      int32_t dx, in, g, partial; /* partial: [CLEW_NORM_CHUNKS, 2 d] sums for dw and db */
+      int32_t w, b;               /* weight gradients */
+      const clew_norm_weights *weights;
+      size_t groups;
+      bool centre, add, add_weights;
+    } norm_grad;
+    struct {
+      clew_op op; /* SCALE, NORMALIZE or AFFINE */
+      int32_t dx, dscale, in, g, scale, w, b;
+      const clew_norm_weights *weights;
+      bool centre, add_weights;
+    } rescale_grad;
+    struct {
+      int32_t g; /* in place */
+      int32_t base;
+    } rotary_grad;
+    struct {
+      int32_t dq, dk, dv, dz, q, k, v;
+      int32_t dpattern, pattern, dscores, scores; /* squares, of the steps that stand apart */
+      int32_t window;
+      double scale;
+    } attention_grad;
+    struct {
+      int32_t dx, in, g, w, b;
+      size_t heads;
+      bool result; /* of RESULT: W's rows belong to heads; of HEADS: its columns */
+      const clew_matrix *matrix;
+    } heads_grad;
+    struct {
+      int32_t g, w_e, w_pos; /* weight gradients or CLEW_NONE */
+    } embed_grad;
   };
 } clew_step;
+
+/* The gradient by a weight, and what its steps know it by. */
+typedef struct clew_grad {
+  clew_weight_gradient info;
+  const void *key;  /* the model's matrix or vector */
+  ptrdiff_t rs, cs; /* of the gradient, in values */
+  bool written;     /* a step writes all of it; the next ones add */
+} clew_grad;
 
 /* Output i as the plan keeps it. */
 typedef struct clew_kept {
@@ -178,6 +262,10 @@ struct clew_plan {
   size_t n_edits;
   clew_site_ref *wrt; /* [n_wrt] sites that are differentiated by */
   size_t n_wrt;
+  clew_objective objective;
+  bool weight_gradients;
+  clew_grad *grads; /* [n_grads] */
+  size_t n_grads, grad_slab;
   int32_t *where; /* [CLEW_N_SITES, n_layers + 1] buffer of each site's value, or CLEW_NONE */
   bool ragged;
   bool from_embeddings;
@@ -201,6 +289,7 @@ struct clew_plan {
 };
 
 /* Attention works on blocks of so many queries and keys, losses on so many logits at a time. */
+#define CLEW_NORM_CHUNKS 16
 #define CLEW_QUERY_BLOCK 64
 #define CLEW_KEY_BLOCK 512
 #define CLEW_LOSS_ROWS 256

@@ -82,6 +82,75 @@ void clew_step_visit(clew_step *s, void (*visit)(void *ctx, int32_t *buffer, boo
   case CLEW_OP_APPEND:
     READ(s->append.k), READ(s->append.v);
     break;
+  case CLEW_OP_OBJECTIVE:
+  case CLEW_OP_OBJECTIVE_CALL:
+    WRITE(s->objective.out), WRITE(s->objective.partial), READ(s->objective.in);
+    break;
+  case CLEW_OP_ZERO:
+    WRITE(s->zero.buffer);
+    break;
+  case CLEW_OP_ADD_INTO:
+    WRITE(s->add_into.out), READ(s->add_into.out), READ(s->add_into.in);
+    break;
+  case CLEW_OP_LINEAR_DX:
+    WRITE(s->dx.out);
+    if (s->dx.add) {
+      READ(s->dx.out);
+    }
+    for (int32_t i = 0; i < s->dx.n_parts; i++) {
+      READ(s->dx.g[i]);
+    }
+    break;
+  case CLEW_OP_LINEAR_DW:
+    for (int32_t i = 0; i < s->dw.n_parts; i++) {
+      READ(s->dw.g[i]);
+      if (s->dw.w[i] != CLEW_NONE) {
+        READ(s->dw.in[i]);
+      }
+    }
+    break;
+  case CLEW_OP_ACT_GRAD:
+  case CLEW_OP_SOFTCAP_GRAD:
+    WRITE(s->act_grad.dpre), WRITE(s->act_grad.dlinear);
+    READ(s->act_grad.dpost), READ(s->act_grad.pre), READ(s->act_grad.linear);
+    break;
+  case CLEW_OP_NORM_GRAD:
+    WRITE(s->norm_grad.dx), WRITE(s->norm_grad.partial), READ(s->norm_grad.in), READ(s->norm_grad.g);
+    if (s->norm_grad.add) {
+      READ(s->norm_grad.dx);
+    }
+    break;
+  case CLEW_OP_RESCALE_GRAD:
+    WRITE(s->rescale_grad.dx), WRITE(s->rescale_grad.dscale);
+    READ(s->rescale_grad.in), READ(s->rescale_grad.g), READ(s->rescale_grad.scale);
+    break;
+  case CLEW_OP_ROTARY_GRAD:
+    WRITE(s->rotary_grad.g), READ(s->rotary_grad.g);
+    break;
+  case CLEW_OP_ATTENTION_GRAD:
+    WRITE(s->attention_grad.dq), WRITE(s->attention_grad.dk), WRITE(s->attention_grad.dv);
+    READ(s->attention_grad.dz), READ(s->attention_grad.q), READ(s->attention_grad.k), READ(s->attention_grad.v);
+    break;
+  case CLEW_OP_WEIGH_GRAD:
+    WRITE(s->attention_grad.dpattern), WRITE(s->attention_grad.dv);
+    READ(s->attention_grad.dz), READ(s->attention_grad.v), READ(s->attention_grad.pattern);
+    break;
+  case CLEW_OP_SOFTMAX_GRAD:
+    WRITE(s->attention_grad.dscores), READ(s->attention_grad.dpattern), READ(s->attention_grad.pattern);
+    break;
+  case CLEW_OP_SCORES_GRAD:
+    WRITE(s->attention_grad.dq), WRITE(s->attention_grad.dk), READ(s->attention_grad.dscores);
+    READ(s->attention_grad.scores), READ(s->attention_grad.q), READ(s->attention_grad.k);
+    break;
+  case CLEW_OP_HEADS_GRAD:
+    WRITE(s->heads_grad.dx), READ(s->heads_grad.in), READ(s->heads_grad.g);
+    break;
+  case CLEW_OP_GATHER_GRAD:
+    WRITE(s->gather.out), READ(s->gather.out), READ(s->gather.in);
+    break;
+  case CLEW_OP_EMBED_GRAD:
+    READ(s->embed_grad.g);
+    break;
   case CLEW_N_OPS:
     break;
   }
@@ -163,6 +232,34 @@ static bool keep_step(const clew_plan *plan, clew_step *s) {
     return is_needed(plan, s->softmax.out);
   case CLEW_OP_WEIGH:
     return is_needed(plan, s->attention.z);
+  case CLEW_OP_ZERO:
+    return s->zero.buffer == CLEW_NONE || is_needed(plan, s->zero.buffer);
+  case CLEW_OP_ADD_INTO:
+    return is_needed(plan, s->add_into.out);
+  case CLEW_OP_LINEAR_DX:
+    return is_needed(plan, s->dx.out);
+  case CLEW_OP_ACT_GRAD:
+  case CLEW_OP_SOFTCAP_GRAD:
+    return is_needed(plan, s->act_grad.dpre) || is_needed(plan, s->act_grad.dlinear);
+  case CLEW_OP_NORM_GRAD:
+    return is_needed(plan, s->norm_grad.dx) || s->norm_grad.w != CLEW_NONE || s->norm_grad.b != CLEW_NONE;
+  case CLEW_OP_ROTARY_GRAD:
+    return is_needed(plan, s->rotary_grad.g);
+  case CLEW_OP_ATTENTION_GRAD:
+  case CLEW_OP_WEIGH_GRAD:
+  case CLEW_OP_SOFTMAX_GRAD:
+  case CLEW_OP_SCORES_GRAD:
+    return is_needed(plan, s->attention_grad.dq) || is_needed(plan, s->attention_grad.dk) ||
+           is_needed(plan, s->attention_grad.dv) || is_needed(plan, s->attention_grad.dpattern) ||
+           is_needed(plan, s->attention_grad.dscores);
+  case CLEW_OP_GATHER_GRAD:
+    return is_needed(plan, s->gather.out);
+  case CLEW_OP_RESCALE_GRAD:
+  case CLEW_OP_HEADS_GRAD: /* gradients by weights, or something that is needed */
+  case CLEW_OP_OBJECTIVE:
+  case CLEW_OP_OBJECTIVE_CALL:
+  case CLEW_OP_LINEAR_DW:
+  case CLEW_OP_EMBED_GRAD:
   case CLEW_OP_STORE:
   case CLEW_OP_LOSS:
   case CLEW_OP_APPEND:
@@ -235,6 +332,15 @@ static size_t find_offset(const clew_plan *plan, const int32_t *placed, size_t n
   return offset;
 }
 
+typedef struct clew_birth {
+  int32_t step, buffer;
+} clew_birth;
+
+static int by_birth(const void *a, const void *b) {
+  const clew_birth *x = a, *y = b;
+  return x->step != y->step ? (x->step < y->step ? -1 : 1) : (x->buffer > y->buffer) - (x->buffer < y->buffer);
+}
+
 clew_status clew_plan_place(clew_plan *plan, clew_error *err) {
   for (size_t i = 0; i < plan->n_buffers; i++) {
     plan->buffers[i].born = plan->buffers[i].dies = CLEW_NONE;
@@ -245,15 +351,21 @@ clew_status clew_plan_place(clew_plan *plan, clew_error *err) {
   }
   /* Alive buffers only: placed ones whose life is over stay in the list no longer than a layer. */
   int32_t *placed = clew_alloc(plan->n_buffers + 1, sizeof *placed);
-  if (placed == NULL) {
+  clew_birth *order = clew_alloc(plan->n_buffers + 1, sizeof *order);
+  if (placed == NULL || order == NULL) {
+    clew_free(placed);
+    clew_free(order);
     return clew_fail(err, CLEW_ERROR_MEMORY, "out of memory while planning %zu buffers", plan->n_buffers);
   }
-  size_t n_placed = 0;
-  for (size_t i = 0; i < plan->n_buffers; i++) { /* buffers are numbered in the order of their birth */
-    clew_buffer *b = &plan->buffers[i];
-    if (b->slab != CLEW_NONE || b->born == CLEW_NONE) {
-      continue;
+  size_t n_order = 0, n_placed = 0;
+  for (size_t i = 0; i < plan->n_buffers; i++) {
+    if (plan->buffers[i].slab == CLEW_NONE && plan->buffers[i].born != CLEW_NONE) {
+      order[n_order++] = (clew_birth){plan->buffers[i].born, (int32_t)i};
     }
+  }
+  qsort(order, n_order, sizeof *order, by_birth);
+  for (size_t i = 0; i < n_order; i++) {
+    clew_buffer *b = &plan->buffers[order[i].buffer];
     size_t n = 0;
     for (size_t j = 0; j < n_placed; j++) {
       if (plan->buffers[placed[j]].dies >= b->born) {
@@ -266,9 +378,10 @@ clew_status clew_plan_place(clew_plan *plan, clew_error *err) {
     if (b->offset + b->bytes > plan->scratch_bytes) {
       plan->scratch_bytes = b->offset + b->bytes;
     }
-    placed[n_placed++] = (int32_t)i;
+    placed[n_placed++] = order[i].buffer;
   }
   clew_free(placed);
+  clew_free(order);
   return CLEW_OK;
 }
 
@@ -329,6 +442,21 @@ double clew_step_flops(const clew_plan *plan, const clew_step *s) {
     return matrix_flops(plan, s->rowset, s->result.w);
   case CLEW_OP_LOSS:
     return matrix_flops(plan, s->rowset, &plan->model->W_U);
+  case CLEW_OP_LINEAR_DX:
+    for (int32_t i = 0; i < s->dx.n_parts; i++) {
+      flops += matrix_flops(plan, s->rowset, s->dx.w[i]);
+    }
+    return flops;
+  case CLEW_OP_LINEAR_DW:
+    for (int32_t i = 0; i < s->dw.n_parts; i++) {
+      flops += s->dw.w[i] == CLEW_NONE ? 0 : matrix_flops(plan, s->rowset, s->dw.matrix[i]);
+    }
+    return flops;
+  case CLEW_OP_ATTENTION_GRAD: {
+    clew_step as_attention = {.rowset = s->rowset};
+    as_attention.attention.window = s->attention_grad.window;
+    return visible_pairs(plan, &as_attention) * 10.0 * c->n_heads * c->d_head;
+  }
   default:
     return 0;
   }

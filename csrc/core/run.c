@@ -7,6 +7,7 @@
 struct clew_run {
   clew_slab **slabs; /* [n_slabs] */
   size_t n_slabs;
+  double objective;
 };
 
 #define OPS(suffix)                                                                                                    \
@@ -22,10 +23,51 @@ struct clew_run {
     [CLEW_OP_AFFINE] = clew_op_rescale##suffix, [CLEW_OP_HEADS] = clew_op_heads##suffix,                               \
     [CLEW_OP_SUM_HEADS] = clew_op_sum_heads##suffix, [CLEW_OP_ACT] = clew_op_act##suffix,                              \
     [CLEW_OP_SCORES] = clew_op_scores##suffix, [CLEW_OP_SOFTMAX] = clew_op_softmax##suffix,                            \
-    [CLEW_OP_WEIGH] = clew_op_weigh##suffix, [CLEW_OP_APPEND] = clew_op_append##suffix                                 \
+    [CLEW_OP_WEIGH] = clew_op_weigh##suffix, [CLEW_OP_APPEND] = clew_op_append##suffix,                                \
+    [CLEW_OP_OBJECTIVE] = clew_op_objective##suffix, [CLEW_OP_ZERO] = clew_op_zero##suffix,                            \
+    [CLEW_OP_ADD_INTO] = clew_op_add_into##suffix, [CLEW_OP_LINEAR_DX] = clew_op_linear_dx##suffix,                    \
+    [CLEW_OP_LINEAR_DW] = clew_op_linear_dw##suffix, [CLEW_OP_ACT_GRAD] = clew_op_act_grad##suffix,                    \
+    [CLEW_OP_SOFTCAP_GRAD] = clew_op_act_grad##suffix, [CLEW_OP_NORM_GRAD] = clew_op_norm_grad##suffix,                \
+    [CLEW_OP_RESCALE_GRAD] = clew_op_rescale_grad##suffix, [CLEW_OP_ROTARY_GRAD] = clew_op_rotary_grad##suffix,        \
+    [CLEW_OP_ATTENTION_GRAD] = clew_op_attention_grad##suffix, [CLEW_OP_WEIGH_GRAD] = clew_op_weigh_grad##suffix,      \
+    [CLEW_OP_SOFTMAX_GRAD] = clew_op_softmax_grad##suffix, [CLEW_OP_SCORES_GRAD] = clew_op_scores_grad##suffix,        \
+    [CLEW_OP_HEADS_GRAD] = clew_op_heads_grad##suffix, [CLEW_OP_GATHER_GRAD] = clew_op_gather_grad##suffix,            \
+    [CLEW_OP_EMBED_GRAD] = clew_op_embed_grad##suffix                                                                  \
   }
 
 static const clew_op_function ops[2][CLEW_N_OPS] = {[CLEW_FLOAT32] = OPS(_f32), [CLEW_FLOAT64] = OPS(_f64)};
+
+static clew_status check_objective(const clew_plan *plan, const clew_input *input, clew_error *err) {
+  if (plan->objective == CLEW_OBJECTIVE_NONE) {
+    return CLEW_OK;
+  }
+  if (plan->objective == CLEW_OBJECTIVE_CALL) {
+    return input->call != NULL ? CLEW_OK
+                               : clew_fail(err, CLEW_ERROR_VALUE, "the objective calls a function: none is given");
+  }
+  if (input->targets == NULL) {
+    return clew_fail(err, CLEW_ERROR_VALUE, "the objective needs targets");
+  }
+  const clew_config *c = &plan->model->config;
+  const size_t n_rows = clew_plan_n_objective_rows(plan);
+  const int32_t *targets = plan->objective == CLEW_OBJECTIVE_CROSS_ENTROPY ? input->targets : NULL;
+  double total = 0;
+  for (size_t r = 0; r < n_rows; r++) {
+    if (targets != NULL && targets[r] >= c->d_vocab_out) {
+      return clew_fail(err, CLEW_ERROR_TOKEN, "target %d in row %zu: there are logits 0 to %d", targets[r], r,
+                       c->d_vocab_out - 1);
+    }
+    const double weight = input->weights == NULL     ? 1.0
+                          : c->dtype == CLEW_FLOAT32 ? (double)((const float *)input->weights)[r]
+                                                     : ((const double *)input->weights)[r];
+    if (!(weight >= 0) || weight > 1e300) {
+      return clew_fail(err, CLEW_ERROR_VALUE, "the weight of row %zu is %g: weights are finite and not negative", r,
+                       weight);
+    }
+    total += targets != NULL && targets[r] < 0 ? 0.0 : weight;
+  }
+  return total > 0 ? CLEW_OK : clew_fail(err, CLEW_ERROR_VALUE, "no row has a target: their weights sum to 0");
+}
 
 static clew_status check_input(const clew_plan *plan, const clew_input *input, clew_error *err) {
   if (plan->from_embeddings && input->embeddings == NULL) {
@@ -52,6 +94,10 @@ static clew_status check_input(const clew_plan *plan, const clew_input *input, c
                        "prompt %d needs %zu positions of sequence %d of a cache; it has %zu sequences of %zu", i, most,
                        seq, input->cache ? input->cache->n_seq : 0, input->cache ? input->cache->capacity : 0);
     }
+  }
+  const clew_status status = check_objective(plan, input, err);
+  if (status != CLEW_OK) {
+    return status;
   }
   for (size_t i = 0; i < plan->n_edits && input->call == NULL; i++) {
     if (plan->edits[i].kind == CLEW_EDIT_CALL) {
@@ -119,6 +165,7 @@ clew_status clew_run_new(clew_run **out, const clew_plan *plan, const clew_input
     goto done;
   }
   x.scratch = clew_slab_data(scratch);
+  x.objective = &run->objective;
   x.slots = x.scratch + slots_at;
   if (plan->table_positions > 0) {
     x.rotary = clew_model_rotary(plan->model, plan->table_positions);
@@ -130,8 +177,8 @@ clew_status clew_run_new(clew_run **out, const clew_plan *plan, const clew_input
   }
   for (size_t i = 0; i < plan->n_steps; i++) {
     const clew_step *s = &plan->steps[i];
-    if (s->op == CLEW_OP_CALL) {
-      status = clew_op_call(&x, s, err);
+    if (s->op == CLEW_OP_CALL || s->op == CLEW_OP_OBJECTIVE_CALL) {
+      status = s->op == CLEW_OP_CALL ? clew_op_call(&x, s, err) : clew_op_objective_call(&x, s, err);
       if (status != CLEW_OK) {
         goto done;
       }
@@ -166,6 +213,7 @@ void clew_run_free(clew_run *run) {
   clew_free(run);
 }
 
+double clew_run_objective(const clew_run *run) { return run->objective; }
 clew_slab *clew_run_slab(const clew_run *run, size_t index) { return run->slabs[index]; }
 
 void clew_set_threads(unsigned n) { clew_pool_resize(n); }

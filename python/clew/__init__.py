@@ -20,6 +20,7 @@ from .factored import FactoredMatrix
 from .info import __version__, bundled, show_config
 from .model import Model, Plan, load
 from .run import Run
+from . import edit, metrics
 from .threads import get_num_threads, register, set_num_threads
 from .train import AdamW
 
@@ -43,8 +44,10 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "bundled",
+    "edit",
     "get_num_threads",
     "load",
+    "metrics",
     "set_num_threads",
     "show_config",
     "train",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .config import ModelConfig
+from .edit import Edit, as_edits, resolve
 from .engine import WEIGHTS, core_config, place_weights, trainable_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
 from .factored import FactoredMatrix
@@ -22,6 +25,10 @@ from .run import Run
 from .sites import LOGITS, SITES, SiteTable, capture_list
 
 if TYPE_CHECKING:
+    from .gradients import Gradients
+    from .metrics import Metric
+    from .paths import Receiver
+    from .sweep import Axis, Sweep
     from .loaders.checkpoint import Checkpoint
     from .tokenizer import Tokenizer
     from .train.adamw import AdamW
@@ -32,6 +39,20 @@ Logits = Literal["all", "last"] | None
 
 _LOGITS = {None: 0, "last": 1, "all": 2}
 _LOSS = 3
+
+
+_ACTIVE: ContextVar[tuple[tuple[Model, tuple[Edit, ...]], ...]] = ContextVar("clew_edits", default=())
+
+
+def _losses(run: Run) -> Array:
+    """Next-token losses [batch, pos − 1] of kept logits; 0 behind a sequence's end."""
+    assert run.tokens is not None
+    x = run.logits[:, :-1].astype(np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    targets = run.tokens[:, 1:]
+    picked = np.take_along_axis(x, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    losses = np.log(np.exp(x).sum(axis=-1)) - picked
+    return np.where(targets >= 0, losses, 0).astype(run.logits.dtype)
 
 
 class Weights(Mapping[str, Array]):
@@ -198,6 +219,176 @@ class Model:
     def __reduce__(self) -> Any:
         raise TypeError("a Model cannot be pickled: save(path) it, and load(path) where it is needed")
 
+    def sweep(
+        self,
+        clean: Any,
+        corrupted: Any = None,
+        site: str = "resid_pre",
+        over: Sequence[Axis] | Axis = ("layer", "pos"),
+        metric: Metric | Callable[[Array], ArrayLike] | None = None,
+        direction: Literal["denoise", "noise"] = "denoise",
+        *,
+        edits: Sequence[Edit | Sequence[Edit]] | None = None,
+        layers: Iterable[int] | None = None,
+        positions: Iterable[int] | None = None,
+        heads: Iterable[int] | None = None,
+        neurons: Iterable[int] | None = None,
+        keep_batch: bool = False,
+    ) -> Sweep:
+        """Activation patching (Vig et al. 2020; Meng et al. 2022): what each part of one run does in another.
+
+        `sweep(tokens, edits=[…], metric=…)` runs any list of edits instead, one variant for each entry (an edit or a
+        list of them).
+
+        direction "denoise" runs `corrupted` and inserts values of `clean`, one variant at a time; "noise" the other
+        way. Variants run batched; blocks before the patch and positions before it, or before the first token that
+        differs, are computed once.
+
+        Parameters
+        ----------
+        clean, corrupted
+            Prompts of the same lengths: text, ids [pos] or [batch, pos], ragged lists.
+        site
+            One kind of site, by short or full name.
+        over
+            What one variant patches: a combination of "layer", "pos", "head", "neuron" (the site's last axis). An axis
+            that is not named is patched whole: without "pos" all positions, without "layer" all layers at once.
+        metric
+            One of `clew.metrics`, or a function of the last positions' logits [n, 1, vocab] that gives [n].
+        layers, positions, heads, neurons
+            Only these, of an axis in `over`.
+        keep_batch
+            `values` keeps the batch axis, last.
+
+        Returns a :class:`Sweep`. Raises ShapeError (prompts of different length, indices out of range), SiteError,
+        ConfigError.
+
+        >>> import clew
+        >>> config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=8, d_vocab=50)
+        >>> model = clew.Model.from_config(config, seed=0)
+        >>> model.sweep([3, 1, 4, 1], [3, 5, 4, 1], site="z", over=("layer", "head"),
+        ...             metric=clew.metrics.logit_diff(7, 9)).values.shape
+        (2, 2)
+        """
+        from .sweep import sweep, sweep_edits
+
+        self._refuse_edited("a sweep")
+        if edits is not None:
+            if corrupted is not None or layers or positions or heads or neurons:
+                raise ConfigError("a sweep over edits takes one prompt, the edits and a metric, nothing else")
+            return sweep_edits(self, clean, edits, metric, keep_batch)
+        if corrupted is None:
+            raise ConfigError("a sweep needs two prompts, clean and corrupted, or one and edits=")
+        return sweep(
+            self,
+            clean,
+            corrupted,
+            site,
+            over,
+            metric,
+            direction,
+            layers=layers,
+            positions=positions,
+            heads=heads,
+            neurons=neurons,
+            keep_batch=keep_batch,
+        )
+
+    def gradients(
+        self,
+        tokens: Any = None,
+        metric: Metric | Callable[[Array], tuple[ArrayLike, ArrayLike]] | None = None,
+        wrt: Capture = "resid_pre",
+        edits: Edit | Iterable[Edit] = (),
+        embeddings: Any = None,
+    ) -> Gradients:
+        """Exact gradients of a metric, summed over sequences, computed in the core.
+
+        Parameters
+        ----------
+        tokens, embeddings, edits
+            As for `run`. Gradients are taken at the edited run; through `edit.call` there is none (UnsupportedModelError).
+        metric
+            One of `clew.metrics` (read off the last position; `loss()` is the mean over all real next tokens), or a
+            function of logits [batch, pos, d_vocab] that gives (value [batch], its gradient by the logits).
+        wrt
+            Sites (as for `capture`), names of weights ("W_Q", "blocks.0.attn.W_Q", "weights" for all) or "embeddings".
+
+        Returns :class:`clew.gradients.Gradients`: by sites in the sites' axes, 0 in padding; `.weights` in classic
+        layout. Raises SiteError, ShapeError, TokenError, ConfigError.
+
+        >>> import clew
+        >>> config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=8, d_vocab=50)
+        >>> model = clew.Model.from_config(config, seed=0)
+        >>> g = model.gradients([3, 1, 4], clew.metrics.logit_diff(7, 9), wrt=["resid_pre", "W_Q"])
+        >>> g["resid_pre", 1].shape, g.weights["blocks.1.attn.W_Q"].shape
+        ((1, 3, 16), (2, 16, 8))
+        """
+        from .gradients import gradients
+
+        if metric is None:
+            raise ConfigError("gradients of what? metric= one of clew.metrics, or a function of the logits")
+        return gradients(self, tokens, metric, wrt, edits, embeddings)
+
+    def path_patch(
+        self,
+        clean: Any,
+        corrupted: Any,
+        sender: str = "z",
+        receivers: Receiver | Iterable[Receiver] = "resid_post.-1",
+        over: Sequence[Literal["layer", "pos", "head"]] | str = ("layer", "head"),
+        metric: Metric | Callable[[Array], ArrayLike] | None = None,
+        direction: Literal["denoise", "noise"] = "denoise",
+        *,
+        through_mlps: bool = False,
+        layers: Iterable[int] | None = None,
+        positions: Iterable[int] | None = None,
+        heads: Iterable[int] | None = None,
+        keep_batch: bool = False,
+    ) -> Sweep:
+        """Path patching (Wang et al. 2023, Goldowsky-Dill et al. 2023): what senders tell receivers directly.
+
+        For each sender: a run of the base prompt with the sender's value from the other one, where every head's `z`
+        (and, unless `through_mlps`, every `mlp_out`) of the sender's block and later ones stays as in the base; what
+        the receivers hold then goes into a second run of the base, whose metric is the result. The base is `corrupted`
+        for "denoise", `clean` for "noise".
+
+        Parameters
+        ----------
+        sender, over, layers, positions, heads
+            Site of the senders and what of it is one sender, as for `sweep`.
+        receivers
+            Sites that listen: names, (name, layer) or (name, layer, head), such as ("q_input", 9, 6); "resid_post.-1"
+            is the direct path to the logits.
+
+        Returns a :class:`Sweep`. Raises what `sweep` raises.
+
+        >>> import clew
+        >>> config = clew.ModelConfig(n_layers=3, d_model=16, n_heads=2, n_ctx=8, d_vocab=50)
+        >>> model = clew.Model.from_config(config, seed=0)
+        >>> model.path_patch([3, 1, 4, 1], [3, 5, 4, 1], receivers=[("q_input", 2, 0)],
+        ...                  metric=clew.metrics.logit_diff(7, 9)).values.shape
+        (3, 2)
+        """
+        from .paths import path_patch
+
+        self._refuse_edited("path patching")
+        return path_patch(
+            self,
+            clean,
+            corrupted,
+            sender,
+            receivers,
+            over,
+            metric,
+            direction,
+            through_mlps=through_mlps,
+            layers=layers,
+            positions=positions,
+            heads=heads,
+            keep_batch=keep_batch,
+        )
+
     # ---- weights --------------------------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -349,7 +540,9 @@ class Model:
         stop_after_layer: int | None,
         logits: int,
         from_embeddings: bool,
-    ) -> Any:
+        edits: Iterable[Edit] = (),
+    ) -> tuple[Any, list[Callable[..., Any]]]:
+        """The core's plan, and the functions that its edits call."""
         start = self._layer(start_at_layer, "start_at_layer")
         stop = self._layer(stop_after_layer, "stop_after_layer")
         if start is not None and stop is not None and stop < start:
@@ -376,7 +569,9 @@ class Model:
             if outside.size:
                 raise ShapeError(f"positions: {int(outside[0])} of a prompt of {longest} tokens")
             where = where.astype(np.int32)
-        return _core.Plan(
+        changes = [*self._active_edits(), *as_edits(edits)]
+        core, calls = resolve(changes, self, lengths, start, stop) if changes else ([], [])
+        plan = _core.Plan(
             self._core,
             lengths,
             np.array([(s.index, n) for s, n in pairs], np.int32).reshape(-1, 2),
@@ -385,7 +580,51 @@ class Model:
             -1 if stop is None else stop,
             from_embeddings,
             logits,
+            edits=core,
         )
+        return plan, calls
+
+    # ---- edits that hold for a while ------------------------------------------------------------------------------
+
+    def _active_edits(self) -> list[Edit]:
+        return [e for model, edits in _ACTIVE.get() if model is self for e in edits]
+
+    @contextmanager
+    def edited(self, edits: Edit | Iterable[Edit]) -> Iterator[Model]:
+        """Edits every run of this model inside the `with` block, in this thread (or asyncio task).
+
+        Contexts add up, the outer one first; a run's own edits come last. Sweeps are refused inside.
+
+        >>> import clew
+        >>> from clew import edit
+        >>> model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=10))
+        >>> with model.edited([edit.zero("mlp_out")]):
+        ...     run = model.run([1, 2, 3], capture="mlp_out")
+        >>> bool(run["mlp_out"].any())
+        False
+        """
+        held = as_edits(edits)
+        for edit in held:
+            if not isinstance(edit, Edit):
+                raise ConfigError(f"edited holds {edit!r}: make edits with clew.edit.zero, .set, .add, ...")
+            self._table.resolve([edit.site])
+        token = _ACTIVE.set((*_ACTIVE.get(), (self, held)))
+        try:
+            yield self
+        finally:
+            _ACTIVE.reset(token)
+
+    @contextmanager
+    def _unedited(self) -> Iterator[None]:
+        token = _ACTIVE.set(tuple(item for item in _ACTIVE.get() if item[0] is not self))
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def _refuse_edited(self, what: str) -> None:
+        if self._active_edits():
+            raise ConfigError(f"{what} inside model.edited: its base and its variants would not be what they say")
 
     def plan(
         self,
@@ -396,6 +635,7 @@ class Model:
         start_at_layer: int | None = None,
         stop_after_layer: int | None = None,
         logits: Logits = "all",
+        edits: Edit | Iterable[Edit] = (),
     ) -> Plan:
         """What a run of [batch, pos] tokens would compute, keep and need, before anything is allocated.
 
@@ -412,7 +652,10 @@ class Model:
         if batch * pos > MOST_TOKENS:
             raise TokenError(f"plan of {batch} × {pos} tokens: one run takes at most {MOST_TOKENS}")
         lengths = np.full(batch, pos, np.int32)
-        core = self._plan(lengths, capture, positions, start_at_layer, stop_after_layer, _logits_mode(logits), False)
+        mode = _logits_mode(logits)
+        core, _ = self._plan(
+            lengths, capture, positions, start_at_layer, stop_after_layer, mode, False, as_edits(edits)
+        )
         return Plan(core, batch, pos)
 
     def _batch(self, tokens: Any, embeddings: Any, start_at_layer: int | None) -> Batch:
@@ -438,6 +681,7 @@ class Model:
         start_at_layer: int | None = None,
         stop_after_layer: int | None = None,
         logits: Logits = "all",
+        edits: Edit | Iterable[Edit] = (),
     ) -> Run:
         """Runs the model on tokens and captures what is asked for.
 
@@ -457,6 +701,8 @@ class Model:
             First and last block to compute; a run that stops early has no logits.
         logits
             "all" [batch, pos, d_vocab], "last" [batch, 1, d_vocab], or None.
+        edits
+            Interventions of `clew.edit`; captured values are those after edits.
 
         Raises
         ------
@@ -475,13 +721,20 @@ class Model:
         """
         batch = self._batch(tokens, embeddings, start_at_layer)
         from_embeddings = batch.embeddings is not None
-        plan = self._plan(
-            batch.lengths, capture, positions, start_at_layer, stop_after_layer, _logits_mode(logits), from_embeddings
+        plan, calls = self._plan(
+            batch.lengths,
+            capture,
+            positions,
+            start_at_layer,
+            stop_after_layer,
+            _logits_mode(logits),
+            from_embeddings,
+            as_edits(edits),
         )
-        outputs = plan.run(batch.tokens, batch.floats)
+        outputs = plan.run(batch.tokens, batch.floats, calls)
         return Run(outputs, self._table, batch.lengths, batch.padded_tokens())
 
-    def loss(self, tokens: Any, reduce: Literal["none", "mean"] = "none") -> Any:
+    def loss(self, tokens: Any, reduce: Literal["none", "mean"] = "none", edits: Edit | Iterable[Edit] = ()) -> Any:
         """Next-token negative log-likelihood in nats, [batch, pos − 1]; logits are never kept.
 
         reduce="mean": one number, over the real tokens. Entries behind the end of a shorter sequence are 0.
@@ -498,8 +751,12 @@ class Model:
         count = int((batch.lengths - 1).sum())
         if count == 0:
             raise TokenError("loss needs a prompt of two tokens or more: the second is what the first predicts")
-        plan = self._plan(batch.lengths, None, None, None, None, _LOSS, False)
-        ((_, _, losses),) = plan.run(batch.tokens, None)
+        changes = [*self._active_edits(), *as_edits(edits)]
+        if any(site is LOGITS for e in changes for site, _ in self._table.resolve([e.site])):
+            losses = _losses(self.run(tokens, edits=edits))
+        else:
+            plan, calls = self._plan(batch.lengths, None, None, None, None, _LOSS, False, as_edits(edits))
+            ((_, _, losses),) = plan.run(batch.tokens, None, calls)
         return float(losses.sum(dtype=np.float64)) / count if reduce == "mean" else losses
 
     # ---- training -------------------------------------------------------------------------------------------------

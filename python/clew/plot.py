@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ShapeError, SiteError
+from .errors import ConfigError, ShapeError, SiteError
 from .lens import LogitLens
 from .model import Model
 from .run import Run
+from .sweep import Sweep
 
 try:
     from matplotlib import font_manager
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
@@ -330,9 +332,6 @@ def lens_table(
     return figure
 
 
-__all__ = ["attention", "label", "lens_table", "residual_norms", "token_labels"]
-
-
 def loss_curve(curve: Curve, *, smooth: int | None = None, ax: Axes | None = None, title: str = "Training") -> Figure:
     """Loss over steps: each step's as a thin line, its running mean over `smooth` steps, and the held-out loss.
 
@@ -359,3 +358,76 @@ def loss_curve(curve: Curve, *, smooth: int | None = None, ax: Axes | None = Non
     axes.set_title(title)
     axes.legend(frameon=False)
     return figure
+
+
+def sweep(
+    result: Sweep,
+    *,
+    show: Literal["effect", "values", "recovered"] = "effect",
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Figure:
+    """A sweep as a map [first axis, second axis], or as a line where it has one axis.
+
+    show: "effect" (difference from the unpatched run), "values" (the metric itself) or "recovered" (share of the way to
+    the other run). Colours are symmetric around 0, around the unpatched metric for "values".
+
+    Raises ShapeError for sweeps over more than two axes: take a part of `result.values` and draw that.
+
+    Example
+    -------
+    >>> import clew, clew.plot
+    >>> model = clew.load("stories260K")
+    >>> result = model.sweep([1, 403, 407, 261], [1, 403, 300, 261], metric=clew.metrics.logit_diff(378, 261))
+    >>> figure = clew.plot.sweep(result)
+    """
+    if show not in ("effect", "values", "recovered"):
+        raise ConfigError(f'show = {show!r}: "effect", "values" or "recovered"')
+    data = {"effect": lambda: result.effect, "recovered": lambda: result.recovered,
+            "values": lambda: result.per_example.mean(axis=-1)}[show]()  # fmt: skip
+    if data.ndim > 2:
+        raise ShapeError(f"a sweep over {' × '.join(result.axes)} has no map: choose two of its axes")
+    names = {"layer": "layer", "pos": "position", "head": "head", "neuron": "neuron"}
+    words = {"effect": f"change of {result.metric}", "values": result.metric, "recovered": "share recovered"}
+    texts = [[label(t) if isinstance(t, str) else str(t) for t in axis] for axis in result.labels]
+    title = f"Patching {result.site.removeprefix('blocks.L.')}" if title is None else title
+    if data.ndim == 1:
+        figure, ax = _axes(ax, 6.4, 3.8)
+        ax.axhline(result.baseline.mean() if show == "values" else 0.0, color="#707070", linewidth=0.8)
+        ax.plot(range(len(data)), data, color=_SERIES[1][0], marker=_SERIES[1][1])
+        ax.set_ylabel(words[show])
+        ax.spines[["top", "right"]].set_visible(False)
+        _ticks(ax.xaxis, texts[0], result.axes[0] == "pos")
+        ax.set_xlabel(names[result.axes[0]])
+        ax.set_title(title)
+        return figure
+    rows, columns = data.shape
+    figure, ax = _axes(ax, min(max(4.4, 0.32 * columns + 2.4), 13.0), min(max(3.0, 0.3 * rows + 1.8), 12.0))
+    middle = float(result.baseline.mean()) if show == "values" else 0.0
+    most = float(np.nanmax(np.abs(data - middle), initial=0.0)) or 1.0
+    image = ax.imshow(
+        data, cmap="RdBu_r", norm=Normalize(middle - most, middle + most), aspect="auto", interpolation="nearest",
+        origin="lower" if result.axes[0] == "layer" else "upper",
+    )  # fmt: skip
+    _ticks(ax.xaxis, texts[1], result.axes[1] == "pos")
+    _ticks(ax.yaxis, texts[0], False)
+    ax.set_xlabel(names[result.axes[1]])
+    ax.set_ylabel(names[result.axes[0]])
+    ax.set_title(title)
+    _bar(figure, image, ax, words[show])
+    return figure
+
+
+def _ticks(axis: Axis, texts: Sequence[str], upright: bool) -> None:
+    """A text at each place, or at some places where there are many."""
+    step = max(1, -(-len(texts) // (_MAX_TEXT_COLUMNS if upright else 24)))
+    axis.set_ticks(range(0, len(texts), step))
+    axis.set_ticklabels([_short(t, 14) for t in texts[::step]], parse_math=False)
+    if upright:
+        for tick in axis.get_majorticklabels():
+            tick.set_rotation(90)
+            tick.set_fontsize(8)
+    axis.set_tick_params(length=0)
+
+
+__all__ = ["attention", "label", "lens_table", "loss_curve", "residual_norms", "sweep", "token_labels"]

@@ -9,9 +9,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from . import _core
 from .errors import SiteError
+
+if TYPE_CHECKING:
+    from .model import Model
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,13 @@ class Site:
     def full_name(self, layer: int = 0) -> str:
         """Name on one layer."""
         return self.name.replace("blocks.L.", f"blocks.{layer}.", 1)
+
+    def length(self, model: Model, axis: str) -> int:
+        """Length of the head axis, query or key-value heads; 1 where the site has none."""
+        if axis != "head":
+            raise ValueError(axis)
+        config = model.config
+        return config.n_heads if "head" in self.axes else config.n_key_value_heads if "kv_head" in self.axes else 1
 
 
 _AXES = {

@@ -187,7 +187,7 @@ def loss_and_gradients(optimizer: AdamW, packed: Packed) -> tuple[float, dict[st
     Raises TrainingError for a loss that is NaN or infinite.
     """
     compiled = gradients_for(optimizer, packed.lengths)
-    loss, gradients = compiled.run(packed.inputs, packed.targets, packed.weights / packed.total)
+    loss, gradients = compiled.run(packed.inputs, packed.targets, packed.weights)
     if not math.isfinite(loss):
         raise not_finite("the loss", loss, optimizer.steps)
     return loss, gradients

@@ -1,0 +1,405 @@
+"""Interventions: what a run changes while it computes.
+
+    from clew import edit
+    model.run(tokens, edits=[edit.zero("z", heads=[3]), edit.add("resid_pre.5", vector, positions=[-1])])
+
+Every function takes a site (full name, short name on every layer, glob, or (name, layer)) and what of it is meant:
+
+batch
+    Sequences: a number, a list, a slice, or a mask [batch].
+positions
+    Positions of every selected sequence: a number, a list, a slice or a mask [pos]; negative ones count from each
+    sequence's own end. An array of two axes [batch', n] gives each selected sequence positions of its own. Of scores
+    and pattern, these are the queries.
+heads
+    Heads, of key-value sites key-value heads.
+neurons
+    The last axis: d_model, d_mlp, d_head, d_vocab; of scores and pattern the keys.
+
+A value is broadcast, by NumPy's rules, to the selected part in the site's own axes, as in [batch', pos', head', d_head].
+Where it has an axis' full length instead, the selected indices are taken from it. Edits of one site apply in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import ConfigError, ShapeError, SiteError
+from .run import Run
+from .sites import SITES, Site, pair_name
+
+if TYPE_CHECKING:
+    from .model import Model
+
+Array = NDArray[Any]
+Ints = NDArray[np.int32]
+SiteName = str | tuple[str, int]
+Which = int | Sequence[int] | slice | NDArray[Any] | None
+CoreEdit = tuple[int, int, int, Ints | None, Ints | None, Ints | None, Ints | None, Array | None, tuple[int, ...], int]
+
+_SET, _ADD, _SCALE, _CALL = range(4)
+_CANONICAL = {"batch": 0, "pos": 1, "head": 2, "kv_head": 2}  # every other axis is the last one: 3
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One intervention; made by the functions of `clew.edit`."""
+
+    what: str
+    """Name of the function that made it."""
+    site: SiteName
+    kind: int = field(repr=False)
+    value: Any = field(default=None, repr=False)
+    batch: Which = None
+    positions: Which = None
+    heads: Which = None
+    neurons: Which = None
+
+    def __repr__(self) -> str:
+        chosen = [(n, getattr(self, n)) for n in ("batch", "positions", "heads", "neurons")]
+        shown = "".join(f", {n}={v.tolist() if isinstance(v, np.ndarray) else v}" for n, v in chosen if v is not None)
+        return f"edit.{self.what}({self.site!r}{shown})"
+
+
+def zero(
+    site: SiteName, heads: Which = None, positions: Which = None, neurons: Which = None, batch: Which = None
+) -> Edit:
+    """Sets the selected part to 0.
+
+    >>> import clew
+    >>> from clew import edit
+    >>> model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=10))
+    >>> run = model.run([1, 2, 3], capture="z", edits=[edit.zero("z", heads=[1])])
+    >>> bool(run["z"][:, :, 1].any()), bool(run["z"][:, :, 0].any())
+    (False, True)
+    """
+    return Edit("zero", site, _SET, 0.0, batch, positions, heads, neurons)
+
+
+def set(  # noqa: A001 (the public interface's name)
+    site: SiteName,
+    value: ArrayLike,
+    heads: Which = None,
+    positions: Which = None,
+    neurons: Which = None,
+    batch: Which = None,
+) -> Edit:
+    """Sets the selected part to a value, broadcast to it."""
+    return Edit("set", site, _SET, value, batch, positions, heads, neurons)
+
+
+def add(
+    site: SiteName,
+    vector: ArrayLike,
+    heads: Which = None,
+    positions: Which = None,
+    neurons: Which = None,
+    batch: Which = None,
+) -> Edit:
+    """Adds a value, broadcast to the selected part: a steering vector [d_model], for example."""
+    return Edit("add", site, _ADD, vector, batch, positions, heads, neurons)
+
+
+def scale(
+    site: SiteName,
+    factor: ArrayLike,
+    heads: Which = None,
+    positions: Which = None,
+    neurons: Which = None,
+    batch: Which = None,
+) -> Edit:
+    """Multiplies the selected part by a factor, broadcast to it."""
+    return Edit("scale", site, _SCALE, factor, batch, positions, heads, neurons)
+
+
+@dataclass(frozen=True)
+class _Mean:
+    reference: Any
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    run: Run
+
+
+def mean_ablate(
+    site: SiteName,
+    reference: Any,
+    heads: Which = None,
+    positions: Which = None,
+    neurons: Which = None,
+    batch: Which = None,
+) -> Edit:
+    """Sets the selected part to its mean over reference data.
+
+    reference: an array of the site [batch, pos, …] (every position counts), or tokens, text or ids, which the model is
+    run on first (real positions count). Scores and patterns are refused: their axes are positions.
+    """
+    return Edit("mean_ablate", site, _SET, _Mean(reference), batch, positions, heads, neurons)
+
+
+def freeze(
+    site: SiteName,
+    run: Run,
+    heads: Which = None,
+    positions: Which = None,
+    neurons: Which = None,
+    batch: Which = None,
+) -> Edit:
+    """Sets the selected part to what another run captured there, such as its attention pattern.
+
+    The other run's prompts are as long as this one's; where it has one sequence, that goes into all of them.
+    """
+    return Edit("freeze", site, _SET, _Frozen(run), batch, positions, heads, neurons)
+
+
+def call(site: SiteName, fn: Callable[[Array, str], ArrayLike | None]) -> Edit:
+    """Shows the live array to a function, which changes it in place or returns a new one.
+
+    fn(array, site_name): array [batch, pos, …], writable, padded with zeros behind a sequence's end. It may be kept: it
+    is memory of its own, and what happens later on either side never reaches the other. An exception ends the run.
+    """
+    if not callable(fn):
+        raise ConfigError(f"edit.call of {site!r}: {fn!r} cannot be called")
+    return Edit("call", site, _CALL, fn)
+
+
+# ---- Resolving --------------------------------------------------------------------------------------------------------
+
+
+def _indices(which: Which, n: int, axis: str, name: str) -> Ints | None:
+    """Absolute indices along one axis of length n; None: all."""
+    if which is None:
+        return None
+    if isinstance(which, slice):
+        out = np.arange(n)[which]
+    else:
+        array = np.asarray(which)
+        if array.dtype == bool:
+            if array.shape != (n,):
+                raise ShapeError(f"edit of {name}: a mask {list(array.shape)} for {n} {axis}")
+            out = np.flatnonzero(array)
+        elif array.dtype.kind in "iu" and array.ndim <= 1:
+            out = np.atleast_1d(array).astype(np.int64)
+        elif array.size == 0 and array.ndim == 1:
+            out = np.zeros(0, np.int64)
+        else:
+            raise ShapeError(f"edit of {name}: {axis} must be integers, a mask or a slice, not {array.dtype} "
+                             f"{list(array.shape)}")  # fmt: skip
+    if out.size == 0:
+        raise ConfigError(f"edit of {name}: no {axis} are selected, so it would change nothing")
+    outside = out[(out < -n) | (out >= n)]
+    if outside.size:
+        raise ShapeError(f"edit of {name}: {axis} {int(outside[0])}, but there are {n}")
+    return np.ascontiguousarray(out % n, np.int32)
+
+
+def _positions(which: Which, lengths: Ints, batch: Ints | None, name: str) -> Ints | None:
+    """Absolute positions [selected sequences, n]; None: all."""
+    if which is None:
+        return None
+    own = lengths if batch is None else lengths[batch]
+    longest = int(lengths.max())
+    if isinstance(which, slice):
+        rows = [np.arange(n)[which] for n in own]
+        if len({len(r) for r in rows}) > 1:
+            raise ShapeError(
+                f"edit of {name}: {which} selects {[len(r) for r in rows]} positions of prompts of {own.tolist()} "
+                "tokens: name them for each sequence, [batch, n]"
+            )
+        array = np.array(rows)
+    else:
+        array = np.asarray(which)
+        if array.dtype == bool and array.ndim == 1:
+            if array.shape != (longest,):
+                raise ShapeError(f"edit of {name}: a mask {list(array.shape)} for {longest} positions")
+            array = np.flatnonzero(array)
+        if array.size == 0:
+            raise ConfigError(f"edit of {name}: no positions are selected, so it would change nothing")
+        if array.dtype.kind not in "iu" or array.ndim > 2:
+            raise ShapeError(f"edit of {name}: positions must be integers [n] or [batch, n], not {array.dtype} "
+                             f"{list(array.shape)}")  # fmt: skip
+        if array.ndim == 2 and array.shape[0] != len(own):
+            raise ShapeError(f"edit of {name}: positions {list(array.shape)} for {len(own)} sequences")
+        array = np.broadcast_to(np.atleast_1d(array), (len(own), array.shape[-1] if array.ndim else 1))
+    if array.size == 0:
+        raise ConfigError(f"edit of {name}: no positions are selected, so it would change nothing")
+    outside = np.argwhere((array >= own[:, None]) | (array < -own[:, None]))
+    if outside.size:
+        i, j = outside[0]
+        raise ShapeError(f"edit of {name}: position {int(array[i, j])} of a prompt of {int(own[i])} tokens")
+    return np.ascontiguousarray(np.where(array < 0, array + own[:, None], array), np.int32)
+
+
+def _mean(reference: Any, site: Site, layer: int, model: Model) -> Array:
+    """Mean over batch and positions, the site's other axes [1, 1, …]."""
+    name = site.full_name(layer)
+    if "key_pos" in site.axes:
+        raise SiteError(f"edit.mean_ablate of {name}: a mean over positions of what has positions as axes")
+    if isinstance(reference, np.ndarray) and reference.dtype.kind == "f":
+        if reference.ndim != len(site.axes):
+            raise ShapeError(
+                f"edit.mean_ablate of {name}: the reference has shape {list(reference.shape)}, the site "
+                f"[{', '.join(site.axes)}]"
+            )
+        return np.asarray(reference.mean(axis=(0, 1), keepdims=True, dtype=np.float64))
+    logits: Any = "all" if site.name == "logits" else None
+    with model._unedited():
+        run = model.run(reference, capture=None if logits else [name], logits=logits)
+    array = run[name]
+    total = array.sum(axis=(0, 1), keepdims=True, dtype=np.float64)  # padding holds zeros
+    return np.asarray(total / float(run.lengths.sum()))
+
+
+def _frozen(run: Run, site: Site, layer: int, lengths: Ints) -> Array:
+    name = site.full_name(layer)
+    if not isinstance(run, Run):
+        raise ConfigError(f"edit.freeze of {name}: {type(run).__name__} is no Run")
+    array = run[name]
+    if len(run.lengths) not in (1, len(lengths)) or (run.lengths != lengths).any():
+        raise ShapeError(
+            f"edit.freeze of {name}: the run has prompts of {run.lengths.tolist()} tokens, this one of {lengths.tolist()}"
+        )
+    pos = site.axes.index("pos")
+    if array.shape[pos] != int(run.lengths.max()):
+        raise ShapeError(
+            f"edit.freeze of {name}: the run kept {array.shape[pos]} positions of {int(run.lengths.max())}"
+        )
+    return array
+
+
+def _numbers(value: Any, dtype: np.dtype[Any], name: str) -> Array:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ShapeError(f"edit of {name}: the value cannot be read as an array: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise ShapeError(f"edit of {name}: the value must be real numbers, not {array.dtype}")
+    return np.ascontiguousarray(array, dtype)
+
+
+def _place_value(
+    value: Array, site: Site, full: tuple[int, ...], chosen: Sequence[Ints | None], name: str
+) -> tuple[Array, tuple[int, ...]]:
+    """The value with its strides over selected indices. full: the site's shape; chosen: by axis, None all."""
+    region = tuple(n if c is None else c.shape[-1] for n, c in zip(full, chosen, strict=True))
+    if value.ndim > len(full):
+        extra = value.shape[: value.ndim - len(full)]
+        if any(n != 1 for n in extra):
+            raise ShapeError(_misfit(name, value, region, site))
+        value = value.reshape(value.shape[len(extra) :])
+    given = value
+    value = value.reshape((1,) * (len(full) - value.ndim) + value.shape)
+    for axis, (which, selected) in enumerate(zip(chosen, region, strict=True)):
+        n = value.shape[axis]
+        if n in (1, selected):
+            continue
+        if n != full[axis] or which is None:
+            raise ShapeError(_misfit(name, given, region, site))
+        if which.ndim == 1:
+            value = value.take(which, axis=axis)
+        else:  # positions, of each sequence its own; the batch axis came first
+            value = np.repeat(value, len(which), axis=0) if value.shape[0] == 1 else value
+            shape = [1] * value.ndim
+            shape[0], shape[axis] = which.shape
+            value = np.take_along_axis(value, which.reshape(shape).astype(np.int64), axis=axis)
+    value = np.ascontiguousarray(value)
+    strides = [0, 0, 0, 0]
+    for axis, n in enumerate(value.shape):
+        if n > 1:
+            strides[_CANONICAL.get(site.axes[axis], 3)] = value.strides[axis] // value.itemsize
+    return value, tuple(strides)
+
+
+def _misfit(name: str, value: Array, region: tuple[int, ...], site: Site) -> str:
+    axes = ", ".join(site.axes)
+    return f"edit of {name}: a value {list(value.shape)} does not fit the selected part {list(region)} [{axes}]"
+
+
+def _site_shape(model: Model, site: Site, lengths: Ints) -> tuple[int, ...]:
+    c, longest = model.config, int(lengths.max())
+    length = {
+        "batch": len(lengths), "pos": longest, "key_pos": longest, "d_model": c.d_model, "head": c.n_heads,
+        "kv_head": c.n_key_value_heads, "d_head": c.d_head, "d_mlp": c.d_mlp, "d_vocab": c.d_vocab_out, "1": 1,
+    }  # fmt: skip
+    return tuple(length[a] for a in site.axes)
+
+
+def _found(edit: Edit, model: Model, start: int | None, stop: int | None) -> list[tuple[Site, int]]:
+    name = pair_name(edit.site)
+    pairs = model.sites().resolve([edit.site], start, stop)
+    first, last = start or 0, model.config.n_layers - 1 if stop is None else stop
+    front = min((s.index for s in SITES if s.layered), default=0)
+    for site, layer in pairs:
+        computed = first <= layer <= last if site.layered else start is None if site.index < front else stop is None
+        if not computed:
+            raise SiteError(
+                f"edit of {name}: a run of blocks {first} to {last} does not compute {site.full_name(layer)}"
+            )
+    return pairs
+
+
+def resolve(
+    edits: Iterable[Edit], model: Model, lengths: Ints, start: int | None, stop: int | None
+) -> tuple[list[CoreEdit], list[Callable[..., Any]]]:
+    """Edits as the core reads them, and the functions that they call.
+
+    Raises SiteError (no such site, or not computed by this run), ShapeError (indices out of range, values that do not
+    fit: both shapes), ConfigError (what would change nothing).
+    """
+    core: list[CoreEdit] = []
+    calls: list[Callable[..., Any]] = []
+    if isinstance(edits, Edit):
+        edits = [edits]
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise ConfigError(f"edits holds {edit!r}: make edits with clew.edit.zero, .set, .add, ...")
+        for site, layer in _found(edit, model, start, stop):
+            if edit.kind == _CALL:
+                core.append((site.index, layer, _CALL, None, None, None, None, None, (0, 0, 0, 0), len(calls)))
+                calls.append(edit.value)
+            else:
+                core.append(_resolve_one(edit, site, layer, model, lengths))
+    return core, calls
+
+
+def _resolve_one(edit: Edit, site: Site, layer: int, model: Model, lengths: Ints) -> CoreEdit:
+    name = site.full_name(layer)
+    full = _site_shape(model, site, lengths)
+    has_heads = bool({"head", "kv_head"} & {*site.axes})
+    if edit.heads is not None and not has_heads:
+        raise SiteError(f"edit of {name}: it has no heads, its axes are [{', '.join(site.axes)}]")
+    batch = _indices(edit.batch, len(lengths), "batch", name)
+    positions = _positions(edit.positions, lengths, batch, name)
+    n_heads = next((n for n, a in zip(full, site.axes, strict=True) if a in ("head", "kv_head")), 1)
+    heads = _indices(edit.heads, n_heads, "heads", name)
+    neurons = _indices(edit.neurons, full[-1], "neurons", name)
+    by_axis = {0: batch, 1: positions, 2: heads, 3: neurons}
+    chosen = [by_axis[_CANONICAL.get(a, 3)] for a in site.axes]
+    value: Any = edit.value
+    if isinstance(value, _Mean):
+        value = _mean(value.reference, site, layer, model)
+    elif isinstance(value, _Frozen):
+        value = _frozen(value.run, site, layer, lengths)
+    placed, strides = _place_value(_numbers(value, model.dtype, name), site, full, chosen, name)
+    return (site.index, layer, edit.kind, batch, positions, heads, neurons, placed, strides, -1)
+
+
+def as_edits(edits: Edit | Iterable[Edit] | None) -> tuple[Edit, ...]:
+    """A list of edits, also from one.
+
+    Raises ConfigError for what is none.
+    """
+    if edits is None:
+        return ()
+    if isinstance(edits, Edit):
+        return (edits,)
+    try:
+        return tuple(edits)
+    except TypeError:
+        raise ConfigError(f"edits = {edits!r}: expected a list of clew.edit's") from None

@@ -1,0 +1,268 @@
+"""Gradients: of a metric or a loss, by sites, embeddings and weights; exact, computed in the core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _core
+from .edit import Edit, as_edits, resolve
+from .engine import WEIGHTS
+from .errors import ConfigError, ShapeError, SiteError, TokenError
+from .inputs import Batch
+from .metrics import Metric, as_metric
+from .run import Run
+from .sites import SITES, capture_list, pair_name
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
+    from .model import Model
+
+Array = NDArray[Any]
+Function = Callable[[Array], tuple[ArrayLike, ArrayLike]]
+
+_LAST, _ALL = 1, 2
+_CROSS_ENTROPY, _SQUARED, _CALL = 1, 2, 3
+
+
+def classic(name: str, gradient: Array, config: ModelConfig) -> Array:
+    """A weight's gradient [rows, cols] as the core lays it out, in the weight's classic shape: a view."""
+    last = name.rsplit(".", 1)[-1]
+    if last in ("W_Q", "W_K", "W_V"):
+        return gradient.reshape(config.d_model, -1, config.d_head).transpose(1, 0, 2)
+    if last == "W_O":
+        return gradient.reshape(-1, config.d_head, config.d_model)
+    if last in ("b_Q", "b_K", "b_V"):
+        return gradient.reshape(-1, config.d_head)
+    return gradient if last.startswith("W_") else gradient[0]
+
+
+def _named(grads: list[tuple[int, int, Array]], model: Model) -> dict[str, Array]:
+    """Gradients by full name; a tied unembedding's is the embedding's, transposed."""
+    out = {}
+    for number, layer, array in grads:
+        name, _, layered = WEIGHTS[number]
+        full = f"blocks.{layer}.{name}" if layered else name
+        out[full] = classic(name, array, model.config)
+    if "unembed.W_U" in model.weights and "unembed.W_U" not in out and "embed.W_E" in out:
+        out["unembed.W_U"] = out["embed.W_E"].T
+    return out
+
+
+class WeightGradients:
+    """Loss and gradients by all weights, for batches of one shape: planned once, run for every batch.
+
+    Parameters
+    ----------
+    model
+        The model; what its weights hold when `run` is called counts.
+    lengths
+        Tokens of each sequence, int [batch].
+    loss
+        "cross_entropy" (targets: ids) or "mse" (targets: vectors [rows, d_vocab_out]).
+
+    Attributes
+    ----------
+    scratch_bytes
+        What a run needs besides the gradients: activations of the forward pass and the backward pass's own.
+    gradient_bytes
+        What the gradients take.
+
+    Example
+    -------
+    >>> import clew, numpy as np
+    >>> from clew.gradients import WeightGradients
+    >>> model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=10))
+    >>> loss, gradients = WeightGradients(model, [3]).run(np.array([1, 2, 3]), np.array([2, 3, -1]))
+    >>> gradients["blocks.0.attn.W_Q"].shape
+    (2, 8, 4)
+    """
+
+    def __init__(
+        self, model: Model, lengths: ArrayLike, loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    ) -> None:
+        if loss not in ("cross_entropy", "mse"):
+            raise ConfigError(f'loss = {loss!r}: "cross_entropy" or "mse"')
+        self.model, self.loss = model, loss
+        self.lengths = np.ascontiguousarray(lengths, np.int32)
+        objective = _CROSS_ENTROPY if loss == "cross_entropy" else _SQUARED
+        nothing = np.zeros((0, 2), np.int32)
+        self._plan = _core.Plan(
+            model._core, self.lengths, nothing, None, -1, -1, False, _ALL, weights=True, objective=objective
+        )
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of memory that a run needs besides the gradients; depends on the number of threads."""
+        return int(self._plan.scratch_bytes)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of the gradients."""
+        return int(self._plan.keep_bytes)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of one run, forward and backward."""
+        return float(self._plan.flops)
+
+    def run(self, tokens: Array, targets: Array, weights: Array | None = None) -> tuple[float, dict[str, Array]]:
+        """Loss and gradients by full name, in classic layout: writable views of one slab.
+
+        tokens: ids [Σ lengths] (or vectors [Σ lengths, d_in]); targets: ids [Σ lengths], negative where there is none
+        (or vectors); weights: of every row [Σ lengths], None all 1. The loss is the weighted mean.
+
+        Raises TokenError, ShapeError, ConfigError (no row has a target).
+        """
+        ids = self.loss == "cross_entropy"
+        dtype = np.int32 if ids else self.model.dtype
+        inputs = np.asarray(tokens)
+        embedded = None
+        if self.model.config.d_in is not None:
+            inputs, embedded = None, np.ascontiguousarray(inputs, self.model.dtype)  # type: ignore[assignment]
+        else:
+            inputs = np.ascontiguousarray(inputs, np.int32)
+        scale = None if weights is None else np.ascontiguousarray(weights, self.model.dtype)
+        _, value, grads = self._plan.run(inputs, embedded, (), None, np.ascontiguousarray(targets, dtype), scale)
+        return value, _named(grads, self.model)
+
+
+class _GradientOfWeights(Mapping[str, Array]):
+    def __init__(self, arrays: dict[str, Array]) -> None:
+        self._arrays = arrays
+        for array in arrays.values():
+            array.flags.writeable = False
+
+    def __getitem__(self, name: str) -> Array:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<32} {list(a.shape)}" for name, a in self._arrays.items())
+
+
+class Gradients(Run):
+    """Gradients of a metric by sites: used like a :class:`Run`, with the sites' own axes.
+
+    Attributes
+    ----------
+    value
+        The metric for each sequence, float64 [batch]; a loss: one number, [1].
+    total
+        What was differentiated: the sum over sequences, or the mean loss.
+    weights
+        Full name → gradient by the weight, for those that `wrt` names; empty without.
+    """
+
+    value: Array
+    total: float
+    weights: Mapping[str, Array]
+
+    def __repr__(self) -> str:
+        head = f"Gradients of {self.total:.6g} by"
+        return (
+            head
+            + super().__repr__().removeprefix("Run of")
+            + (f"\n  {len(self.weights)} weights" if self.weights else "")
+        )
+
+
+def _targets(batch: Batch) -> tuple[Array, Array]:
+    """Next tokens [rows], −1 behind the last of each sequence."""
+    assert batch.tokens is not None
+    targets = np.append(batch.tokens[1:], -1).astype(np.int32)
+    targets[np.cumsum(batch.lengths) - 1] = -1
+    return targets, np.ones(len(targets))
+
+
+def gradients(
+    model: Model, tokens: Any, metric: Metric | Function, wrt: Any, edits: Edit | Iterable[Edit], embeddings: Any
+) -> Gradients:
+    """See :meth:`clew.Model.gradients`."""
+    sites, by_weights = _split(model, wrt)
+    batch = model._batch(tokens, embeddings, None)
+    held = [*model._active_edits(), *as_edits(edits)]
+    core, calls = resolve(held, model, batch.lengths, None, None) if held else ([], [])
+    metric = as_metric(metric, model) if isinstance(metric, (Metric, type)) or not callable(metric) else metric
+    value: list[Array] = []
+
+    def shown(logits: Array, name: str) -> Array:
+        numbers, slope = metric.gradient(logits) if isinstance(metric, Metric) else _called(metric, logits)
+        value.append(np.asarray(numbers, np.float64))
+        return slope
+
+    by_loss = isinstance(metric, Metric) and metric.wants_loss
+    whole = by_loss or not isinstance(metric, Metric)
+    if by_loss and batch.tokens is None:
+        raise TokenError("the loss of embeddings is not known: it needs the tokens that follow")
+    if by_loss and int((batch.lengths - 1).sum()) == 0:
+        raise TokenError("loss needs a prompt of two tokens or more: the second is what the first predicts")
+    plan = _core.Plan(
+        model._core,
+        batch.lengths,
+        np.zeros((0, 2), np.int32),
+        None,
+        -1,
+        -1,
+        batch.embeddings is not None,
+        _ALL if whole else _LAST,
+        edits=core,
+        wrt=np.array([(s.index, layer) for s, layer in sites], np.int32).reshape(-1, 2),
+        weights=bool(by_weights),
+        objective=_CROSS_ENTROPY if by_loss else _CALL,
+    )
+    targets = _targets(batch)[0] if by_loss else None
+    outputs, loss, grads = plan.run(batch.tokens, batch.floats, [*calls, shown], None, targets, None)
+    found = [(i - len(SITES), layers, array) for i, layers, array in outputs]
+    out = Gradients(found, model.sites(), batch.lengths, batch.padded_tokens())
+    out.value = np.array([loss]) if by_loss else value[0]
+    out.total = float(out.value.sum())
+    named = _named(grads, model) if by_weights else {}
+    out.weights = _GradientOfWeights({name: named[name] for name in by_weights})
+    return out
+
+
+def _called(function: Any, logits: Array) -> tuple[ArrayLike, Array]:
+    """What a Python metric gives: (value, gradient by the logits)."""
+    result = function(logits)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ConfigError(
+            f"metric {getattr(function, '__name__', function)!r} gave {type(result).__name__}: a metric of gradients "
+            "gives (value, its gradient by the logits), or is one of clew.metrics"
+        )
+    slope = np.asarray(result[1])
+    if slope.shape != logits.shape:
+        raise ShapeError(f"the metric's gradient has shape {list(slope.shape)}, its logits {list(logits.shape)}")
+    return result[0], slope
+
+
+def _split(model: Model, wrt: Any) -> tuple[list[tuple[Any, int]], list[str]]:
+    """Sites, and names of weights."""
+    sites: list[Any] = []
+    weights: list[str] = []
+    for item in capture_list(wrt):
+        name = pair_name(item)
+        if name == "embeddings":
+            sites.append("hook_embed")
+        elif name == "weights":
+            weights += list(model.weights)
+        elif name in model.weights:
+            weights.append(name)
+        else:
+            short = [full for full in model.weights if full.rsplit(".", 1)[-1] == name]
+            if short:
+                weights += short
+            else:
+                sites.append(item)
+    found = model.sites().resolve(sites) if sites else []
+    if not found and not weights:
+        raise SiteError('wrt is empty: name sites, weights or "embeddings" to differentiate by')
+    return found, list(dict.fromkeys(weights))

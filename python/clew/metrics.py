@@ -1,0 +1,229 @@
+"""What a sweep or a gradient is about: numbers read off the logits of each sequence's last position.
+
+Every metric is a function of logits [batch, vocab] (or [batch, 1, vocab]) that gives float64 [batch].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import ConfigError, ShapeError, TokenError
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .run import Run
+
+Array = NDArray[Any]
+__all__ = ["Metric", "kl", "log_prob", "logit_diff", "loss"]
+
+
+def _last(logits: ArrayLike) -> Array:
+    array = np.asarray(logits)
+    if array.ndim == 3:
+        array = array[:, -1]
+    if array.ndim != 2:
+        raise ShapeError(f"a metric reads logits [batch, vocab] or [batch, pos, vocab], not {list(array.shape)}")
+    return array
+
+
+def _log_softmax(logits: Array) -> Array:
+    x = logits.astype(np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
+
+
+def _tokens(ids: ArrayLike, what: str) -> Array:
+    array = np.asarray(ids)
+    if array.dtype.kind not in "iu" or array.ndim > 1:
+        raise TokenError(
+            f"{what} must be a token id or one for each example [batch], not {array.dtype} {list(array.shape)}"
+        )
+    return array.astype(np.int64)
+
+
+class Metric:
+    """A number for each sequence, read off its last position's logits."""
+
+    name = "metric"
+    wants_loss = False
+    """Reads next-token losses of all positions instead of the last position's logits."""
+
+    def check(self, model: Model) -> None:
+        """Raises TokenError for a token that the model has no logit for."""
+
+    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+        """Values float64 [n] of logits [n, vocab] or [n, pos, vocab].
+
+        examples [n]: which example of the batch each row belongs to, for metrics with one token for each example.
+        """
+        raise NotImplementedError
+
+    def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
+        """Values [n] of logits [n, 1, vocab] and their gradients by the logits, of the same shape and dtype."""
+        raise ConfigError(f"{self.name} has no gradient: give a function that returns (value, gradient by the logits)")
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _pick(ids: Array, n: int, examples: ArrayLike | None) -> Array:
+    if ids.ndim == 0:
+        return np.full(n, int(ids))
+    which = np.arange(n) if examples is None else np.asarray(examples)
+    if which.size and which.max() >= len(ids):
+        raise ShapeError(f"the metric has tokens for {len(ids)} examples, the batch has {int(which.max()) + 1}")
+    return np.asarray(ids[which])
+
+
+class _Tokens(Metric):
+    """A metric about one token id, or two, for each example."""
+
+    def __init__(self, *ids: ArrayLike) -> None:
+        self.ids = [_tokens(i, f"token {n}" if len(ids) > 1 else "token") for n, i in enumerate(ids)]
+        shown = ", ".join(str(i.tolist()) for i in self.ids)
+        self.name = f"{type(self).__name__}({shown})"
+
+    def check(self, model: Model) -> None:
+        for ids in self.ids:
+            outside = ids[(ids < 0) | (ids >= model.config.d_vocab_out)]
+            if outside.size:
+                raise TokenError(
+                    f"{self.name}: token {int(outside[0])} has no logit: there are ids 0 to {model.config.d_vocab_out - 1}"
+                )
+
+
+class logit_diff(_Tokens):  # noqa: N801 (reads as the function it stands for)
+    """logit[a] − logit[b]; a, b: token ids, or one for each example [batch].
+
+    >>> from clew.metrics import logit_diff
+    >>> logit_diff(0, 2)([[3.0, 1.0, 0.5]])
+    array([2.5])
+    """
+
+    def __init__(self, a: ArrayLike, b: ArrayLike) -> None:
+        super().__init__(a, b)
+
+    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+        x = _last(logits)
+        rows = np.arange(len(x))
+        a, b = (_pick(i, len(x), examples) for i in self.ids)
+        return np.asarray(x[rows, a].astype(np.float64) - x[rows, b])
+
+    def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
+        x = _last(logits)
+        slope, rows = np.zeros_like(x), np.arange(len(x))
+        a, b = (_pick(i, len(x), None) for i in self.ids)
+        slope[rows, a] += 1
+        slope[rows, b] -= 1
+        return self(x), slope[:, None]
+
+
+class log_prob(_Tokens):  # noqa: N801
+    """Log-probability of a token in nats; a: its id, or one for each example [batch].
+
+    >>> from clew.metrics import log_prob
+    >>> log_prob(1)([[0.0, 0.0]]).round(4)
+    array([-0.6931])
+    """
+
+    def __init__(self, a: ArrayLike) -> None:
+        super().__init__(a)
+
+    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+        x = _last(logits)
+        return np.asarray(_log_softmax(x)[np.arange(len(x)), _pick(self.ids[0], len(x), examples)])
+
+    def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
+        x = _last(logits)
+        slope = -np.exp(_log_softmax(x))
+        slope[np.arange(len(x)), _pick(self.ids[0], len(x), None)] += 1
+        return self(x), slope[:, None].astype(x.dtype)
+
+
+class kl(Metric):  # noqa: N801
+    """KL(reference ‖ prediction) in nats, of the last position; reference: logits [batch, vocab], or a run.
+
+    >>> from clew.metrics import kl
+    >>> kl([[0.0, 1.0]])([[0.0, 1.0]])
+    array([0.])
+    """
+
+    def __init__(self, reference: ArrayLike | Run) -> None:
+        if hasattr(reference, "logits") and hasattr(reference, "lengths"):
+            run: Any = reference
+            array = run.logits
+            at = np.zeros(len(array), int) if array.shape[1] == 1 else run.lengths - 1
+            array = array[np.arange(len(array)), at]
+        else:
+            array = _last(reference)
+        self.log_p = _log_softmax(array)
+        self.name = "kl"
+
+    def check(self, model: Model) -> None:
+        if self.log_p.shape[1] != model.config.d_vocab_out:
+            raise ShapeError(
+                f"kl: the reference has logits {list(self.log_p.shape)}, the model {model.config.d_vocab_out} tokens"
+            )
+
+    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+        x = _last(logits)
+        which = np.arange(len(x)) if examples is None else np.asarray(examples)
+        log_p = self.log_p if len(self.log_p) > 1 else np.broadcast_to(self.log_p, (int(which.max()) + 1, x.shape[1]))
+        if which.max() >= len(log_p):
+            raise ShapeError(f"kl: the reference has {len(log_p)} examples, the batch {int(which.max()) + 1}")
+        p = log_p[which]
+        difference = np.where(np.isneginf(p), 0, p - _log_softmax(x))
+        return np.asarray((np.exp(p) * difference).sum(axis=-1))
+
+    def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
+        x = _last(logits)
+        p = self.log_p if len(self.log_p) > 1 else np.broadcast_to(self.log_p, x.shape)
+        slope = np.exp(_log_softmax(x)) - np.exp(p)
+        return self(x), slope[:, None].astype(x.dtype)
+
+
+class loss(Metric):  # noqa: N801
+    """Mean next-token negative log-likelihood over a sequence, in nats: what `model.loss` averages."""
+
+    name = "loss"
+    wants_loss = True
+
+    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+        raise ConfigError("loss is read off a run's tokens, not off last logits: use model.loss")
+
+
+class _Function(Metric):
+    """A Python function of logits [n, 1, vocab] that gives [n]."""
+
+    def __init__(self, function: Callable[[Array], ArrayLike]) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+
+    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+        array = np.asarray(logits)
+        values = np.asarray(self.function(array), np.float64)
+        if values.shape != (len(array),):
+            raise ShapeError(
+                f"metric {self.name} gave shape {list(values.shape)} for logits {list(array.shape)}: "
+                f"expected one number for each sequence, [{len(array)}]"
+            )
+        return values
+
+
+def as_metric(metric: Metric | Callable[[Array], ArrayLike] | None, model: Model) -> Metric:
+    """The metric itself, checked against the model, or a function as one.
+
+    Raises ConfigError for what is neither.
+    """
+    if isinstance(metric, type) and issubclass(metric, Metric):
+        raise ConfigError(f"metric = {metric.__name__}: call it, as in {metric.__name__}(...)")
+    if not isinstance(metric, Metric):
+        if not callable(metric):
+            raise ConfigError(f"metric = {metric!r}: give one of clew.metrics or a function of logits [n, 1, vocab]")
+        metric = _Function(metric)
+    metric.check(model)
+    return metric

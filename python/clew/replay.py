@@ -1,0 +1,155 @@
+"""Running variants of a run that is there already, without computing again what they share with it.
+
+A variant differs from its base from some block and some position on. What lies before both is taken from the base: the
+residual stream that enters the block, and the keys and values of earlier positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .inputs import Batch
+from .sites import SITES, Site
+
+if TYPE_CHECKING:
+    from .model import Model
+
+Array = NDArray[Any]
+Ints = NDArray[np.int32]
+CoreEdit = tuple[Any, ...]
+
+LOGITS_LAST, LOGITS_LOSS = 1, 3
+_RESID_PRE = next(s for s in SITES if s.short == "resid_pre")
+
+
+def core_plan(
+    model: Model,
+    lengths: Ints,
+    capture: Sequence[tuple[Site, int]],
+    start: int,
+    logits: int,
+    embedded: bool,
+    **more: Any,
+) -> Any:
+    """A plan of the core's for sites that are resolved already."""
+    pairs = np.array([(s.index, layer) for s, layer in capture], np.int32).reshape(-1, 2)
+    return _core.Plan(model._core, lengths, pairs, None, start, -1, embedded, logits, **more)
+
+
+def stacks(outputs: list[tuple[int, tuple[int, ...], Array]]) -> dict[Site, tuple[tuple[int, ...], Array]]:
+    """What a plan gave, by site."""
+    return {SITES[i]: (layers, array) for i, layers, array in outputs}
+
+
+def key_site(model: Model) -> Site:
+    """The site whose values are the keys that scores are made of."""
+    config = model.config
+    name = "k_normed" if config.use_qk_norm else "k"
+    if config.positional_embedding_type == "rotary" and config.rotary_dim > 0:
+        name = "rot_k"
+    return next(s for s in SITES if s.short == name)
+
+
+class Base:
+    """A run that variants start from: its residual stream, keys and values of every layer."""
+
+    def __init__(self, model: Model, batch: Batch, capture: Sequence[tuple[Site, int]] = (), logits: int = LOGITS_LAST):
+        assert batch.tokens is not None
+        self.model, self.lengths, self.tokens = model, batch.lengths, batch.tokens
+        n_layers = model.config.n_layers
+        self.causal = model.config.attention_dir == "causal"
+        k, v = key_site(model), next(s for s in SITES if s.short == "v")
+        own = [(s, layer) for s in ((_RESID_PRE, k, v) if self.causal else (_RESID_PRE,)) for layer in range(n_layers)]
+        pairs = sorted({(s.index, layer) for s, layer in [*own, *capture]})
+        plan = core_plan(model, batch.lengths, [(SITES[i], layer) for i, layer in pairs], -1, logits, False)
+        self.kept = stacks(plan.run(batch.tokens, None))
+        self.first = np.concatenate([[0], np.cumsum(batch.lengths)[:-1]])
+        """[batch] where each prompt's tokens begin"""
+        if n_layers:
+            self.resid = self.kept[_RESID_PRE][1]
+            """[layer, batch, pos, d_model]"""
+        self.cache = ([], []) if not (self.causal and n_layers) else tuple(list(self.kept[s][1]) for s in (k, v))
+
+    @property
+    def output(self) -> Array:
+        """Logits of the last positions [batch, 1, vocab], or losses [batch, pos − 1]."""
+        return next(a for s, (_, a) in self.kept.items() if s.name == "logits")
+
+    def site(self, site: Site, layer: int) -> Array:
+        """A captured site's array."""
+        layers, array = self.kept[site]
+        return array[layers.index(layer)] if site.layered else array
+
+    def replay(
+        self,
+        examples: Ints,
+        starts: Ints,
+        layer: int,
+        edits: Sequence[CoreEdit],
+        capture: Sequence[tuple[Site, int]] = (),
+        logits: int = LOGITS_LAST,
+        calls: Sequence[Callable[..., Any]] = (),
+    ) -> dict[Site, tuple[tuple[int, ...], Array]]:
+        """Runs variants: sequence i is example examples[i] from position starts[i] and block `layer` on.
+
+        layer -1 begins with the embedding. Edits count positions as the whole prompt does. Captured arrays hold the
+        computed positions only.
+        """
+        lengths = (self.lengths[examples] - starts).astype(np.int32)
+        ends = np.cumsum(lengths)
+        within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        pos = within + np.repeat(starts, lengths)
+        seq = np.repeat(examples, lengths)
+        tokens = np.ascontiguousarray(self.tokens[self.first[seq] + pos])
+        embeddings = None if layer < 0 else np.ascontiguousarray(self.resid[layer][seq, pos])
+        more: dict[str, Any] = {"edits": list(edits)}
+        if self.causal and starts.any():
+            more |= {"past": starts, "past_seq": examples}
+        plan = core_plan(self.model, lengths, capture, layer, logits, layer >= 0, **more)
+        return stacks(plan.run(tokens, embeddings, list(calls), self.cache if "past" in more else None))
+
+
+class Source:
+    """Values of a site that go into variants: one array [batch, pos, …] or [batch, head, pos, key] a layer."""
+
+    def __init__(self, site: Site, array: Array) -> None:
+        self.site = site
+        self.array = np.ascontiguousarray(array)
+        axes = [a if a not in ("kv_head",) else "head" for a in site.axes]
+        step = dict(zip(axes, (s // array.itemsize for s in self.array.strides), strict=True))
+        self.strides = (step["batch"], step["pos"], step.get("head", 0), 1 if axes[-1] != "1" else 0)
+        self.width = array.shape[-1]
+
+    def edit(
+        self,
+        layer: int,
+        sequences: Ints,
+        examples: Ints,
+        pos: int | None = None,
+        head: int | None = None,
+        neuron: int | None = None,
+    ) -> CoreEdit:
+        """Sets the site of these sequences to the values of these examples: all of it, or one position, head, neuron."""
+        array, strides = self.array, list(self.strides)
+        if not np.array_equal(examples, np.arange(len(array))):
+            array = np.ascontiguousarray(array[examples])
+        offset = (pos or 0) * strides[1] + (head or 0) * strides[2] + (neuron or 0) * strides[3]
+        n_pos = self.array.shape[self.site.axes.index("pos")]
+        where = np.arange(n_pos) if pos is None else np.array([pos])
+        return (
+            self.site.index,
+            layer,
+            0,
+            np.ascontiguousarray(sequences, np.int32),
+            np.ascontiguousarray(np.broadcast_to(where, (len(sequences), len(where))), np.int32),
+            None if head is None else np.array([head], np.int32),
+            None if neuron is None else np.array([neuron], np.int32),
+            array.reshape(-1)[offset:],
+            tuple(strides),
+            -1,
+        )

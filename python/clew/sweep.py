@@ -1,0 +1,366 @@
+"""Patch sweeps: many interventions on one prompt, batched, with everything shared computed once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import ConfigError, ShapeError, SiteError
+from .metrics import Metric, as_metric
+from .replay import LOGITS_LAST, LOGITS_LOSS, Base, CoreEdit, Ints, Source
+from .sites import SITES, Site
+
+if TYPE_CHECKING:
+    from .edit import Edit
+    from .model import Model
+
+Array = NDArray[Any]
+Axis = Literal["layer", "pos", "head", "neuron"]
+
+_MOST_ROWS = 4096  # of one run: enough for products at full speed, little enough to stay small in memory
+_RESID_POST = next(s for s in SITES if s.short == "resid_post")
+_RESID_PRE = next(s for s in SITES if s.short == "resid_pre")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep measured: the metric of every variant, with the axes' labels.
+
+    Attributes
+    ----------
+    per_example
+        Metric of every variant and example, float64 [*axes, batch].
+    values
+        Its mean over examples [*axes]; with `keep_batch=True` the same as `per_example`.
+    axes, labels
+        Names of the axes, and for each one what its entries are (layer numbers, tokens, heads).
+    baseline, reference
+        Metric [batch] of the run that values go into, and of the run that they come from.
+    """
+
+    per_example: Array
+    axes: tuple[str, ...]
+    labels: tuple[tuple[Any, ...], ...]
+    baseline: Array
+    reference: Array | None
+    site: str
+    metric: str
+    keep_batch: bool = field(default=False, repr=False)
+
+    @property
+    def values(self) -> Array:
+        """Metric [*axes], averaged over examples; [*axes, batch] with keep_batch."""
+        return self.per_example if self.keep_batch else np.asarray(self.per_example.mean(axis=-1))
+
+    @property
+    def effect(self) -> Array:
+        """Difference from the unpatched run, averaged over examples [*axes]."""
+        return np.asarray((self.per_example - self.baseline).mean(axis=-1))
+
+    @property
+    def recovered(self) -> Array:
+        """Share of the way from baseline to reference, of the means over examples [*axes]; NaN where the two agree.
+
+        Raises ConfigError for sweeps that have no reference run.
+        """
+        if self.reference is None:
+            raise ConfigError("this sweep has no reference run: its variants are edits, not values of another run")
+        gap = self.reference.mean() - self.baseline.mean()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(self.effect / np.where(gap == 0, np.nan, gap))
+
+    def interval(self, level: float = 0.95, n: int = 1000, seed: int = 0) -> Array:
+        """Percentile bootstrap interval of the mean over examples [2, *axes].
+
+        Examples are drawn with replacement `n` times; one example gives an interval of length 0.
+
+        Raises ConfigError for a level outside (0, 1) or n < 1.
+        """
+        if not 0 < level < 1 or n < 1:
+            raise ConfigError(f"interval: level {level} must lie in (0, 1) and n = {n} be at least 1")
+        batch = self.per_example.shape[-1]
+        draws = np.random.default_rng(seed).integers(0, batch, (n, batch))
+        counts = np.zeros((n, batch))
+        np.add.at(counts, (np.arange(n)[:, None], draws), 1 / batch)
+        means = self.per_example.reshape(-1, batch) @ counts.T
+        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+        return np.stack([low, high]).reshape(2, *self.per_example.shape[:-1])
+
+    def __repr__(self) -> str:
+        shape = " × ".join(f"{n} {a}" for n, a in zip(self.per_example.shape, self.axes, strict=False))
+        batch = self.per_example.shape[-1]
+        return f"Sweep of {self.site} over {shape}, {self.metric}, {batch} example{'s' if batch != 1 else ''}"
+
+
+# ---- Variants -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Variant:
+    """One entry of the result: where it begins and what it changes."""
+
+    layer: int
+    """First block that is computed, −1 the embedding."""
+    starts: Ints
+    """[batch] first position that changes; a prompt's length: nothing does."""
+    make: Callable[[Ints, Ints], list[CoreEdit]]
+    """(sequences, examples) → edits"""
+    calls: Sequence[Callable[..., Any]] = ()
+    """Functions that its edits call: then it runs alone."""
+
+
+def chunks(order: Sequence[int], rows: NDArray[np.int64]) -> Iterator[list[int]]:
+    """Variants that go into one run."""
+    chunk: list[int] = []
+    total = 0
+    for i in order:
+        if chunk and total + rows[i] > _MOST_ROWS:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(i)
+        total += int(rows[i])
+    if chunk:
+        yield chunk
+
+
+def _measure(base: Base, variants: Sequence[_Variant], metric: Metric, baseline: Array) -> Array:
+    """The metric of every variant [variant, batch]."""
+    out = np.broadcast_to(baseline, (len(variants), len(baseline))).copy()
+    rows = np.array([int((base.lengths - v.starts).sum()) for v in variants], np.int64)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, v in enumerate(variants):
+        if rows[i]:
+            groups.setdefault((v.layer, i if v.calls else -1), []).append(i)
+    for (layer, _), members in groups.items():
+        for chunk in chunks(members, rows):
+            examples: list[Ints] = []
+            core: list[CoreEdit] = []
+            n = 0
+            for i in chunk:
+                v = variants[i]
+                own = np.flatnonzero(v.starts < base.lengths).astype(np.int32)
+                core += v.make(np.arange(n, n + len(own), dtype=np.int32), own)
+                examples.append(own)
+                n += len(own)
+            which = np.concatenate(examples)
+            starts = np.concatenate([variants[i].starts[e] for i, e in zip(chunk, examples, strict=True)])
+            logits = LOGITS_LOSS if metric.wants_loss else LOGITS_LAST
+            kept = base.replay(which, starts, layer, core, logits=logits, calls=variants[chunk[0]].calls)
+            result = next(a for s, (_, a) in kept.items() if s.name == "logits")
+            values = _splice_losses(base, which, starts, result) if metric.wants_loss else metric(result, which)
+            out[np.repeat(chunk, [len(e) for e in examples]), which] = values
+    return out
+
+
+def _splice_losses(base: Base, examples: Ints, starts: Ints, losses: Array) -> Array:
+    """Mean loss of each variant: the base's up to where it starts, its own from there. losses: [n, computed − 1]"""
+    total = np.add.reduce(losses, axis=1, dtype=np.float64)
+    before = np.arange(base.output.shape[1]) < starts[:, None]
+    total += np.add.reduce(np.where(before, base.output[examples], 0), axis=1, dtype=np.float64)
+    return np.asarray(total / (base.lengths[examples] - 1))
+
+
+def _baseline(base: Base, metric: Metric) -> Array:
+    """The metric of the base itself [batch]."""
+    everyone = np.arange(len(base.lengths), dtype=np.int32)
+    if metric.wants_loss:
+        return _splice_losses(base, everyone, base.lengths, np.zeros((len(everyone), 0)))
+    return metric(base.output, everyone)
+
+
+# ---- Activation patching ----------------------------------------------------------------------------------------------
+
+
+def choose(what: str, given: Iterable[int] | None, n: int, site: str) -> list[int]:
+    """Indices along one axis, negative ones counted from its end."""
+    if given is None:
+        return list(range(n))
+    chosen = [int(i) for i in np.atleast_1d(np.asarray(given))]
+    for i in chosen:
+        if not -n <= i < n:
+            raise ShapeError(f"{what} {i} of {site}: there are {n}")
+    if not chosen:
+        raise ConfigError(f"{what}s is empty: the sweep has no variants")
+    return [i % n for i in chosen]
+
+
+def axis_labels(model: Model, base: Base, axis: str, entries: list[int]) -> list[Any]:
+    """What an axis' entries are: numbers, and for positions of one text its tokens."""
+    if axis != "pos" or len(base.lengths) > 1:
+        return list(entries)
+    if model.tokenizer is None:
+        return [int(base.tokens[i]) for i in entries]
+    return model.to_str_tokens(base.tokens[entries])
+
+
+def find_kind(model: Model, name: str) -> Site:
+    found = {s for s, _ in model.sites().find(name)}
+    if len(found) > 1:
+        raise SiteError(f"{name!r} means {', '.join(s.name for s in found)}: a sweep is over one kind of site")
+    return found.pop()
+
+
+def swept_axes(
+    kind: Site, over: Sequence[str] | str, offered: Sequence[str] = ("layer", "pos", "head", "neuron")
+) -> tuple[str, ...]:
+    """The axes of a sweep, checked against those that the site has."""
+    axes: tuple[str, ...] = (over,) if isinstance(over, str) else tuple(over)
+    heads, last = bool({"head", "kv_head"} & set(kind.axes)), kind.axes[-1] != "1"
+    present = {"pos": True, "layer": kind.layered, "head": heads, "neuron": last}
+    allowed = [a for a in offered if present[a]]
+    for a in axes:
+        if a not in allowed:
+            raise ConfigError(f"over = {list(axes)}: {kind.name} can be swept over {allowed}, not {a!r}")
+    if not axes or len(set(axes)) != len(axes):
+        raise ConfigError(f"over = {list(axes)}: name each axis once, at least one")
+    return axes
+
+
+def same_prompts(model: Model, clean: Any, corrupted: Any) -> tuple[Any, Any]:
+    a, b = model._batch(clean, None, None), model._batch(corrupted, None, None)
+    if len(a.lengths) != len(b.lengths) or (a.lengths != b.lengths).any():
+        raise ShapeError(
+            f"clean prompts have {a.lengths.tolist()} tokens, corrupted ones {b.lengths.tolist()}: "
+            "values move from position to position, so the lengths must be the same"
+        )
+    return a, b
+
+
+def first_difference(base: Base, other: NDArray[np.int32]) -> Ints:
+    """[batch] first position where the prompts differ; the length where they do not."""
+    out = base.lengths.copy()
+    for i, (at, n) in enumerate(zip(base.first, base.lengths, strict=True)):
+        differs = np.flatnonzero(base.tokens[at : at + n] != other[at : at + n])
+        out[i] = differs[0] if differs.size else n
+    return np.asarray(out, np.int32)
+
+
+def sweep(
+    model: Model,
+    clean: Any,
+    corrupted: Any,
+    site: str = "resid_pre",
+    over: Sequence[Axis] | Axis = ("layer", "pos"),
+    metric: Metric | Callable[[Array], ArrayLike] | None = None,
+    direction: Literal["denoise", "noise"] = "denoise",
+    *,
+    layers: Iterable[int] | None = None,
+    positions: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+    neurons: Iterable[int] | None = None,
+    keep_batch: bool = False,
+) -> Sweep:
+    """Activation patching (Vig et al. 2020; Meng et al. 2022): see :meth:`clew.Model.sweep`."""
+    kind = find_kind(model, site)
+    axes = swept_axes(kind, over)
+    if direction not in ("denoise", "noise"):
+        raise ConfigError(f'direction = {direction!r}: "denoise" or "noise"')
+    measure = as_metric(metric, model)
+    first, second = same_prompts(model, clean, corrupted)
+    into, source_batch = (second, first) if direction == "denoise" else (first, second)
+    n_layers = model.config.n_layers
+    all_layers = choose("layer", layers, n_layers, kind.name) if kind.layered else [0]
+    logits = LOGITS_LOSS if measure.wants_loss else LOGITS_LAST
+    base = Base(model, into, logits=logits)
+    source = Base(model, source_batch, [(kind, layer) for layer in all_layers], logits=logits)
+    baseline, reference = _baseline(base, measure), _baseline(source, measure)
+    sources = {layer: Source(kind, source.site(kind, layer)) for layer in all_layers}
+    longest = int(base.lengths.max())
+    entries: dict[str, list[int]] = {
+        "layer": all_layers,
+        "pos": choose("position", positions, longest, kind.name),
+        "head": choose("head", heads, kind.length(model, "head"), kind.name)
+        if "head" in axes or heads is not None
+        else [],
+        "neuron": choose("neuron", neurons, sources[all_layers[0]].width, kind.name)
+        if "neuron" in axes or neurons is not None
+        else [],
+    }
+    for name, given in (("pos", positions), ("head", heads), ("neuron", neurons)):
+        if given is not None and name not in axes:
+            raise ConfigError(
+                f"{'positions' if name == 'pos' else name + 's'} are chosen, but the sweep is over {list(axes)}"
+            )
+    differs = first_difference(base, source.tokens) if base.causal else base.lengths * 0
+
+    def variant(**at: int) -> _Variant:
+        pos = at.get("pos")
+        starts = differs if pos is None else np.where((pos < differs) | (pos >= base.lengths), base.lengths, pos)
+        if not base.causal:
+            starts = base.lengths * 0 if pos is None else np.where(pos >= base.lengths, base.lengths, 0)
+        changed = [at["layer"]] if "layer" in at else all_layers
+        moved = kind is _RESID_POST and changed[0] + 1 < n_layers and len(changed) == 1
+        where = _RESID_PRE if moved else kind
+
+        def make(sequences: Ints, examples: Ints) -> list[CoreEdit]:
+            out = []
+            for layer in changed:
+                one = sources[layer].edit(layer + moved, sequences, examples, pos, at.get("head"), at.get("neuron"))
+                out.append((where.index, *one[1:]))
+            return out
+
+        start = changed[0] + moved if kind.layered else n_layers - 1 if kind.index > _RESID_POST.index else -1
+        return _Variant(start, np.asarray(starts, np.int32), make)
+
+    product = itertools.product(*(entries[a] for a in axes))
+    variants = [variant(**dict(zip(axes, at, strict=True))) for at in product]
+    shape = tuple(len(entries[a]) for a in axes)
+    values = _measure(base, variants, measure, baseline).reshape(*shape, -1)
+    labels = tuple(tuple(axis_labels(model, base, a, entries[a])) for a in axes)
+    return Sweep(values, axes, labels, baseline, reference, kind.name, measure.name, keep_batch)
+
+
+# ---- Any list of edits ------------------------------------------------------------------------------------------------
+
+
+def _edit_variant(model: Model, base: Base, edits: Edit | Sequence[Edit]) -> _Variant:
+    from .edit import Edit, resolve
+
+    core, calls = resolve([edits] if isinstance(edits, Edit) else list(edits), model, base.lengths, None, None)
+    n_layers = model.config.n_layers
+    starts = base.lengths.copy()
+    layer = n_layers - 1
+    for index, at, _, batch, positions, *_ in core:
+        examples = np.arange(len(starts)) if batch is None else batch
+        first = 0 if positions is None or not base.causal else positions.min(axis=1)
+        starts[examples] = np.minimum(starts[examples], first)
+        site = SITES[index]
+        layer = min(layer, at if site.layered else n_layers - 1 if index > _RESID_POST.index else -1)
+
+    def make(sequences: Ints, examples: Ints) -> list[CoreEdit]:
+        number = {int(e): int(s) for s, e in zip(sequences, examples, strict=True)}
+        out = []
+        for site, at, kind, batch, positions, heads, neurons, value, strides, call in core:
+            chosen = range(len(base.lengths)) if batch is None else batch.tolist()
+            members = np.array([number[e] for e in chosen], np.int32)
+            out.append((site, at, kind, members, positions, heads, neurons, value, strides, call))
+        return out
+
+    if calls:  # a function is shown every sequence from its beginning
+        starts[:] = 0
+        return _Variant(layer, starts, lambda sequences, examples: list(core), calls)
+    return _Variant(layer, starts, make)
+
+
+def sweep_edits(
+    model: Model,
+    tokens: Any,
+    variants: Sequence[Edit | Sequence[Edit]],
+    metric: Metric | Callable[[Array], ArrayLike] | None,
+    keep_batch: bool,
+) -> Sweep:
+    """One run for each list of edits: see :meth:`clew.Model.sweep`."""
+    measure = as_metric(metric, model)
+    if not variants:
+        raise ConfigError("edits is empty: the sweep has no variants")
+    base = Base(model, model._batch(tokens, None, None), logits=LOGITS_LOSS if measure.wants_loss else LOGITS_LAST)
+    baseline = _baseline(base, measure)
+    made = [_edit_variant(model, base, v) for v in variants]
+    values = _measure(base, made, measure, baseline)
+    labels = (tuple(range(len(made))),)
+    return Sweep(values, ("variant",), labels, baseline, None, "edits", measure.name, keep_batch)

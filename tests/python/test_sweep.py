@@ -1,0 +1,323 @@
+"""Sweeps: each entry equals a run of its own with that edit; what is measured, how it is averaged, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import clew
+import numpy as np
+import pytest
+from clew import edit, metrics
+from clew.sites import SITES, Site
+from numpy.typing import NDArray
+from support import make
+from zoo import random_tokens, zoo
+
+Array = NDArray[Any]
+ZOO = zoo()
+CAUSAL = [name for name, c in ZOO.items() if c.attention_dir == "causal" and c.n_layers]
+POS = 6
+
+
+def prompts(config: clew.ModelConfig) -> tuple[Array, Array]:
+    """Two batches that differ at one position of each prompt, not the same one."""
+    clean = random_tokens(config, 3, batch=2, pos=POS)
+    corrupted = clean.copy()
+    for i, at in enumerate((2, 1)):
+        corrupted[i, at] = (corrupted[i, at] + 1) % config.d_vocab
+    return clean, corrupted
+
+
+def readout(logits: Array) -> Array:
+    """A function of the last logits that reads all of them."""
+    last = np.asarray(logits)[:, -1].astype(np.float64)
+    return np.asarray((last * np.cos(np.arange(last.shape[1]))).sum(axis=1))
+
+
+def kinds(model: clew.Model) -> list[Site]:
+    return list(model.sites().sites)
+
+
+def one_by_one(
+    model: clew.Model, clean: Array, corrupted: Array, site: Site, over: tuple[str, ...], shape: tuple[int, ...]
+) -> Array:
+    """The plain loop: a run for each entry."""
+    source = model.run(clean, capture=[site.name], logits=None if site.name != "logits" else "all")
+    out = np.empty((*shape, len(corrupted)))
+    heads_axis = next((i for i, a in enumerate(site.axes) if a in ("head", "kv_head")), None)
+    pos_axis = site.axes.index("pos")
+    for at in np.ndindex(*shape):
+        where = dict(zip(over, at, strict=True))
+        changes = []
+        for layer in [where["layer"]] if "layer" in where else range(model.config.n_layers if site.layered else 1):
+            name = site.full_name(layer)
+            value = source[name]
+            chosen: dict[str, Any] = {}
+            if "pos" in where:
+                value = np.take(value, [where["pos"]], axis=pos_axis)
+                chosen["positions"] = [where["pos"]]
+            if "head" in where:
+                assert heads_axis is not None
+                value = np.take(value, [where["head"]], axis=heads_axis)
+                chosen["heads"] = [where["head"]]
+            if "neuron" in where:
+                value = value[..., [where["neuron"]]]
+                chosen["neurons"] = [where["neuron"]]
+            changes.append(edit.set(name, value, **chosen))
+        out[at] = readout(model.run(corrupted, edits=changes, logits="last").logits)
+    return out
+
+
+@pytest.mark.parametrize("name", [n for n, c in ZOO.items() if c.n_layers])
+def test_every_site_equals_the_loop(name: str) -> None:
+    model, _ = make(ZOO[name])
+    clean, corrupted = prompts(model.config)
+    for site in kinds(model):
+        overs: list[tuple[Any, ...]] = [("layer", "pos") if site.layered else ("pos",)]
+        if {"head", "kv_head"} & set(site.axes):
+            overs += [("layer", "head"), ("head", "pos", "layer")]
+        for over in overs:
+            got = model.sweep(clean, corrupted, site=site.name, over=over, metric=readout, keep_batch=True)
+            want = one_by_one(model, clean, corrupted, site, over, got.values.shape[:-1])
+            assert np.abs(got.values - want).max() <= 1e-11 * max(np.abs(want).max(), 1e-9), f"{site.name} over {over}"
+
+
+@pytest.fixture(scope="module")
+def model() -> clew.Model:
+    return make(ZOO["gpt2"])[0]
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "z", "post", "pattern", "ln1.hook_normalized"])
+@pytest.mark.parametrize("over", [("neuron",), ("pos", "neuron"), ("pos",), ("layer",)])
+def test_axes_that_are_not_named_are_patched_whole(model: clew.Model, site: str, over: tuple[Any, ...]) -> None:
+    clean, corrupted = prompts(model.config)
+    neurons = [0, 3] if "neuron" in over else None
+    got = model.sweep(clean, corrupted, site=site, over=over, metric=readout, keep_batch=True, neurons=neurons)
+    kind = next(s for s in kinds(model) if s.name.endswith(site if "." in site else f"hook_{site}"))
+    shape = tuple({"neuron": 4, "pos": POS, "layer": model.config.n_layers}[a] for a in over)
+    want = one_by_one(model, clean, corrupted, kind, over, shape)
+    if neurons:
+        want = want.take(neurons, axis=over.index("neuron"))
+    assert np.abs(got.values - want).max() < 1e-11 * np.abs(want).max()
+
+
+def test_directions_swap_the_runs(model: clew.Model) -> None:
+    clean, corrupted = prompts(model.config)
+    denoise = model.sweep(clean, corrupted, metric=readout)
+    noise = model.sweep(clean, corrupted, metric=readout, direction="noise")
+    swapped = model.sweep(corrupted, clean, metric=readout)
+    assert np.array_equal(noise.values, swapped.values)
+    assert not np.allclose(noise.values, denoise.values)
+    assert np.allclose(noise.baseline, readout(model.run(clean).logits), rtol=1e-12)
+    assert denoise.reference is not None and np.allclose(denoise.reference, noise.baseline, rtol=1e-12)
+
+
+def test_ragged_prompts_are_patched_where_they_have_the_position(model: clew.Model) -> None:
+    clean = [[1, 4, 2, 8, 5], [7, 1, 4]]
+    corrupted = [[1, 4, 3, 8, 5], [7, 2, 4]]
+    got = model.sweep(clean, corrupted, metric=readout, keep_batch=True)
+    assert got.values.shape == (2, 5, 2)
+    for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)):
+        alone = model.sweep(a, b, metric=readout)
+        assert np.allclose(got.values[:, : len(a), i], alone.values, rtol=1e-11)
+        assert np.array_equal(got.values[:, len(a) :, i], np.broadcast_to(got.baseline[i], (2, 5 - len(a))))
+
+
+def test_patching_the_whole_stream_gives_the_other_run(model: clew.Model) -> None:
+    clean, corrupted = prompts(model.config)
+    got = model.sweep(clean, corrupted, over="layer", metric=readout, keep_batch=True)
+    assert np.allclose(got.values, got.reference, rtol=1e-11)
+    assert np.allclose(got.recovered, 1)
+
+
+def test_chosen_indices(model: clew.Model) -> None:
+    clean, corrupted = prompts(model.config)
+    every = model.sweep(clean, corrupted, site="z", over=("layer", "head", "pos"), metric=readout)
+    some = model.sweep(
+        clean,
+        corrupted,
+        site="z",
+        over=("layer", "head", "pos"),
+        metric=readout,
+        layers=[-1],
+        heads=[1, 0],
+        positions=[4],
+    )
+    assert np.allclose(some.values, every.values[[-1]][:, [1, 0]][:, :, [4]], rtol=1e-12)
+    assert some.labels == ((1,), (1, 0), (4,))
+
+
+def test_many_variants_are_cut_into_several_runs(model: clew.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean, corrupted = prompts(model.config)
+    whole = model.sweep(clean, corrupted, metric=readout)
+    monkeypatch.setattr("clew.sweep._MOST_ROWS", 9)
+    assert np.allclose(model.sweep(clean, corrupted, metric=readout).values, whole.values, rtol=1e-12)
+
+
+# ---- Metrics --------------------------------------------------------------------------------------------------------
+
+
+def log_softmax(x: Array) -> Array:
+    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
+
+
+def test_metrics_against_their_definitions() -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 4, 7))
+    last = logits[:, -1]
+    assert np.allclose(metrics.logit_diff(2, 5)(logits), last[:, 2] - last[:, 5], rtol=1e-14)
+    assert np.allclose(metrics.logit_diff([1, 2, 3], 5)(logits), last[[0, 1, 2], [1, 2, 3]] - last[:, 5], rtol=1e-14)
+    assert np.allclose(metrics.log_prob([1, 2, 3])(logits), log_softmax(last)[[0, 1, 2], [1, 2, 3]], rtol=1e-13)
+    other = np.random.default_rng(1).normal(size=(3, 7))
+    p, q = log_softmax(other), log_softmax(last)
+    assert np.allclose(metrics.kl(other)(logits), (np.exp(p) * (p - q)).sum(axis=-1), rtol=1e-12)
+    assert np.allclose(
+        metrics.kl(other)(logits[[2, 0]], [2, 0]), (np.exp(p) * (p - q)).sum(axis=-1)[[2, 0]], rtol=1e-12
+    )
+
+
+def test_kl_of_a_run_to_itself_is_zero(model: clew.Model) -> None:
+    run = model.run([[1, 2, 3], [4, 5, 6]])
+    ragged = model.run([[1, 2, 3], [4, 5]])
+    assert np.abs(metrics.kl(run)(run.logits)).max() < 1e-14
+    assert np.allclose(metrics.kl(ragged).log_p[1], log_softmax(ragged.logits[1, 1]))
+
+
+@pytest.mark.parametrize(
+    "make_metric",
+    [
+        lambda: metrics.logit_diff([3, 4], 9),
+        lambda: metrics.log_prob(5),
+        lambda: metrics.kl(np.eye(2, 31)),
+        metrics.loss,
+    ],
+)
+def test_every_metric_of_a_sweep(model: clew.Model, make_metric: Callable[[], metrics.Metric]) -> None:
+    clean, corrupted = prompts(model.config)
+    metric = make_metric()
+    got = model.sweep(clean, corrupted, metric=metric, keep_batch=True)
+    source = model.run(clean, capture="resid_pre")
+    for layer, pos in np.ndindex(got.values.shape[:2]):
+        change = [edit.set(("resid_pre", layer), source["resid_pre", layer][:, [pos]], positions=[pos])]
+        if metric.wants_loss:
+            want = model.loss(corrupted, edits=change, reduce="none").mean(axis=1)
+        else:
+            want = metric(model.run(corrupted, edits=change).logits)
+        assert np.allclose(got.values[layer, pos], want, rtol=1e-10), (layer, pos)
+
+
+# ---- Results --------------------------------------------------------------------------------------------------------
+
+
+def test_averages_and_intervals(model: clew.Model) -> None:
+    clean = random_tokens(model.config, 8, batch=7, pos=4)
+    corrupted = clean.copy()
+    corrupted[:, 1] = (corrupted[:, 1] + 3) % model.config.d_vocab
+    got = model.sweep(clean, corrupted, metric=readout)
+    assert got.values.shape == (2, 4) and got.per_example.shape == (2, 4, 7)
+    assert np.allclose(got.values, got.per_example.mean(axis=-1))
+    assert np.allclose(got.effect, got.values - got.baseline.mean())
+    low, high = got.interval(0.9, n=4000, seed=1)
+    assert (low <= got.values).all() and (got.values <= high).all()
+    # the bootstrap's spread is that of a mean of seven
+    expected = got.per_example.std(axis=-1) / np.sqrt(7) * 2 * 1.645
+    changed = expected > 1e-6
+    assert changed.any() and np.allclose((high - low)[changed], expected[changed], rtol=0.15)
+    assert np.array_equal(got.interval(0.9, n=50, seed=3), got.interval(0.9, n=50, seed=3))
+    assert "2 layer × 4 pos" in repr(got) and "7 examples" in repr(got)
+
+
+def test_labels_are_tokens_where_there_is_one_text() -> None:
+    model = clew.load("stories260K")
+    got = model.sweep([1, 403, 407], [1, 300, 407], metric=metrics.logit_diff(3, 4))
+    assert got.labels[0] == tuple(range(model.config.n_layers)) and len(got.labels[1]) == 3
+
+
+# ---- Any list of edits ----------------------------------------------------------------------------------------------
+
+
+def test_any_list_of_edits(model: clew.Model) -> None:
+    _, tokens = prompts(model.config)
+
+    def halve(array: Array, name: str) -> None:
+        array *= 0.5
+
+    variants: list[Any] = [
+        edit.zero(("z", 1), heads=[0], positions=[2]),
+        [edit.scale(("mlp_out", 0), 2.0), edit.zero(("attn_out", 1), positions=[-1])],
+        edit.add(("resid_pre", 1), np.ones(model.config.d_model), batch=[1]),
+        edit.call(("resid_mid", 0), halve),
+        edit.set("hook_embed", 0.25, positions=[[1], [3]]),
+        edit.zero("ln_final.hook_normalized", neurons=[1]),
+        [],
+    ]
+    got = model.sweep(tokens, edits=variants, metric=readout, keep_batch=True)
+    assert got.axes == ("variant",) and got.values.shape == (7, 2)
+    for i, variant in enumerate(variants):
+        changes = variant if isinstance(variant, list) else [variant]
+        want = readout(model.run(tokens, edits=changes, logits="last").logits)
+        assert np.allclose(got.values[i], want, rtol=1e-11), f"variant {i}"
+    assert np.array_equal(got.values[6], got.baseline)
+
+
+# ---- Refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_of_different_length(model: clew.Model) -> None:
+    with pytest.raises(clew.ShapeError, match=r"\[3\] tokens, corrupted ones \[2\]"):
+        model.sweep([1, 2, 3], [1, 2], metric=readout)
+    with pytest.raises(clew.ShapeError, match=r"\[3, 2\] tokens, corrupted ones \[3\]"):
+        model.sweep([[1, 2, 3], [1, 2]], [[1, 2, 3]], metric=readout)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"site": "resid_prx"}, clew.SiteError, "resid_pre"),
+        ({"site": "*"}, clew.SiteError, "one kind of site"),
+        ({"over": ("head",)}, clew.ConfigError, r"can be swept over \['layer', 'pos', 'neuron'\], not 'head'"),
+        ({"over": ()}, clew.ConfigError, "at least one"),
+        ({"over": ("pos", "pos")}, clew.ConfigError, "once"),
+        ({"site": "hook_embed"}, clew.ConfigError, "not 'layer'"),
+        ({"layers": [2]}, clew.ShapeError, "layer 2 of blocks.L.hook_resid_pre: there are 2"),
+        ({"positions": [3]}, clew.ShapeError, "position 3"),
+        ({"positions": []}, clew.ConfigError, "no variants"),
+        ({"heads": [0]}, clew.ConfigError, "heads are chosen"),
+        ({"direction": "up"}, clew.ConfigError, "denoise"),
+        ({"metric": None}, clew.ConfigError, "metric = None"),
+        ({"metric": metrics.logit_diff}, clew.ConfigError, "call it"),
+        ({"metric": metrics.logit_diff(31, 0)}, clew.TokenError, "31 has no logit: there are ids 0 to 30"),
+        ({"metric": metrics.kl(np.zeros((1, 5)))}, clew.ShapeError, r"\[1, 5\]"),
+        ({"metric": lambda logits: logits}, clew.ShapeError, "one number for each sequence"),
+        ({"metric": metrics.log_prob([1, 2, 3]), "clean": [[1, 2, 3]] * 4, "corrupted": [[1, 4, 3]] * 4},
+         clew.ShapeError, "tokens for 3 examples"),
+        ({"corrupted": None}, clew.ConfigError, "two prompts"),
+        ({"edits": []}, clew.ConfigError, "one prompt"),
+        ({"edits": [], "corrupted": None}, clew.ConfigError, "no variants"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(model: clew.Model, change: dict[str, Any], error: type[Exception], match: str) -> None:
+    given: dict[str, Any] = {"clean": [1, 2, 3], "corrupted": [1, 4, 3], "metric": readout} | change
+    with pytest.raises(error, match=match):
+        model.sweep(given.pop("clean"), given.pop("corrupted"), **given)
+
+
+def test_metrics_refuse_what_they_cannot_read() -> None:
+    with pytest.raises(clew.TokenError, match="float64"):
+        metrics.log_prob(1.5)
+    with pytest.raises(clew.ShapeError, match=r"\[3\]"):
+        metrics.log_prob(1)(np.zeros(3))
+    with pytest.raises(clew.ConfigError, match=r"model\.loss"):
+        metrics.loss()(np.zeros((1, 3)))
+    for level, n in ((0.0, 10), (1.0, 10), (0.5, 0)):
+        sweep = clew.load("stories260K").sweep([1, 2], [1, 3], metric=metrics.log_prob(0))
+        with pytest.raises(clew.ConfigError, match="interval"):
+            sweep.interval(level, n)
+
+
+def test_sites_cover_every_kind() -> None:
+    """The loop over the zoo reaches every site there is."""
+    seen: set[Site] = set()
+    for name in ("gpt2", "gemma3", "qwen3", "gpt_neox", "llama"):
+        seen |= set(kinds(make(ZOO[name])[0]))
+    assert seen == set(SITES)
