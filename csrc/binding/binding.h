@@ -59,6 +59,11 @@ int clew_call_python(void *ctx, const void **result, clew_slab *value, int32_t i
 int clew_parse_cache(clew_cache *out, PyObject *object, const clew_config *config);
 void clew_free_cache(clew_cache *cache);
 
+/* binding_train.c: functions of the module. */
+PyObject *clew_py_adamw(PyObject *module, PyObject *args);
+PyObject *clew_py_global_norm(PyObject *module, PyObject *list);
+PyObject *clew_py_accumulate(PyObject *module, PyObject *args);
+
 static inline int clew_typenum(clew_dtype dtype) { return dtype == CLEW_FLOAT32 ? NPY_FLOAT32 : NPY_FLOAT64; }
 
 #endif

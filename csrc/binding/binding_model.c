@@ -52,7 +52,8 @@ static int read_config(clew_config *c, clew_layer_config **layers, PyObject *dic
       config_int(&c->d_vocab_out, dict, "d_vocab_out") < 0 || config_int(&c->pos_offset, dict, "pos_offset") < 0 ||
       config_int(&c->n_rot, dict, "n_rot") < 0 || config_int(&c->linear_n, dict, "linear_n") < 0 ||
       config_bool(&c->final_norm, dict, "final_norm") < 0 || config_bool(&c->post_norms, dict, "post_norms") < 0 ||
-      config_bool(&c->qk_norm, dict, "qk_norm") < 0 || config_bool(&c->rotary_adjacent, dict, "rotary_adjacent") < 0 ||
+      config_bool(&c->qk_norm, dict, "qk_norm") < 0 || config_bool(&c->vector_input, dict, "vector_input") < 0 ||
+      config_bool(&c->rotary_adjacent, dict, "rotary_adjacent") < 0 ||
       config_bool(&c->attn_only, dict, "attn_only") < 0 || config_bool(&c->parallel, dict, "parallel") < 0 ||
       config_bool(&c->shared_norm, dict, "shared_norm") < 0 || config_bool(&c->gated, dict, "gated") < 0 ||
       config_bool(&c->causal, dict, "causal") < 0 || config_bool(&c->linear_attention, dict, "linear_attention") < 0 ||
@@ -218,9 +219,19 @@ static PyMethodDef model_methods[] = {
     {"has_site", (PyCFunction)model_has_site, METH_O, "has_site(site)\n--\n\nDoes this model compute the site?"},
     {NULL, NULL, 0, NULL}};
 
+static PyObject *model_n_packed(clew_model_object *self, void *closure) {
+  (void)closure;
+  return PyLong_FromSize_t(clew_model_n_packed(self->model));
+}
+
+static PyGetSetDef model_getset[] = {
+    {"n_packed", (getter)model_n_packed, NULL, "number of weights that the engine holds copies of", NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
+
 static PyType_Slot model_slots[] = {{Py_tp_new, model_new},
                                     {Py_tp_dealloc, model_dealloc},
                                     {Py_tp_methods, model_methods},
+                                    {Py_tp_getset, model_getset},
                                     {Py_tp_doc, "A checked configuration with its weights."},
                                     {0, NULL}};
 PyType_Spec clew_model_spec = {.name = "clew._core.Model",

@@ -9,6 +9,7 @@ typedef struct clew_plan_object {
   clew_model_object *model;
   PyObject *edits; /* list of tuples: keeps the values alive */
   npy_intp n_rows; /* Σ lengths */
+  int vectors;     /* the run's floats are what a model with vector_input reads, not embeddings */
   int objective;
 } clew_plan_object;
 
@@ -117,6 +118,8 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
   self->objective = objective;
   self->edits = Py_NewRef(edit_list);
   self->model = (clew_model_object *)Py_NewRef(model);
+  self->vectors =
+      !request.from_embeddings && start < 0 && clew_model_config(((clew_model_object *)model)->model)->vector_input;
   for (int32_t i = 0; i < request.n_seq; i++) {
     self->n_rows += request.lengths[i];
   }
@@ -265,14 +268,14 @@ static PyObject *plan_run(clew_plan_object *self, PyObject *args) {
   }
   if (embeddings_object != Py_None) {
     PyArrayObject *array = (PyArrayObject *)embeddings_object;
+    const int32_t width = self->vectors ? config->d_vocab : config->d_model;
     if (!PyArray_Check(embeddings_object) || PyArray_TYPE(array) != clew_typenum(config->dtype) ||
-        !PyArray_ISCARRAY_RO(array) || PyArray_SIZE(array) != self->n_rows * config->d_model) {
+        !PyArray_ISCARRAY_RO(array) || PyArray_SIZE(array) != self->n_rows * width) {
       PyErr_Format(state->errors[CLEW_ERROR_SHAPE],
-                   "embeddings must be contiguous, of the model's dtype, with %zd x %d values", self->n_rows,
-                   config->d_model);
+                   "embeddings must be contiguous, of the model's dtype, with %zd x %d values", self->n_rows, width);
       return NULL;
     }
-    input.embeddings = PyArray_DATA(array);
+    *(self->vectors ? &input.vectors : &input.embeddings) = PyArray_DATA(array);
   }
   if (parse_targets(&input, self, targets, weights, self->objective, state) < 0) {
     return NULL;
@@ -385,7 +388,8 @@ static PyObject *plan_steps(clew_plan_object *self, void *closure) {
 
 static PyMethodDef plan_methods[] = {
     {"run", (PyCFunction)plan_run, METH_VARARGS,
-     "run(tokens, embeddings)\n--\n\nComputes; a list of (site, layers, array) with read-only views of the slabs."},
+     "run(tokens, embeddings)\n--\n\nComputes (embeddings: input vectors where the model reads vectors); a list of "
+     "(site, layers, array) with read-only views of the slabs."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef plan_getset[] = {

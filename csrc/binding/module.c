@@ -318,6 +318,12 @@ static PyMethodDef core_methods[] = {
     {"sample", core_sample, METH_VARARGS,
      "sample(logits, streams, steps, temperature, top_k, top_p, seed)\n--\n\nA token for each row, and its "
      "log-probability."},
+    {"adamw", clew_py_adamw, METH_VARARGS,
+     "adamw(parameters, gradients, m, v, decay, step, rate, beta1, beta2, eps, weight_decay, scale)\n--\n\n"
+     "One step of AdamW in place; step [1] is counted up."},
+    {"global_norm", clew_py_global_norm, METH_O, "global_norm(arrays)\n--\n\nThe norm of all values, in double."},
+    {"accumulate", clew_py_accumulate, METH_VARARGS,
+     "accumulate(sums, arrays, factor, total)\n--\n\nsums += factor arrays, total [1] += factor."},
     {"sites", core_sites, METH_NOARGS, "sites()\n--\n\nEvery capture site: (name, axes, meaning, layered)."},
     {"weights", core_weights, METH_NOARGS, "weights()\n--\n\nEvery weight: (name, axes, layered)."},
     {"set_num_threads", core_set_num_threads, METH_O, "set_num_threads(n)\n--\n\nThreads for the next run."},

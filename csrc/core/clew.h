@@ -116,6 +116,7 @@ typedef struct clew_config {
   clew_dtype dtype;
   int32_t n_layers, d_model, n_heads, n_kv_heads, d_head, d_mlp, n_ctx;
   int32_t d_vocab, d_vocab_out; /* tokens read, logits written */
+  bool vector_input;            /* no tokens: vectors of d_vocab values, which W_E multiplies */
   clew_norm norm;               /* of ln1, ln2, ln_final and the post-norms */
   bool final_norm;              /* is there an ln_final */
   bool post_norms;              /* ln1_post, ln2_post (Gemma 2 and 3) */
@@ -149,6 +150,8 @@ clew_status clew_model_new(clew_model **out, const clew_config *config, const cl
                            clew_error *err);
 void clew_model_free(clew_model *model);
 const clew_config *clew_model_config(const clew_model *model);
+/* Weights that it holds copies of, because their layout cannot be multiplied in place: 0 where weights may change. */
+size_t clew_model_n_packed(const clew_model *model);
 bool clew_model_has_site(const clew_model *model, clew_site site);
 
 /* First value of a tensor that is NaN or infinite: its flat index in classic order, or −1. */
@@ -259,6 +262,7 @@ typedef int (*clew_call)(void *ctx, const void **result, clew_slab *value, int32
 typedef struct clew_input {
   const int32_t *tokens;   /* [Σ lengths], sequences one after the other; or NULL with embeddings */
   const void *embeddings;  /* [Σ lengths, d_model], the model's dtype; a request with from_embeddings or start_layer */
+  const void *vectors;     /* [Σ lengths, d_vocab], the model's dtype; a model with vector_input */
   const clew_cache *cache; /* a request with past or append */
   clew_call call;          /* a request with edits that call, or an objective that does */
   const void *targets;     /* objectives: int32 [rows], negative: none; or the dtype [rows, d_vocab_out] */

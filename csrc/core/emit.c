@@ -596,7 +596,38 @@ static int32_t emit_block(clew_builder *b, int32_t layer, int32_t resid, bool la
 
 /* ---- Ends --------------------------------------------------------------------------------------------------- */
 
+/* Vectors instead of tokens: x W_E, to which positions are added. */
+static int32_t emit_vectors(clew_builder *b) {
+  const size_t d = d_model(b);
+  const bool learned = b->config->position == CLEW_POSITION_LEARNED;
+  const bool own = learned || is_wanted(b, CLEW_EMBED, 0);
+  const int32_t in = clew_add_buffer(b, 0, (size_t)b->config->d_vocab);
+  clew_step *s = clew_add_step(b, CLEW_OP_INPUT, 0, 0);
+  s->input.out = in;
+  int32_t embed = site_buffer(b, own ? CLEW_EMBED : CLEW_RESID_PRE, 0, 0, d);
+  s = clew_add_step(b, CLEW_OP_LINEAR, 0, 0);
+  add_part(s, "embed", &b->model->W_E, NULL, in, embed);
+  embed = finish_site(b, CLEW_EMBED, 0, embed);
+  if (learned) {
+    int32_t pos = site_buffer(b, CLEW_POS_EMBED, 0, 0, d);
+    s = clew_add_step(b, CLEW_OP_EMBED, 0, 0);
+    s->embed.embed = s->embed.sum = CLEW_NONE, s->embed.pos = pos;
+    pos = finish_site(b, CLEW_POS_EMBED, 0, pos);
+    return emit_add(b, CLEW_RESID_PRE, 0, 0, embed, pos);
+  }
+  if (own) {
+    const int32_t sum = site_buffer(b, CLEW_RESID_PRE, 0, 0, d);
+    s = clew_add_step(b, CLEW_OP_COPY, 0, 0);
+    s->copy.out = sum, s->copy.in = embed;
+    return sum;
+  }
+  return embed;
+}
+
 static int32_t emit_embedding(clew_builder *b) {
+  if (b->config->vector_input && !b->plan->from_embeddings) {
+    return emit_vectors(b);
+  }
   const bool learned = b->config->position == CLEW_POSITION_LEARNED;
   const bool apart = is_split(b, CLEW_EMBED, 0) || is_split(b, CLEW_POS_EMBED, 0);
   const size_t d = d_model(b);

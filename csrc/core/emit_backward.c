@@ -453,7 +453,8 @@ static void edit_back(clew_backward *w, const clew_step *s) {
 static void embed_back(clew_backward *w, const clew_step *s) {
   const int32_t sum = s->embed.sum == CLEW_NONE ? CLEW_NONE : w->grad[s->embed.sum];
   const bool apart = s->embed.sum == CLEW_NONE;
-  const int32_t of_embed = apart ? w->grad[s->embed.embed] : sum;
+  const int32_t own = apart && s->embed.embed != CLEW_NONE ? w->grad[s->embed.embed] : CLEW_NONE;
+  const int32_t of_embed = apart ? own : sum;
   const int32_t of_pos = apart && s->embed.pos != CLEW_NONE ? w->grad[s->embed.pos] : sum;
   const bool learned = w->b->config->position == CLEW_POSITION_LEARNED;
   for (int part = 0; part < 2; part++) {

@@ -37,6 +37,11 @@ typedef struct clew_mask {
 } clew_mask;
 
 #define CLEW_DECLARE_KERNELS(suffix, real)                                                                               \
+  /* What a step of AdamW multiplies by: keep = 1 - rate decay, step = rate / (1 - beta1^t),                             \
+   * root = sqrt(1 - beta2^t), new1 = 1 - beta1, old2 = beta2, new2 = 1 - beta2. */                                      \
+  typedef struct clew_adamw_factors##suffix {                                                                            \
+    real keep, step, scale, eps, root, new1, old2, new2;                                                                 \
+  } clew_adamw_factors##suffix;                                                                                          \
   typedef struct clew_kernels##suffix {                                                                                  \
     const char *isa;                                                                                                     \
     /* c [m, n] = alpha · a [m, k] · b [k, n] + beta · c, unpacked, any m; b must have rs_b or cs_b of 1.             \
@@ -78,8 +83,12 @@ typedef struct clew_mask {
     void (*vexp)(real * out, const real *x, size_t n);                                                                   \
     void (*vtanh)(real * out, const real *x, size_t n);                                                                  \
     void (*verf)(real * out, const real *x, size_t n);                                                                   \
+    /* One step of AdamW with gradients scale g: p, m and v [n] are brought up to date. */                               \
+    void (*adamw)(real * p, real *m, real *v, const real *g, size_t n, const clew_adamw_factors##suffix *factors);       \
+    double (*sum_squares)(const real *x, size_t n);                     /* in double */                                  \
+    void (*add_scaled)(real * y, const real *x, real factor, size_t n); /* y += factor x */                              \
     /* The backward pass. act: dpre = dpost · act'(pre) · linear, dlinear = dpost · act(pre); without linear (NULL)   \
-     * the first only. dpre may be dpost. */                                                                                       \
+     * the first only. dpre may be dpost. */                                                                             \
     void (*act_grad)(real * dpre, real *dlinear, const real *dpost, const real *pre, const real *linear, size_t n,       \
                      clew_act act);                                                                                      \
     void (*softcap_grad)(real * dx, const real *dy, const real *y, size_t n, real cap); /* y = cap tanh(x / cap) */      \

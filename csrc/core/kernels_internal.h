@@ -170,6 +170,9 @@ void K(log_sum)(real *maximum, real *sum, const real *x, ptrdiff_t ld, size_t m,
 void K(vexp)(real *out, const real *x, size_t n);
 void K(vtanh)(real *out, const real *x, size_t n);
 void K(verf)(real *out, const real *x, size_t n);
+void K(adamw)(real *p, real *m, real *v, const real *g, size_t n, const R(clew_adamw_factors) * f);
+double K(sum_squares)(const real *x, size_t n);
+void K(add_scaled)(real *y, const real *x, real factor, size_t n);
 void K(act_grad)(real *dpre, real *dlinear, const real *dpost, const real *pre, const real *linear, size_t n,
                  clew_act act);
 void K(softcap_grad)(real *dx, const real *dy, const real *y, size_t n, real cap);

@@ -453,6 +453,8 @@ void clew_model_free(clew_model *model) {
 
 const clew_config *clew_model_config(const clew_model *model) { return &model->config; }
 
+size_t clew_model_n_packed(const clew_model *model) { return model->n_owned; }
+
 bool clew_model_has_site(const clew_model *model, clew_site site) {
   const clew_config *c = &model->config;
   const bool norm = c->norm != CLEW_NORM_NONE;

@@ -39,10 +39,10 @@ static void R(embed_task)(void *ctx, size_t index, unsigned slot) {
   real *sum = clew_buffer_data(x, job->s->embed.sum);
   ROWS_OF_TASK(job, index, begin, end);
   for (size_t r = begin; r < end; r++) {
-    real *to = (embed ? embed : sum) + r * d;
-    if (x->plan->from_embeddings) {
+    real *to = embed || sum ? (embed ? embed : sum) + r * d : NULL; /* NULL: positions alone */
+    if (to != NULL && x->plan->from_embeddings) {
       memcpy(to, (const real *)x->input->embeddings + r * d, d * sizeof *to);
-    } else {
+    } else if (to != NULL) {
       R(matrix_row)(to, &x->model->W_E, (size_t)x->input->tokens[r], (real)c->embed_scale);
     }
     if (c->position == CLEW_POSITION_LEARNED) {
@@ -69,8 +69,8 @@ void R(clew_op_embed)(const clew_exec *x, const clew_step *s) {
 }
 
 void R(clew_op_input)(const clew_exec *x, const clew_step *s) {
-  memcpy(clew_buffer_data(x, s->input.out), x->input->embeddings,
-         x->plan->rows[0].n_rows * (size_t)x->model->config.d_model * sizeof(real));
+  memcpy(clew_buffer_data(x, s->input.out), x->plan->from_embeddings ? x->input->embeddings : x->input->vectors,
+         x->plan->rows[0].n_rows * clew_cols(x, s->input.out) * sizeof(real));
 }
 
 /* ---- Norms -------------------------------------------------------------------------------------------------- */

@@ -73,7 +73,12 @@ static clew_status check_input(const clew_plan *plan, const clew_input *input, c
   if (plan->from_embeddings && input->embeddings == NULL) {
     return clew_fail(err, CLEW_ERROR_SHAPE, "the run starts from embeddings, but none are given");
   }
-  if (!plan->from_embeddings && input->tokens == NULL) {
+  const bool vectors = plan->model->config.vector_input;
+  if (vectors && !plan->from_embeddings && input->vectors == NULL) {
+    return clew_fail(err, CLEW_ERROR_SHAPE, "the model reads vectors of %d values, but none are given",
+                     plan->model->config.d_vocab);
+  }
+  if (!vectors && !plan->from_embeddings && input->tokens == NULL) {
     return clew_fail(err, CLEW_ERROR_TOKEN, "no tokens are given");
   }
   if (plan->logits == CLEW_LOGITS_LOSS && input->tokens == NULL) {

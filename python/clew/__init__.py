@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from .errors import ConfigError, Error, LoadError, ShapeError, SiteError, TokenError, UnsupportedModelError
+from .errors import (
+    ConfigError,
+    Error,
+    LoadError,
+    ShapeError,
+    SiteError,
+    TokenError,
+    TrainingError,
+    UnsupportedModelError,
+)
 
 # isort: split
+from . import train
 from .attribution import direct_logit_attribution
 from .config import ModelConfig
 from .factored import FactoredMatrix
@@ -13,11 +23,13 @@ from .model import Model, Plan, load
 from .run import Run
 from . import edit, metrics
 from .threads import get_num_threads, register, set_num_threads
+from .train import AdamW
 
 register()
 del register
 
 __all__ = [
+    "AdamW",
     "ConfigError",
     "Error",
     "FactoredMatrix",
@@ -29,6 +41,7 @@ __all__ = [
     "ShapeError",
     "SiteError",
     "TokenError",
+    "TrainingError",
     "UnsupportedModelError",
     "__version__",
     "bundled",
@@ -39,4 +52,5 @@ __all__ = [
     "metrics",
     "set_num_threads",
     "show_config",
+    "train",
 ]

@@ -35,6 +35,32 @@ def first_bad(array: NDArray[Any], /) -> int:
 def product(out: NDArray[Any], a: NDArray[Any], b: NDArray[Any], /) -> None:
     """out [(batch,) m, n] = a [(batch,) m, k] @ b [(batch,) k, n] through the engine's own GEMM; all in slab memory."""
 
+def adamw(
+    parameters: list[NDArray[Any]],
+    gradients: list[NDArray[Any]],
+    m: list[NDArray[Any]],
+    v: list[NDArray[Any]],
+    decay: list[bool],
+    step: NDArray[Any],
+    rate: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    scale: float,
+    /,
+) -> None:
+    """One step of AdamW in place on contiguous arrays of one dtype; gradients are multiplied by `scale` first.
+
+    step: int64 [1], counted up by the same call.
+    """
+
+def global_norm(arrays: list[NDArray[Any]], /) -> float:
+    """Euclidean norm of all values of contiguous arrays, added up in double; the same bits for any thread count."""
+
+def accumulate(sums: list[NDArray[Any]], arrays: list[NDArray[Any]], factor: float, total: NDArray[Any], /) -> None:
+    """sums += factor · arrays, and total += factor (float64 [1]) in the same call."""
+
 def sites() -> list[tuple[str, str, str, bool]]:
     """(name, axes, meaning, layered) of every capture site, in order of computation."""
 
@@ -57,6 +83,9 @@ class Model:
     def __new__(cls, config: dict[str, Any], weights: list[tuple[int, int, NDArray[Any]]]) -> Model: ...
     def has_site(self, site: int, /) -> bool:
         """Does this model compute the site?"""
+    @property
+    def n_packed(self) -> int:
+        """Number of weights that the engine holds copies of, because it cannot multiply their layout in place."""
 
 @final
 class Plan:

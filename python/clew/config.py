@@ -42,6 +42,8 @@ _LEAST = {
     "pos_offset": 0,
     "window_size": 0,
     "linear_attn_n": 1,
+    "d_in": 1,
+    "d_out": 1,
     "rotary_dim": 0,
 }
 """The smallest value of each size."""
@@ -49,7 +51,7 @@ _LEAST = {
 _MOST = {"n_layers": 1 << 16}
 """The largest value of each size where it is not 2³¹ − 1, the core's own."""
 
-_NEEDED = ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab", "pos_offset")
+_NEEDED = ("n_layers", "d_model", "n_heads", "n_ctx", "pos_offset")
 """Sizes that None does not stand for anything in."""
 
 
@@ -58,6 +60,7 @@ class ModelConfig:
     """What a model is; enough, with its weights, to run it.
 
     Fields carry the classic library's names where it has one. Lengths count elements, `eps` is added to the variance.
+    A model reads tokens (`d_vocab`) or vectors (`d_in`), and writes logits (`d_vocab_out`) or vectors (`d_out`).
     `None` for `d_vocab_out`, `d_head`, `n_key_value_heads`, `d_mlp`, `rotary_dim` and `attn_scale` means the usual
     value (`d_vocab`, `d_model / n_heads`, `n_heads`, `4 · d_model`, `d_head`, `√d_head`), which the finished config
     holds.
@@ -80,9 +83,10 @@ class ModelConfig:
     d_model: int
     n_heads: int
     n_ctx: int
-    d_vocab: int
+    d_vocab: int = None  # type: ignore[assignment]
+    """Token ids; `d_in` where the model reads vectors: the rows of W_E."""
     d_vocab_out: int = None  # type: ignore[assignment]
-    """Logits that the unembedding writes."""
+    """Logits that the unembedding writes; `d_out` where these are vectors."""
     d_head: int = None  # type: ignore[assignment]
     n_key_value_heads: int = None  # type: ignore[assignment]
     d_mlp: int = None  # type: ignore[assignment]
@@ -138,6 +142,10 @@ class ModelConfig:
     norm_bias: bool = True
     """LayerNorm has a bias (RMS norms never have)."""
     unembed_bias: bool = False
+    d_in: int | None = None
+    """The model reads vectors of so many values instead of tokens; W_E [d_in, d_model] multiplies them."""
+    d_out: int | None = None
+    """The model writes vectors of so many values instead of logits; training fits them by squared error."""
     initializer_range: float = 0.02
     original_architecture: str | None = None
     model_name: str = "custom"
@@ -186,8 +194,28 @@ class ModelConfig:
                 raise ConfigError(f"ModelConfig: {name} = {getattr(self, name)!r}, must be a name")
         if self.attn_types is not None and not isinstance(self.attn_types, list | tuple):
             raise ConfigError(f"ModelConfig: attn_types = {self.attn_types!r}, must be a list, one for each layer")
+        for ours, name in (("d_in", "d_vocab"), ("d_out", "d_vocab_out")):
+            length = getattr(self, ours)
+            if length is not None and getattr(self, name) not in (None, length):
+                raise ConfigError(
+                    f"ModelConfig: {name} = {getattr(self, name)} with {ours} = {length}: vectors have no vocabulary, "
+                    f"leave {name} out"
+                )
+            if length is not None:
+                put(name, length)
+        if self.d_vocab is None:
+            raise ConfigError("ModelConfig: d_vocab = None: give d_vocab for tokens, or d_in for input vectors")
         if self.d_vocab_out is None:
+            if self.d_in is not None:
+                raise ConfigError(
+                    f"ModelConfig: d_in = {self.d_in} without an output: give d_out for vectors, d_vocab_out for logits"
+                )
             put("d_vocab_out", self.d_vocab)
+        if self.tie_word_embeddings and (self.d_in is not None or self.d_out is not None):
+            raise ConfigError(
+                f"ModelConfig: tied embeddings with d_in = {self.d_in}, d_out = {self.d_out}: vectors have matrices of "
+                "their own"
+            )
         if self.tie_word_embeddings and self.d_vocab_out != self.d_vocab:
             raise ConfigError(
                 f"ModelConfig: d_vocab_out = {self.d_vocab_out} with tied embeddings must be d_vocab = {self.d_vocab}"

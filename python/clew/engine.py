@@ -56,6 +56,7 @@ def core_config(config: ModelConfig, dtype: np.dtype[Any]) -> dict[str, Any]:
         "n_ctx": config.n_ctx,
         "d_vocab": config.d_vocab,
         "d_vocab_out": config.d_vocab_out,
+        "vector_input": config.d_in is not None,
         "pos_offset": config.pos_offset,
         "n_rot": config.rotary_dim if rotary else 0,
         "linear_n": config.linear_attn_n or 0,
@@ -136,3 +137,27 @@ def place_weights(weights: Mapping[str, Array], config: ModelConfig, dtype: np.d
 def _same_memory(a: Array, b: Array) -> bool:
     """Are the two the same view?"""
     return a.__array_interface__["data"][0] == b.__array_interface__["data"][0] and a.strides == b.strides
+
+
+def trainable_order(name: str, n_dims: int) -> tuple[int, ...]:
+    """Classic axes of a weight that is trained, from the slowest to the fastest in memory; its own inverse."""
+    heads = name.rsplit(".", 1)[-1] in ("W_Q", "W_K", "W_V")
+    return (1, 0, 2) if heads else tuple(range(n_dims))
+
+
+def trainable_weights(weights: Mapping[str, Array], dtype: np.dtype[Any]) -> dict[str, Array]:
+    """Writable copies in the layouts that the core multiplies in one product: nothing else holds a value of them.
+
+    W_Q, W_K and W_V lie as [d, heads, e] and are seen as [heads, d, e], everything else as its classic shape says. An
+    unembedding that is the embedding's memory stays so.
+    """
+    out: dict[str, Array] = {}
+    for name, array in weights.items():
+        if name == "unembed.W_U" and _same_memory(array, weights["embed.W_E"].T):
+            out[name] = out["embed.W_E"].T
+            continue
+        order = trainable_order(name, array.ndim)
+        copy = _core.empty(tuple(array.shape[axis] for axis in order), dtype.name)
+        copy[...] = array.transpose(order)
+        out[name] = copy.transpose(order)
+    return out

@@ -35,3 +35,15 @@ class TokenError(Error, ValueError):
 
 class ConfigError(Error, ValueError):
     """Settings that contradict each other or the model; the message names them."""
+
+
+class TrainingError(Error, ArithmeticError):
+    """Training came to a loss or a gradient that is NaN or infinite; the message names the step.
+
+    The model's weights and the optimiser are those before that step.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+        """The step that could not be done; the first is 1."""

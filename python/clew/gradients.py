@@ -121,7 +121,7 @@ class WeightGradients:
         dtype = np.int32 if ids else self.model.dtype
         inputs = np.asarray(tokens)
         embedded = None
-        if inputs.dtype.kind == "f":
+        if self.model.config.d_in is not None:
             inputs, embedded = None, np.ascontiguousarray(inputs, self.model.dtype)  # type: ignore[assignment]
         else:
             inputs = np.ascontiguousarray(inputs, np.int32)
@@ -168,7 +168,11 @@ class Gradients(Run):
 
     def __repr__(self) -> str:
         head = f"Gradients of {self.total:.6g} by"
-        return head + super().__repr__().removeprefix("Run of") + (f"\n  {len(self.weights)} weights" if self.weights else "")
+        return (
+            head
+            + super().__repr__().removeprefix("Run of")
+            + (f"\n  {len(self.weights)} weights" if self.weights else "")
+        )
 
 
 def _targets(batch: Batch) -> tuple[Array, Array]:
@@ -216,7 +220,7 @@ def gradients(
         objective=_CROSS_ENTROPY if by_loss else _CALL,
     )
     targets = _targets(batch)[0] if by_loss else None
-    outputs, loss, grads = plan.run(batch.tokens, batch.embeddings, [*calls, shown], None, targets, None)
+    outputs, loss, grads = plan.run(batch.tokens, batch.floats, [*calls, shown], None, targets, None)
     found = [(i - len(SITES), layers, array) for i, layers, array in outputs]
     out = Gradients(found, model.sites(), batch.lengths, batch.padded_tokens())
     out.value = np.array([loss]) if by_loss else value[0]
@@ -260,5 +264,5 @@ def _split(model: Model, wrt: Any) -> tuple[list[tuple[Any, int]], list[str]]:
                 sites.append(item)
     found = model.sites().resolve(sites) if sites else []
     if not found and not weights:
-        raise SiteError("wrt is empty: name sites, weights or \"embeddings\" to differentiate by")
+        raise SiteError('wrt is empty: name sites, weights or "embeddings" to differentiate by')
     return found, list(dict.fromkeys(weights))

@@ -28,6 +28,13 @@ class Batch:
     """[Σ lengths]"""
     embeddings: Array | None = None
     """[Σ lengths, d_model]"""
+    vectors: Array | None = None
+    """[Σ lengths, d_in]: what a model without tokens reads"""
+
+    @property
+    def floats(self) -> Array | None:
+        """Embeddings or vectors, whichever the batch holds."""
+        return self.vectors if self.embeddings is None else self.embeddings
 
     def padded_tokens(self) -> NDArray[np.int32] | None:
         """Ids [batch, pos], -1 behind a sequence's end."""
@@ -118,24 +125,41 @@ def embedding_batch(embeddings: Any, d_model: int, dtype: np.dtype[Any]) -> Batc
 
     Raises ShapeError naming both shapes.
     """
-    listed = isinstance(embeddings, Sequence) and len(embeddings) > 0
-    if listed and all(as_array(e, "embeddings").ndim == 2 for e in embeddings):
-        rows = [np.asarray(e) for e in embeddings]
+    lengths, packed = _packed_rows(embeddings, "embeddings", d_model, dtype)
+    return Batch(lengths, None, packed)
+
+
+def vector_batch(vectors: Any, d_in: int, dtype: np.dtype[Any]) -> Batch:
+    """Input vectors [batch, pos, d_in], [pos, d_in] or a ragged list of [pos, d_in] as one packed batch.
+
+    Raises ShapeError naming both shapes.
+    """
+    if isinstance(vectors, (str, bytes)):
+        raise ShapeError(f"this model reads vectors of {d_in} values, not text")
+    lengths, packed = _packed_rows(vectors, "input vectors", d_in, dtype)
+    return Batch(lengths, vectors=packed)
+
+
+def _packed_rows(values: Any, what: str, width: int, dtype: np.dtype[Any]) -> tuple[NDArray[np.int32], Array]:
+    """Lengths [batch] and the rows [Σ lengths, width] one after the other."""
+    listed = isinstance(values, Sequence) and len(values) > 0
+    if listed and all(as_array(e, what).ndim == 2 for e in values):
+        rows = [np.asarray(e) for e in values]
     else:
-        array = as_array(embeddings, "embeddings")
+        array = as_array(values, what)
         if array.ndim not in (2, 3):
-            raise ShapeError(f"embeddings {list(array.shape)}: expected [batch, pos, {d_model}] or [pos, {d_model}]")
+            raise ShapeError(f"{what} {list(array.shape)}: expected [batch, pos, {width}] or [pos, {width}]")
         _check_count(math.prod(array.shape[:-1]))
         rows = list(array if array.ndim == 3 else array[None])
     for i, row in enumerate(rows):
-        if row.shape[1] != d_model:
-            raise ShapeError(f"embeddings of prompt {i} have shape {list(row.shape)}, expected [pos, {d_model}]")
+        if row.shape[1] != width:
+            raise ShapeError(f"{what} of prompt {i} have shape {list(row.shape)}, expected [pos, {width}]")
         if row.dtype.kind not in "fiu":
-            raise ShapeError(f"embeddings must be real numbers, not {row.dtype}")
+            raise ShapeError(f"{what} must be real numbers, not {row.dtype}")
         if row.shape[0] == 0:
             raise TokenError(f"prompt {i} is empty")
     if not rows:
         raise TokenError("empty batch: there is no prompt to run")
     _check_count(sum(map(len, rows)))
     lengths = np.array([len(r) for r in rows], np.int32)
-    return Batch(lengths, None, np.ascontiguousarray(np.concatenate(rows), dtype))
+    return lengths, np.ascontiguousarray(np.concatenate(rows), dtype)

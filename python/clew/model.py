@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from . import _core
 from .config import ModelConfig
 from .edit import Edit, as_edits, resolve
-from .engine import WEIGHTS, core_config, place_weights, weight_names
+from .engine import WEIGHTS, core_config, place_weights, trainable_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, SiteError, TokenError
 from .factored import FactoredMatrix
-from .inputs import MOST_TOKENS, Batch, as_array, embedding_batch, token_batch
+from .inputs import MOST_TOKENS, Batch, as_array, embedding_batch, token_batch, vector_batch
 from .run import Run
 from .sites import LOGITS, SITES, SiteTable, capture_list
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .sweep import Axis, Sweep
     from .loaders.checkpoint import Checkpoint
     from .tokenizer import Tokenizer
+    from .train.adamw import AdamW
 
 Array = NDArray[Any]
 Capture = str | Iterable[str | tuple[str, int]] | None
@@ -138,7 +139,8 @@ class Plan:
 class Model:
     """A transformer whose every internal quantity can be seen.
 
-    Made by :func:`clew.load` or :meth:`Model.from_config`; immutable. Two threads may run one model at once.
+    Made by :func:`clew.load` or :meth:`Model.from_config`; immutable, unless it is trained (:class:`clew.AdamW`). Two
+    threads may run one model at once, but not while a step of training changes it.
 
     Attributes
     ----------
@@ -182,6 +184,7 @@ class Model:
             core_config(self.config, self.dtype), [(*known[name], array) for name, array in placed.items()]
         )
         self._table = SiteTable(self.config.n_layers, self._core.has_site)
+        self._values: dict[str, Array] | None = None  # the weights, writable, once the model is trained
 
     @classmethod
     def from_config(cls, config: ModelConfig, seed: int = 0, dtype: str | np.dtype[Any] | type = "float32") -> Model:
@@ -799,6 +802,8 @@ class Model:
             raise TokenError("nothing to run: give tokens or embeddings")
         if start_at_layer is not None:
             raise ShapeError("start_at_layer: give the residual stream that enters the block as embeddings=")
+        if self.config.d_in is not None:
+            return vector_batch(tokens, self.config.d_in, self.dtype)
         return token_batch(tokens, self.config.d_vocab, self._encode)
 
     def run(
@@ -818,7 +823,8 @@ class Model:
         Parameters
         ----------
         tokens
-            A text, a list of texts, ids [pos] or [batch, pos], or a ragged list of lists (padded on the right).
+            A text, a list of texts, ids [pos] or [batch, pos], or a ragged list of lists (padded on the right). A model
+            that reads vectors takes [batch, pos, d_in], [pos, d_in] or a ragged list of [pos, d_in] instead.
         capture
             Sites: exact names, globs, short names (every layer), `"z.3"` or `("z", 3)`.
         embeddings
@@ -860,7 +866,7 @@ class Model:
             from_embeddings,
             as_edits(edits),
         )
-        outputs = plan.run(batch.tokens, batch.embeddings, calls)
+        outputs = plan.run(batch.tokens, batch.floats, calls)
         return Run(outputs, self._table, batch.lengths, batch.padded_tokens(), self, positions)
 
     def loss(self, tokens: Any, reduce: Literal["none", "mean"] = "none", edits: Edit | Iterable[Edit] = ()) -> Any:
@@ -871,6 +877,11 @@ class Model:
         """
         if reduce not in ("none", "mean"):
             raise ConfigError(f"reduce = {reduce!r}: 'none' or 'mean'")
+        if self.config.d_in is not None or self.config.d_out is not None:
+            raise ConfigError(
+                f"loss: a model with d_in = {self.config.d_in}, d_out = {self.config.d_out} predicts no next token; "
+                "clew.train.evaluate takes targets"
+            )
         batch = self._batch(tokens, None, None)
         count = int((batch.lengths - 1).sum())
         if count == 0:
@@ -882,6 +893,70 @@ class Model:
             plan, calls = self._plan(batch.lengths, None, None, None, None, _LOSS, False, as_edits(edits))
             ((_, _, losses),) = plan.run(batch.tokens, None, calls)
         return float(losses.sum(dtype=np.float64)) / count if reduce == "mean" else losses
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def _make_trainable(self) -> dict[str, Array]:
+        """The weights as writable arrays in memory of their own, which every later run reads in place."""
+        if self._values is None:
+            values = trainable_weights(self.weights, self.dtype)
+            known = weight_names(self.config.n_layers)
+            core = _core.Model(
+                core_config(self.config, self.dtype), [(*known[name], array) for name, array in values.items()]
+            )
+            assert core.n_packed == 0  # a copy would not follow the weights
+            self._core, self.weights = core, Weights(values)
+            self._values = values
+        return self._values
+
+    def train_step(
+        self,
+        tokens: Any,
+        targets: Any = None,
+        loss_mask: Any = None,
+        *,
+        optimizer: AdamW,
+        accumulate: bool = False,
+    ) -> float:
+        """One step of training on a batch; the mean loss over its targets, before the step.
+
+        Cross-entropy in nats, or for a model with `d_out` the squared error, mean over the values of a target.
+
+        Parameters
+        ----------
+        tokens
+            As `run` takes them; [batch, pos, d_in] where the model reads vectors.
+        targets
+            What each position should give: ids in the shape of tokens, or [batch, pos, d_out]. None: the next token;
+            the last position of each sequence then has no target.
+        loss_mask
+            [batch, pos] bool or weights ≥ 0: how much the target of each position counts. What lies behind the end of a
+            shorter sequence is not read.
+        optimizer
+            The :class:`clew.AdamW` of this model.
+        accumulate
+            Only add the gradients up. The next call without it steps along the mean over all targets since the last
+            step: several micro-batches equal one large batch.
+
+        Raises
+        ------
+        TrainingError
+            The loss or the gradient is NaN or infinite. Weights and optimiser are as they were.
+        ShapeError, TokenError, ConfigError
+            Targets or mask that do not fit (both shapes), no target at all, another model's optimiser.
+
+        Example
+        -------
+        >>> import clew
+        >>> model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=10))
+        >>> optimizer = clew.AdamW(model, lr=1e-2)
+        >>> losses = [model.train_step([[1, 2, 3, 4], [4, 3, 2, 1]], optimizer=optimizer) for _ in range(20)]
+        >>> losses[-1] < losses[0] / 2
+        True
+        """
+        from .train.step import train_step
+
+        return train_step(self, tokens, targets, loss_mask, optimizer, accumulate)
 
     # ---- looks ----------------------------------------------------------------------------------------------------
 
@@ -899,7 +974,8 @@ class Model:
             ("d_mlp", "none" if c.attn_only else f"{c.d_mlp}, {c.act_fn}{', gated' if c.gated_mlp else ''}"),
             ("norm", str(c.normalization_type)),
             ("positions", f"{c.positional_embedding_type}, n_ctx {c.n_ctx}"),
-            ("vocabulary", str(c.d_vocab)),
+            ("input", f"vectors of {c.d_in}") if c.d_in is not None else ("vocabulary", str(c.d_vocab)),
+            *([("output", f"vectors of {c.d_out}")] if c.d_out is not None else []),
             ("dtype", str(self.dtype)),
         ]
 

@@ -35,6 +35,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
+    from .train.curve import Curve
+
 Array = NDArray[Any]
 
 # Okabe and Ito's colours, with a marker each
@@ -330,6 +332,34 @@ def lens_table(
     return figure
 
 
+def loss_curve(curve: Curve, *, smooth: int | None = None, ax: Axes | None = None, title: str = "Training") -> Figure:
+    """Loss over steps: each step's as a thin line, its running mean over `smooth` steps, and the held-out loss.
+
+    smooth: None is a fiftieth of the steps. Raises ShapeError for a curve without steps, or smooth < 1.
+    """
+    losses = curve.losses
+    if losses.size == 0:
+        raise ShapeError("loss_curve: the curve holds no step")
+    width = max(1, len(losses) // 50) if smooth is None else smooth
+    if width < 1:
+        raise ShapeError(f"loss_curve: smooth = {smooth}, must be at least 1")
+    figure, axes = _axes(ax, 6.4, 3.6)
+    steps = np.array([row[0] for row in curve.rows])
+    axes.plot(steps, losses, color="#000000", alpha=0.25, linewidth=0.7, label="batch")
+    if 1 < width <= len(losses):
+        total = np.cumsum(np.concatenate([[0.0], losses]))
+        mean = (total[width:] - total[:-width]) / width
+        axes.plot(steps[width - 1 :], mean, color=_SERIES[0][0], linewidth=1.5, label=f"mean of {width} steps")
+    if curve.held_out:
+        held = np.array(curve.held_out)
+        axes.plot(held[:, 0], held[:, 1], color=_SERIES[2][0], marker=_SERIES[2][1], markersize=4, label="held out")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title(title)
+    axes.legend(frameon=False)
+    return figure
+
+
 def sweep(
     result: Sweep,
     *,
@@ -400,4 +430,4 @@ def _ticks(axis: Axis, texts: Sequence[str], upright: bool) -> None:
     axis.set_tick_params(length=0)
 
 
-__all__ = ["attention", "label", "lens_table", "residual_norms", "sweep", "token_labels"]
+__all__ = ["attention", "label", "lens_table", "loss_curve", "residual_norms", "sweep", "token_labels"]

@@ -139,8 +139,9 @@ def twin(
 ) -> dict[str, Array]:
     """Every site of a run over equally long sequences, by full name; a site that the model lacks is not a key.
 
-    tokens [batch, pos] or [pos]; embeddings [batch, pos, d_model] replace `hook_embed`, or with `start_at_layer` the
-    residual stream entering that block. `stop_after_layer` is the last block computed: no final norm, no logits.
+    tokens [batch, pos] or [pos], or vectors [batch, pos, d_in]; embeddings [batch, pos, d_model] replace `hook_embed`,
+    or with `start_at_layer` the residual stream entering that block. `stop_after_layer` is the last block computed: no
+    final norm, no logits.
     """
     w = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
     sites: dict[str, Array] = {}
@@ -149,6 +150,8 @@ def twin(
     else:
         if embeddings is not None:
             embed = np.array(embeddings, dtype=np.float64)
+        elif config.d_in is not None:
+            embed = np.einsum("bpi,id->bpd", np.asarray(tokens, dtype=np.float64), w["embed.W_E"])
         else:
             embed = w["embed.W_E"][np.atleast_2d(np.asarray(tokens))] * config.embed_scale
         sites["hook_embed"] = embed

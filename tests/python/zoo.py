@@ -176,6 +176,34 @@ def zoo() -> dict[str, ModelConfig]:
     }  # fmt: skip
 
 
+def vector_zoo() -> dict[str, ModelConfig]:
+    """Models that read or write vectors instead of tokens and logits, by name."""
+    small: dict[str, Any] = dict(n_layers=2, n_ctx=24, d_model=20, n_heads=4)
+    return {
+        "vectors": ModelConfig(**small, d_in=5, d_out=3),
+        "vectors_rotary": ModelConfig(**small, **_rms(), d_head=6, d_in=7, d_out=1, d_mlp=13),
+        "vectors_no_positions": ModelConfig(
+            **small, d_in=1, d_out=20, positional_embedding_type="none", attn_only=True
+        ),
+        "vectors_offset": ModelConfig(**small, d_in=6, d_out=2, pos_offset=2, embed_scale=3.0, unembed_bias=True),
+        "vectors_linear": ModelConfig(
+            n_layers=2, d_model=11, n_heads=1, n_ctx=24, d_in=11, d_out=11, attention_kind="linear", attn_only=True,
+            attention_dir="bidirectional", exclude_self=True, normalization_type=None, final_norm=False,
+            positional_embedding_type="none", use_attn_scale=False, qkv_bias=False, attn_out_bias=False,
+        ),
+        "vectors_to_logits": ModelConfig(**small, d_in=4, d_vocab_out=9),
+        "tokens_to_vectors": ModelConfig(**small, d_vocab=9, d_out=4, output_logits_soft_cap=2.0),
+        "vectors_no_layers": ModelConfig(n_layers=0, d_model=6, n_heads=1, n_ctx=24, d_in=3, d_out=2),
+    }  # fmt: skip
+
+
+def random_inputs(config: ModelConfig, seed: int, batch: int = 2, pos: int = 12) -> NDArray[Any]:
+    """Token ids [batch, pos], or vectors [batch, pos, d_in] where the model reads these."""
+    if config.d_in is None:
+        return random_tokens(config, seed, batch, pos)
+    return np.random.default_rng(seed).standard_normal((batch, pos, config.d_in))
+
+
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Classic shape of every weight that the configuration's flags ask for."""
     c, d, h, g, e, f = (

@@ -1,0 +1,208 @@
+"""Checkpoints of training: one safetensors file each, which takes its place whole or not at all.
+
+A file holds the weights and the optimiser's moments as they lie in memory ("weights/…", "m/…", "v/…"), the loss curve,
+and in its header, under "clew", what the rest of the state is: configuration, steps done, seeds, order of the data. It
+is written beside its place, forced to the disk and renamed: a full disk or a killed process leaves the others as they
+were.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import ModelConfig
+from ..engine import trainable_order
+from ..errors import LoadError
+from ..loaders.safetensors import SafetensorsFile, write_file
+from .curve import Curve
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from .adamw import AdamW
+
+Array = NDArray[Any]
+VERSION = 1
+_NAME = re.compile(r"step-(\d{9,})\.safetensors")
+_TEMPORARY = re.compile(r"\.(?:step-\d{9,}|best)\.safetensors\.(\d+)\.tmp")
+
+
+@dataclass
+class Saved:
+    """A checkpoint's contents; arrays are views of the mapped file."""
+
+    path: Path
+    state: dict[str, Any]
+    """What the header says: "steps", "config", "dtype", "settings", …"""
+    arrays: dict[str, Array]
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return int(self.state["steps"])
+
+    @property
+    def curve(self) -> Curve:
+        """Losses so far."""
+        return Curve.from_arrays(self.arrays)
+
+
+def path_of(directory: Path, steps: int) -> Path:
+    """Where the checkpoint of so many steps lies."""
+    return directory / f"step-{steps:09d}.safetensors"
+
+
+def found(directory: Path) -> list[tuple[int, Path]]:
+    """(steps, path) of the checkpoints in a directory, the newest first."""
+    matches = [(match, path) for path in directory.glob("step-*.safetensors") if (match := _NAME.fullmatch(path.name))]
+    return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
+
+
+def write(path: Path, optimizer: AdamW, curve: Curve, settings: Mapping[str, Any]) -> None:
+    """A checkpoint of the model and its optimiser as they are now.
+
+    Raises OSError, naming the file; whatever was there is then as it was.
+    """
+    model = optimizer.model
+    weights = optimizer.state()
+    state = {
+        "version": VERSION,
+        "steps": optimizer.steps,
+        "config": model.config.to_dict(),
+        "dtype": str(model.dtype),
+        "tied": "unembed.W_U" not in optimizer.names,
+        "settings": dict(settings),
+    }
+    try:
+        write_file(path, {**weights, **curve.arrays()}, {"format": "clew training", "clew": json.dumps(state)})
+        sync_directory(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, f"checkpoint of step {optimizer.steps}: {error.strerror}", str(path)) from error
+
+
+def as_json(value: Any) -> Any:
+    """A value as it comes back from a file."""
+    return json.loads(json.dumps(value))
+
+
+def sync_directory(directory: Path) -> None:
+    """Forces names in a directory to the disk, where the system can."""
+    with suppress(OSError):
+        number = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def read(path: str | os.PathLike[str]) -> Saved:
+    """A checkpoint, checked. Raises LoadError naming the file and what is wrong with it."""
+    file = SafetensorsFile(path)
+    try:
+        state = json.loads(file.metadata["clew"])
+        if state["version"] != VERSION:
+            raise LoadError(f"{path}: a checkpoint of version {state['version']!r}; supported: {VERSION}")
+        complete = type(state["steps"]) is int and all(isinstance(state[key], dict) for key in ("config", "settings"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoadError(f"{path}: no checkpoint of training: {error!r}") from None
+    if not complete or not {"curve/steps", "curve/held_out"} <= set(file.tensors):
+        raise LoadError(f"{path}: no checkpoint of training: its state is not complete")
+    return Saved(Path(path), state, {name: file.raw(name) for name in file.tensors})
+
+
+def newest(directory: Path, notes: list[str]) -> Saved | None:
+    """The newest checkpoint that can be read; why others could not goes into the notes."""
+    for _, path in found(directory):
+        try:
+            return read(path)
+        except LoadError as error:
+            notes.append(str(error))
+    return None
+
+
+def clean(directory: Path) -> None:
+    """Removes what processes left that ended while they wrote."""
+    for path in directory.iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _is_alive(int(match[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # this process writes nothing now
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return True
+
+
+def copy(source: Path, target: Path) -> None:
+    """A second name for a checkpoint, replacing what was there at once: a link, or a copy where there are none."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with suppress(OSError):
+        temporary.unlink()
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_directory(target.parent)
+
+
+def thin(directory: Path, keep: int) -> None:
+    """Removes all but the newest checkpoints; "best" is another name and stays."""
+    for _, path in found(directory)[keep:]:
+        with suppress(OSError):
+            path.unlink()
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """The model that a checkpoint of training holds, or the newest in a directory.
+
+    Raises LoadError naming the file.
+    """
+    from ..loaders.checkpoint import Checkpoint
+    from ..loaders.keys import build
+    from ..model import Model
+
+    place = Path(path)
+    if place.is_dir():
+        notes: list[str] = []
+        saved = newest(place, notes)
+        if saved is None:
+            raise LoadError(f"{place}: no checkpoint of training{''.join('; ' + note for note in notes)}")
+    else:
+        saved = read(place)
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.state["config"].items()}
+    if unknown := set(fields) - set(ModelConfig.__dataclass_fields__):
+        raise LoadError(f"{saved.path}: config: unknown fields {', '.join(sorted(unknown))}")
+    config = build(str(saved.path), fields)
+    weights: dict[str, Array] = {}
+    for name, array in saved.arrays.items():
+        if name.startswith("weights/"):
+            own = name.removeprefix("weights/")
+            weights[own] = array.transpose(trainable_order(own, array.ndim))
+    if saved.state["tied"] and "embed.W_E" in weights:
+        weights["unembed.W_U"] = weights["embed.W_E"].T
+    return Model(Checkpoint(config, weights, np.dtype(saved.state["dtype"])))

@@ -1,0 +1,329 @@
+"""The loop around steps: batches in a seeded order, schedule, held-out data, checkpoints, what it shows."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ConfigError, TrainingError
+from . import checkpoint
+from .adamw import AdamW, Decay
+from .curve import Curve
+from .data import Source, as_held_out, as_source, check_seed
+from .progress import Progress
+from .schedule import Schedule
+from .step import Examples, Packed, batched, evaluate, gradients_for, loss_and_gradients, pack
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ConfigError(f"Trainer: {name} = {value!r}, must be a whole number, at least {least}")
+    return int(value)
+
+
+class Trainer:
+    """Trains a model for a number of steps; stopped anywhere and resumed, it gives the same bits as without the stop.
+
+    Everything random comes of `seed` and the step's number, sums are cut by shape and never by the number of threads.
+
+    Parameters
+    ----------
+    model
+        What is trained; its weights change in place.
+    data
+        A text or a stream of ids (windows of `context` tokens, drawn at random), sequences (each once in an epoch),
+        (tokens, targets) or (tokens, targets, loss_mask), a function `f(rng, size)` that makes a batch, or a source of
+        :mod:`clew.train.data`.
+    steps, batch
+        Steps in all; sequences of each.
+    lr
+        Learning rate, or a :class:`Schedule` (`clew.train.cosine(…)`).
+    betas, eps, weight_decay, clip, decay
+        As :class:`clew.AdamW` takes them.
+    context
+        Length of windows; None: n_ctx.
+    micro_batch
+        Sequences of one forward and backward pass; gradients are added up over a batch. None: the whole batch, or what
+        `memory` allows.
+    memory
+        Bytes that activations may take: the batch is halved until they do.
+    held_out, eval_every, eval_batch
+        Data whose loss is measured before the first step, every so many steps and at the end; a stream is cut into
+        windows of `context`. Sequences run at a time.
+    directory, checkpoint_every, keep
+        Where checkpoints go, how often, and how many of the newest stay. With `held_out`, "best.safetensors" is the one
+        of the least loss. There is a checkpoint at the end and after Ctrl-C too. `curve.jsonl` holds the loss curve.
+    resume
+        Go on from the newest checkpoint in the directory. False: a directory with checkpoints is refused.
+    seed
+        Of the order of the data.
+    progress
+        A bar where tqdm is installed, else lines; "lines"; False: nothing is printed.
+    callback
+        Called with this trainer after each step.
+
+    Raises
+    ------
+    ConfigError
+        Settings out of range, or a checkpoint of a run with other settings (names both values).
+    TrainingError
+        From :meth:`run`: a loss or a gradient that is NaN or infinite. Names the step and the last checkpoint; the
+        model holds the weights from before that step.
+
+    Example
+    -------
+    >>> import clew, numpy as np
+    >>> model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=16, n_heads=2, n_ctx=16, d_vocab=8))
+    >>> trainer = clew.train.Trainer(model, np.arange(200) % 8, steps=20, batch=2, lr=1e-2, progress=False)
+    >>> trainer.run(until=10).rows[-1][0], trainer.run().rows[-1][0]
+    (10, 20)
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        data: Any,
+        steps: int,
+        batch: int,
+        *,
+        lr: float | Schedule = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        clip: float | None = 1.0,
+        decay: Decay = None,
+        context: int | None = None,
+        micro_batch: int | None = None,
+        memory: int | None = None,
+        held_out: Any = None,
+        eval_every: int = 100,
+        eval_batch: int = 16,
+        directory: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 1000,
+        keep: int = 2,
+        resume: bool = True,
+        seed: int = 0,
+        progress: bool | str = True,
+        callback: Callable[[Trainer], object] | None = None,
+    ) -> None:
+        self.model = model
+        self.steps = _whole("steps", steps, 0)
+        self.batch = _whole("batch", batch, 1)
+        self.micro_batch = None if micro_batch is None else _whole("micro_batch", micro_batch, 1)
+        self.memory = None if memory is None else _whole("memory", memory, 1)
+        self.eval_every, self.eval_batch = _whole("eval_every", eval_every, 1), _whole("eval_batch", eval_batch, 1)
+        self.checkpoint_every, self.keep = _whole("checkpoint_every", checkpoint_every, 1), _whole("keep", keep, 1)
+        if context is not None:
+            context = _whole("context", context, 1)
+        if progress not in (True, False, "lines"):
+            raise ConfigError(f'Trainer: progress = {progress!r}: True, False or "lines"')
+        self.schedule = lr if isinstance(lr, Schedule) else Schedule("constant", lr)
+        self.source: Source = as_source(data, model, context, check_seed(seed))
+        self.held_out = None if held_out is None else batched(model, as_held_out(held_out, model, context))
+        self.optimizer = AdamW(model, self.schedule(0), betas, eps, weight_decay, clip, decay)
+        self.curve = Curve()
+        """Losses so far."""
+        self.notes: list[str] = []
+        """What was found when training was resumed: checkpoints that could not be read."""
+        self.callback = callback
+        self._progress = progress
+        self._tokens = 0  # of the last step
+        self.directory = None if directory is None else Path(directory)
+        if self.directory is not None:
+            self._open(self.directory, resume)
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to be the same run."""
+        opt = self.optimizer
+        return {
+            "data": self.source.identity(),
+            "batch": self.batch,
+            "betas": list(opt.betas),
+            "eps": opt.eps,
+            "weight_decay": opt.weight_decay,
+            "clip": opt.clip,
+            "decays": opt.decays,
+        }
+
+    def _open(self, directory: Path, resume: bool) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        checkpoint.clean(directory)
+        saved = checkpoint.newest(directory, self.notes)
+        if saved is None:
+            if checkpoint.found(directory):
+                raise ConfigError(f"Trainer: no checkpoint of {directory} can be read: {'; '.join(self.notes)}")
+            return
+        if not resume:
+            raise ConfigError(f"Trainer: {directory} holds checkpoints ({saved.path.name}), and resume is False")
+        mine = {"config": self.model.config.to_dict(), "dtype": str(self.model.dtype), **self._settings()}
+        theirs = {"config": saved.state["config"], "dtype": saved.state["dtype"], **saved.state["settings"]}
+        for key, value in mine.items():
+            other = theirs.get(key)
+            if isinstance(value, dict) and isinstance(other, dict):
+                pairs = [(f"{key}.{name}", value.get(name), other.get(name)) for name in {**value, **other}]
+            else:
+                pairs = [(key, value, other)]
+            for name, ours, found in pairs:
+                if checkpoint.as_json(ours) != found:
+                    raise ConfigError(f"Trainer: {saved.path} was made with {name} = {found!r}, this run has {ours!r}")
+        self.optimizer.load_state(saved.arrays, saved.steps)
+        self.curve = saved.curve
+
+    def save(self) -> Path | None:
+        """Writes a checkpoint of the state as it is; its path. None without a directory. Raises OSError."""
+        if self.directory is None:
+            return None
+        self.curve.cut(self.optimizer.steps)
+        path = checkpoint.path_of(self.directory, self.optimizer.steps)
+        checkpoint.write(path, self.optimizer, self.curve, self._settings())
+        best = self.curve.best
+        if best is not None and best[0] == self.optimizer.steps:
+            checkpoint.copy(path, self.directory / "best.safetensors")
+        self.curve.save(self.directory / "curve.jsonl")
+        checkpoint.thin(self.directory, self.keep)
+        return path
+
+    # ---- memory ---------------------------------------------------------------------------------------------------
+
+    def _activation_bytes(self, packed: Packed) -> int:
+        return int(gradients_for(self.optimizer, packed.lengths).scratch_bytes)
+
+    def plan(self) -> str:
+        """Chooses the size of micro-batches; a line about the memory that training takes.
+
+        Raises ConfigError where `memory` does not suffice for one sequence, naming the bytes.
+        """
+        examples = self._examples(self.optimizer.steps)
+        size = min(self.micro_batch or self.batch, len(examples))
+        while True:
+            packed = pack(self.model, examples.part(0, size))
+            needed = self._activation_bytes(packed)
+            if self.memory is None or needed <= self.memory:
+                break
+            if size == 1:
+                raise ConfigError(f"Trainer: memory = {self.memory}: activations of one sequence take {needed} bytes")
+            size = (size + 1) // 2
+        self.micro_batch = size
+        weights = sum(value.nbytes for value in self.optimizer.state().values()) // 3
+        sums = weights if size < len(examples) else 0
+        parts = [
+            ("weights", weights),
+            ("gradients", weights + sums),
+            ("moments", 2 * weights),
+            (f"activations of {size} × {int(packed.lengths.max())}", needed),
+        ]
+        text = ", ".join(f"{what} {n / 1e6:.3g} MB" for what, n in parts)
+        return f"{self.model.n_params:,} parameters: {text}; {sum(n for _, n in parts) / 1e6:.3g} MB in all"
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
+
+    def _examples(self, step: int) -> Examples:
+        examples = self.source.batch(step, self.batch)
+        if not isinstance(examples, Examples) or len(examples) == 0:
+            raise ConfigError(f"Trainer: the data gave {examples!r} for step {step + 1}, expected clew.train.Examples")
+        return examples
+
+    def step(self) -> float:
+        """One step; the mean loss of its batch. Raises TrainingError as :meth:`run`."""
+        if self.micro_batch is None:
+            self.plan()
+        assert self.micro_batch is not None
+        opt = self.optimizer
+        number = opt.steps
+        opt.discard()
+        opt.lr = self.schedule(number)
+        examples = self._examples(number)
+        sizes = range(0, len(examples), self.micro_batch)
+        loss = total = 0.0
+        tokens = 0
+        gradients = None
+        for start in sizes:
+            packed = pack(self.model, examples.part(start, start + self.micro_batch))
+            part, gradients = loss_and_gradients(opt, packed)
+            loss, total, tokens = loss + part * packed.total, total + packed.total, tokens + int(packed.lengths.sum())
+            if len(sizes) > 1:
+                opt.accumulate(gradients, packed.total)
+        arrays, norm, scale = opt.prepare(gradients if len(sizes) == 1 else None)
+        # before the step: an interrupt between the two leaves a row too many, which is cut, never one too few
+        self.curve.cut(number)
+        self.curve.rows.append((number + 1, loss / total, opt.lr, norm))
+        opt.apply(arrays, norm, scale)
+        self._tokens = tokens
+        return loss / total
+
+    def _evaluate(self) -> float | None:
+        """Held-out loss of the model as it is, once for each step."""
+        if self.held_out is None or (self.curve.held_out and self.curve.held_out[-1][0] == self.optimizer.steps):
+            return None
+        loss, _ = evaluate(self.model, self.held_out, self.eval_batch)
+        if not math.isfinite(loss):
+            step = self.optimizer.steps
+            raise TrainingError(f"step {step}: the held-out loss is {loss}", step)
+        self.curve.held_out.append((self.optimizer.steps, loss))
+        return loss
+
+    def run(self, until: int | None = None) -> Curve:
+        """Trains until so many steps are done (None: all); the loss curve so far.
+
+        Raises TrainingError, and OSError when a checkpoint cannot be written: the older ones are whole then.
+        """
+        end = self.steps if until is None else min(_whole("until", until, 0), self.steps)
+        self.curve.cut(self.optimizer.steps)
+        plan = self.plan() if self.optimizer.steps < end or self.micro_batch is None else None
+        show = Progress(self._progress, self.optimizer.steps, self.steps)
+        saved = self.optimizer.steps if self.directory is not None and checkpoint.found(self.directory) else -1
+        try:
+            for note in self.notes:
+                show.line(note)
+            self.notes.clear()
+            if plan is not None:
+                show.line(plan)
+            if self.optimizer.steps == 0 and (loss := self._evaluate()) is not None:
+                show.line(f"step 0: held-out loss {loss:.4f}")
+            while self.optimizer.steps < end:
+                began = time.perf_counter()
+                self.step()
+                number, loss, rate, norm = self.curve.rows[-1]
+                show.step(number, loss, rate, norm, time.perf_counter() - began, self._tokens)
+                if self.held_out is not None and (number % self.eval_every == 0 or number == self.steps):
+                    held = self._evaluate()
+                    show.line(f"step {number}: held-out loss {held:.4f}" if held is not None else "")
+                if self.callback is not None:
+                    self.callback(self)
+                best = self.curve.best is not None and self.curve.best[0] == number and number > 0
+                if number % self.checkpoint_every == 0 or number == end or best:
+                    self.save()
+                    saved = number
+        except TrainingError as error:
+            kept = checkpoint.found(self.directory) if self.directory is not None else []
+            where = f"; last good checkpoint: {kept[0][1]}" if kept else ""
+            raise TrainingError(f"{error}{where}", error.step) from None
+        except KeyboardInterrupt:
+            if self.optimizer.steps != saved:
+                self.save()
+            raise
+        finally:
+            show.close()
+        return self.curve
+
+
+def fit(model: Model, data: Any, steps: int, batch: int, **settings: Any) -> Curve:
+    """Trains a model in place and gives the loss curve; the settings are those of :class:`Trainer`.
+
+    >>> import clew
+    >>> model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=5))
+    >>> len(fit(model, [0, 1, 2, 3, 4] * 9, steps=3, batch=2, progress=False).losses)
+    3
+    """
+    return Trainer(model, data, steps, batch, **settings).run()
