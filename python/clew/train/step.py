@@ -174,7 +174,7 @@ def gradients_for(optimizer: AdamW, lengths: NDArray[np.int32]) -> WeightGradien
     plans: OrderedDict[bytes, WeightGradients] = optimizer.__dict__.setdefault("_plans", OrderedDict())
     key = lengths.tobytes()
     if key not in plans:
-        plans[key] = WeightGradients(optimizer.model, lengths, loss=loss_of(optimizer.model))
+        plans[key] = WeightGradients(optimizer.model, lengths, loss=loss_of(optimizer.model))  # type: ignore[arg-type]
         while len(plans) > _KEPT:
             plans.popitem(last=False)
     plans.move_to_end(key)
