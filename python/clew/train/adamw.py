@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from ..engine import trainable_order
 from ..errors import ConfigError, ShapeError, TrainingError
 
 if TYPE_CHECKING:
+    from ..gradients import WeightGradients
     from ..model import Model
 
 Array = NDArray[Any]
@@ -123,6 +125,7 @@ class AdamW:
         self._m = [_zeros(value) for value in self._values]
         self._v = [_zeros(value) for value in self._values]
         self._steps = np.zeros(1, np.int64)
+        self._plans: OrderedDict[bytes, WeightGradients] = OrderedDict()  # by lengths of sequences: see step.py
         # gradients added up over micro-batches; they count while _sums_of is the current step
         self._sums: list[Array] | None = None
         self._sums_of = -1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -171,8 +170,7 @@ def gradients_for(optimizer: AdamW, lengths: NDArray[np.int32]) -> WeightGradien
     """The compiled forward and backward pass of batches of such lengths."""
     from ..gradients import WeightGradients
 
-    plans: OrderedDict[bytes, WeightGradients] = optimizer.__dict__.setdefault("_plans", OrderedDict())
-    key = lengths.tobytes()
+    plans, key = optimizer._plans, lengths.tobytes()
     if key not in plans:
         plans[key] = WeightGradients(optimizer.model, lengths, loss=loss_of(optimizer.model))
         while len(plans) > _KEPT:
