@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 VERSION = 1
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
-_TEMPORARY = re.compile(r"\.(?:step-\d{9,}|best)\.safetensors\.(\d+)\.tmp")
+_TEMPORARY = re.compile(r"\.(?:step-\d{9,}\.safetensors|best\.safetensors|curve\.jsonl)\.(\d+)\.tmp")
 
 
 @dataclass
