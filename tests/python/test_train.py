@@ -276,8 +276,9 @@ def test_targets_and_masks_that_do_not_fit() -> None:
     refused(clew.TokenError, f"token {tokens[0, 0] + 40} at position 0 of prompt 0", tokens + 40)
     refused(clew.ConfigError, "optimizer = None", tokens, optimizer=None)
     refused(clew.ConfigError, "another model", tokens, optimizer=start("gpt2")[1])
-    vectors, optimizer = start("vectors")
-    model = vectors
+    with model.edited(clew.edit.zero("blocks.0.attn.hook_z")):
+        refused(clew.ConfigError, r"inside model.edited\(\)", tokens)
+    model, optimizer = start("vectors")
     x = np.zeros((2, 5, 5))
     refused(clew.ConfigError, "no targets: with d_in = 5, d_out = 3", x)
     refused(clew.ShapeError, r"targets have shape \[2, 5\], expected \[2, 5, 3\]", x, np.zeros((2, 5)))

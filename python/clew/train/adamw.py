@@ -89,7 +89,10 @@ class AdamW:
     >>> model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=10))
     >>> optimizer = clew.AdamW(model, lr=1e-2)
     >>> optimizer
-    AdamW: step 0, lr 0.01, betas (0.9, 0.999), eps 1e-08, weight_decay 0.01, clip None; 15 of 16 … # doctest: +SKIP
+    AdamW: step 0, lr 0.01, betas (0.9, 0.999), eps 1e-08, weight_decay 0.01, clip None; 9 of 21 weights decay
+    >>> loss = model.train_step([1, 2, 3], optimizer=optimizer)
+    >>> optimizer.steps
+    1
     """
 
     def __init__(

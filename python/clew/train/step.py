@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class Packed:
         return float(self.weights.sum())
 
 
-def loss_of(model: Model) -> str:
+def loss_of(model: Model) -> Literal["mse", "cross_entropy"]:
     """What training makes small: "mse" for a model that writes vectors, else "cross_entropy"."""
     return "mse" if model.config.d_out is not None else "cross_entropy"
 
@@ -199,6 +199,8 @@ def train_step(
         raise ConfigError(f"train_step: optimizer = {optimizer!r}, expected a clew.AdamW of this model")
     if optimizer.model is not model:
         raise ConfigError("train_step: the optimizer was made for another model")
+    if model._active_edits():
+        raise ConfigError("train_step inside model.edited(): the gradient would be that of the model without its edits")
     packed = pack(model, Examples(tokens, targets, loss_mask))
     try:
         loss, gradients = loss_and_gradients(optimizer, packed)

@@ -1,10 +1,10 @@
 """Trains the bundled model "prose": python train.py DATA [--work DIR] [--output DIR].
 
 Needs clew, tokenizers and safetensors. DATA holds tinyshakespeare/input.txt, wikitext-2/valid.txt (never test.txt:
-evaluations use it) and hellaswag/hellaswag_val_full.txt.bz2 (contexts only). Everything is fixed: seed, order, split (the
-last twentieth of each text is held out), schedule. Interrupt it and start it again with the same --work: it goes on where
-it was, to the same bits. Writes config.json, model.safetensors (float16), tokenizer.json and training.json into --output:
-losses in nats a token, and at some steps what became of the heads.
+evaluations use it) and hellaswag/hellaswag_val_full.txt.bz2 (contexts only). Everything is fixed: seed, order, split
+(the last twentieth of each text is held out), schedule. Interrupt it and start it again with the same --work: it goes
+on where it was, to the same bits. Writes config.json, model.safetensors (float16), tokenizer.json and training.json
+into --output: losses in nats a token, and at some steps what became of the heads.
 """
 
 from __future__ import annotations
