@@ -4,6 +4,7 @@
 
 #include "binding.h"
 #include "product.h"
+#include "sample.h"
 
 /* ---- Errors --------------------------------------------------------------------------------------------------- */
 
@@ -161,6 +162,53 @@ static int operand(ptrdiff_t strides[3], npy_intp shape[3], PyObject *object, co
   return 0;
 }
 
+/* sample(logits [rows, 1, vocab], streams, steps: int64 [rows], temperature, top_k, top_p, seed) -> ids, log_probs */
+static PyObject *core_sample(PyObject *module, PyObject *args) {
+  PyObject *logits, *streams, *steps;
+  Py_ssize_t top_k;
+  unsigned long long seed;
+  clew_sampling how;
+  if (!PyArg_ParseTuple(args, "OOOdndK", &logits, &streams, &steps, &how.temperature, &top_k, &how.top_p, &seed)) {
+    return NULL;
+  }
+  PyArrayObject *x = (PyArrayObject *)logits;
+  const int typenum = PyArray_Check(logits) ? PyArray_TYPE(x) : NPY_NOTYPE;
+  if ((typenum != NPY_FLOAT32 && typenum != NPY_FLOAT64) || !PyArray_ISCARRAY_RO(x) || PyArray_NDIM(x) < 2 ||
+      top_k < 0) {
+    PyErr_SetString(PyExc_ValueError, "sample: logits must be contiguous, [rows, ..., vocab]");
+    return NULL;
+  }
+  npy_intp rows = PyArray_DIM(x, 0);
+  for (int i = 0; i < 2; i++) {
+    PyArrayObject *a = (PyArrayObject *)(i == 0 ? streams : steps);
+    if (!PyArray_Check((PyObject *)a) || PyArray_TYPE(a) != NPY_INT64 || !PyArray_ISCARRAY_RO(a) ||
+        PyArray_SIZE(a) != rows) {
+      return PyErr_Format(PyExc_ValueError, "sample: streams and steps must be contiguous int64 [%zd]", rows);
+    }
+  }
+  how.top_k = (size_t)top_k, how.seed = seed;
+  PyObject *ids = PyArray_SimpleNew(1, &rows, NPY_INT32), *log_probs = PyArray_SimpleNew(1, &rows, NPY_FLOAT64);
+  if (ids == NULL || log_probs == NULL) {
+    Py_XDECREF(ids);
+    Py_XDECREF(log_probs);
+    return NULL;
+  }
+  clew_error err;
+  clew_status status;
+  const size_t n = rows ? (size_t)(PyArray_SIZE(x) / rows) : 1;
+  Py_BEGIN_ALLOW_THREADS;
+  status = clew_sample(PyArray_DATA((PyArrayObject *)ids), PyArray_DATA((PyArrayObject *)log_probs), PyArray_DATA(x),
+                       typenum == NPY_FLOAT32 ? CLEW_FLOAT32 : CLEW_FLOAT64, (size_t)rows, n, &how,
+                       PyArray_DATA((PyArrayObject *)streams), PyArray_DATA((PyArrayObject *)steps), &err);
+  Py_END_ALLOW_THREADS;
+  if (status != CLEW_OK) {
+    Py_DECREF(ids);
+    Py_DECREF(log_probs);
+    return clew_raise(state_of_module(module), &err);
+  }
+  return Py_BuildValue("NN", ids, log_probs);
+}
+
 /* product(out, a, b): out [(batch,) m, n] = a [(batch,) m, k] @ b [(batch,) k, n] */
 static PyObject *core_product(PyObject *module, PyObject *args) {
   (void)module;
@@ -267,6 +315,9 @@ static PyMethodDef core_methods[] = {
     {"first_bad", core_first_bad, METH_O, "first_bad(array)\n--\n\nFlat index of the first NaN or infinity, or -1."},
     {"product", core_product, METH_VARARGS,
      "product(out, a, b)\n--\n\nout = a @ b through the engine's own GEMM; all in slab memory."},
+    {"sample", core_sample, METH_VARARGS,
+     "sample(logits, streams, steps, temperature, top_k, top_p, seed)\n--\n\nA token for each row, and its "
+     "log-probability."},
     {"adamw", clew_py_adamw, METH_VARARGS,
      "adamw(parameters, gradients, m, v, decay, step, rate, beta1, beta2, eps, weight_decay, scale)\n--\n\n"
      "One step of AdamW in place; step [1] is counted up."},

@@ -481,8 +481,8 @@ static clew_status copy_edit(clew_plan *plan, const clew_edit *from, const clew_
                ? status
                : copy_indices(&e->neurons, from->neurons, from->n_neurons, width, "index of the last axis", name, err);
   status = status != CLEW_OK ? status
-                             : copy_indices(&e->positions, from->positions, n_batch * from->n_positions,
-                                            (size_t)plan->most_keys, "position", name, err);
+                             : copy_indices(&e->positions, from->positions, n_batch * from->n_positions, INT32_MAX,
+                                            "position", name, err); /* those that are not computed are passed over */
   return status;
 }
 

@@ -85,7 +85,7 @@ static clew_status check_input(const clew_plan *plan, const clew_input *input, c
     return clew_fail(err, CLEW_ERROR_TOKEN, "a loss needs tokens: they are its targets");
   }
   bool past = plan->append;
-  for (int32_t i = 0; i < plan->n_seq && (plan->past != NULL || plan->append); i++) {
+  for (int32_t i = 0; i < plan->n_seq && plan->model->config.n_layers > 0 && (plan->past || plan->append); i++) {
     const int32_t seq = plan->past_seq != NULL ? plan->past_seq[i] : i;
     const size_t most = (size_t)clew_past(plan, (size_t)i) + (plan->append ? (size_t)clew_length(plan, (size_t)i) : 0);
     past = past || most > 0;

@@ -15,6 +15,7 @@ from .errors import (
 
 # isort: split
 from . import train
+from .attribution import direct_logit_attribution
 from .config import ModelConfig
 from .factored import FactoredMatrix
 from .info import __version__, bundled, show_config
@@ -44,6 +45,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "bundled",
+    "direct_logit_attribution",
     "edit",
     "get_num_threads",
     "load",

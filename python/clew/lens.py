@@ -1,8 +1,12 @@
-"""The logit lens: what the residual stream after each layer would predict, were it the last.
+"""The logit lens: what the residual stream after each layer would predict, were it the last; and the tuned lens.
+
+The tuned lens (Belrose et al. 2023, arXiv:2303.08112) first moves the stream of each layer to where the last layer's
+would be, by an affine map learnt for that layer.
 
 >>> import clew
->>> from clew.lens import logit_lens
->>> lens = logit_lens(clew.load("stories260K"), [1, 403, 407, 261, 378])
+>>> from clew.lens import TunedLens, logit_lens
+>>> model = clew.load("stories260K")
+>>> lens = logit_lens(model, [1, 403, 407, 261, 378])
 >>> lens.ranks.shape, lens.top_tokens.shape
 ((5, 1, 5), (5, 1, 5, 5))
 """
@@ -10,13 +14,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ConfigError, ShapeError, SiteError
+from . import norm
+from .errors import ConfigError, LoadError, ShapeError, SiteError
+from .loaders.safetensors import FLOATS, SafetensorsFile, write_file
 from .model import Model
 from .run import Run
 
@@ -43,14 +51,7 @@ def unembed(model: Model, resid: ArrayLike) -> Array:
         raise ShapeError(f"residuals of shape {list(x.shape)}: the last axis must be d_model = {config.d_model}")
     if x.dtype.kind not in "fiu":
         raise ShapeError(f"residuals must be real numbers, not {x.dtype}")
-    normed = x.astype(np.float64)
-    if config.final_norm and config.normalization_type is not None:
-        if not config.rms:
-            normed -= normed.mean(-1, keepdims=True)
-        normed /= np.sqrt(np.square(normed).mean(-1, keepdims=True) + config.eps)
-        for name, combine in (("ln_final.w", np.multiply), ("ln_final.b", np.add)):
-            if name in model.weights:
-                combine(normed, model.weights[name], out=normed)
+    normed = norm.normalise(model, x)
     logits = np.asarray(normed.astype(model.dtype) @ model.weights["unembed.W_U"])
     if "unembed.b_U" in model.weights:
         logits += model.weights["unembed.b_U"]
@@ -238,6 +239,18 @@ def logit_lens(
     >>> lens.layers, lens.logits.shape
     ((0, 4), (2, 1, 5, 512))
     """
+    return _look(model, run_or_tokens, layers, targets, top_k, None)
+
+
+def _look(
+    model: Model,
+    run_or_tokens: Any,
+    layers: Sequence[int] | None,
+    targets: ArrayLike | None,
+    top_k: int,
+    translate: Callable[[Array, int], Array] | None,
+) -> LogitLens:
+    """The logit lens; with `translate` (residuals, layer) of what that gives."""
     n, v = model.config.n_layers, model.config.d_vocab_out
     if top_k < 1:
         raise ConfigError(f"top_k = {top_k}: at least 1")
@@ -264,6 +277,8 @@ def logit_lens(
         )
     if wanted != captured:
         stack = stack[[captured.index(i) for i in wanted]]
+    if translate is not None:
+        stack = np.stack([translate(resid, layer) for resid, layer in zip(stack, wanted, strict=True)])
     batch, pos = stack.shape[1:3]
     whole = int(run.lengths.max()) == pos
     real = np.arange(pos) < run.lengths[:, None] if whole else np.ones((batch, pos), bool)
@@ -284,4 +299,315 @@ def logit_lens(
     return LogitLens(model, stack, wanted, real, run.tokens if whole else None, following, min(top_k, v))
 
 
-__all__ = ["LogitLens", "logit_lens", "unembed"]
+# ---- The tuned lens -------------------------------------------------------------------------------------------------
+
+
+class TunedLens:
+    """Affine maps, one for each layer, from the residual stream after it to the stream that the unembedding reads.
+
+    Made by :meth:`fit` or :meth:`load`. The last layer's map is the identity.
+
+    Example
+    -------
+    >>> import clew
+    >>> model = clew.load("stories260K")
+    >>> prompts = np.random.default_rng(0).integers(3, 512, (8, 64))
+    >>> tuned = TunedLens.fit(model, [prompts[:4], prompts[4:]])
+    >>> run = model.run(prompts[0, :5], capture="resid_post")
+    >>> tuned.logits(run, 2).shape, tuned.lens(run).top_tokens.shape
+    ((1, 5, 512), (5, 1, 5, 5))
+    """
+
+    def __init__(self, model: Model, weight: ArrayLike, bias: ArrayLike, losses: ArrayLike = ()) -> None:
+        n, d = model.config.n_layers, model.config.d_model
+        self.model = model
+        self.weight: Array = np.array(weight, model.dtype)
+        """x @ weight + bias is the translated stream: [n_layers, d_model, d_model], in the model's dtype."""
+        self.bias: Array = np.array(bias, model.dtype)
+        """[n_layers, d_model]"""
+        if self.weight.shape != (n, d, d) or self.bias.shape != (n, d):
+            raise ShapeError(
+                f"TunedLens: weight {list(self.weight.shape)} and bias {list(self.bias.shape)}; "
+                f"the model needs {[n, d, d]} and {[n, d]}"
+            )
+        self.losses: Array = np.array(losses, np.float64).reshape(-1, n)
+        """Mean divergence of each batch by layer before its step [step, n_layers], nats; empty without steps."""
+
+    @classmethod
+    def fit(
+        cls,
+        model: Model,
+        batches: Iterable[Any],
+        method: Literal["ridge", "kl"] = "ridge",
+        *,
+        ridge: float = 1e-2,
+        steps: int = 250,
+        lr: float = 0.5,
+    ) -> TunedLens:
+        """Learns the maps from what the model computes on some text; deterministic.
+
+        Parameters
+        ----------
+        batches
+            An iterable of whatever `model.run` takes, one run each. "ridge" goes through it once and keeps nothing;
+            "kl" needs it again and keeps the prompts.
+        method
+            "ridge": ridge regression of the last layer's stream on each layer's, exact, from normal equations summed
+            in float64; a position counts by 1 / (scale of the final norm)², which is what the norm makes of errors.
+            "kl": from there on, Adam on the mean Kullback-Leibler divergence from the model's own predictions to the
+            lens's, the tuned lens's objective, a batch a step.
+        ridge
+            Pull towards the identity, relative to the mean variance of the stream's directions.
+        steps, lr
+            Of "kl": number of steps, and the most that the first of them can change a stream, relative to its root mean
+            square: Adam's rate is lr / d_model, and falls linearly to 0.
+
+        A translator of d_model² numbers wants many times d_model positions of text like that which it will read.
+
+        Raises
+        ------
+        ConfigError
+            No batches, another method, or numbers out of range.
+        TokenError, ShapeError
+            A batch that `model.run` does not take.
+        """
+        if method not in ("ridge", "kl"):
+            raise ConfigError(f'method = {method!r}: "ridge" or "kl"')
+        if not (math.isfinite(ridge) and ridge >= 0):
+            raise ConfigError(f"ridge = {ridge}: a number, at least 0")
+        if steps < 0 or not (math.isfinite(lr) and lr > 0):
+            raise ConfigError(f"steps = {steps}, lr = {lr}: steps at least 0, lr above 0")
+        if isinstance(batches, str):
+            raise ConfigError("batches: a list of prompts, not one text")
+        if not model.config.n_layers:
+            raise SiteError("TunedLens: the model has no layers")
+        if method == "kl" and not isinstance(batches, Sequence | np.ndarray):
+            batches = list(batches)
+        weight, bias, mean_square = _ridge(model, batches, ridge)
+        if method == "ridge":
+            return cls(model, weight, bias)
+        losses = _descend(model, batches, weight, bias, steps, lr / model.config.d_model, np.sqrt(mean_square))
+        return cls(model, weight, bias, losses)
+
+    def translate(self, resid: ArrayLike, layer: int) -> Array:
+        """The stream after `layer` [..., d_model] as it would be after the last; the last layer's is as it was.
+
+        Raises SiteError for a layer that is not there, ShapeError when the last axis is not d_model.
+        """
+        layer = self.model.sites().layer(layer, f"layer {layer}")
+        x = np.asarray(resid)
+        if x.ndim < 1 or x.shape[-1] != self.model.config.d_model:
+            raise ShapeError(
+                f"residuals of shape {list(x.shape)}: the last axis must be d_model = {self.model.config.d_model}"
+            )
+        if layer == self.model.config.n_layers - 1:
+            return x
+        return np.asarray(x @ self.weight[layer] + self.bias[layer])
+
+    def logits(self, run_or_resid: Run | ArrayLike, layer: int) -> Array:
+        """Logits [..., d_vocab] that the stream after `layer` stands for.
+
+        Takes a run that captured `resid_post` there, or residuals [..., d_model]; errors as :meth:`translate`.
+        """
+        resid = run_or_resid["resid_post", layer] if isinstance(run_or_resid, Run) else run_or_resid
+        return unembed(self.model, self.translate(resid, layer))
+
+    def lens(
+        self,
+        run_or_tokens: Any,
+        layers: Sequence[int] | None = None,
+        *,
+        targets: ArrayLike | None = None,
+        top_k: int = 5,
+    ) -> LogitLens:
+        """What :func:`logit_lens` gives, of the translated stream: statistics, table, and figures in `clew.plot`."""
+        return _look(self.model, run_or_tokens, layers, targets, top_k, self.translate)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the maps to a safetensors file; :meth:`load` gives the same bits. Raises OSError."""
+        config = self.model.config
+        about = {"format": "clew tuned lens", "model_name": config.model_name}
+        write_file(path, {"weight": self.weight, "bias": self.bias}, about)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: Model) -> TunedLens:
+        """Reads what :meth:`save` wrote, for the model that it was made for.
+
+        Raises LoadError for another file, or maps that do not fit the model (both shapes).
+        """
+        file = SafetensorsFile(path)
+        if file.metadata.get("format") != "clew tuned lens" or set(file.tensors) != {"weight", "bias"}:
+            raise LoadError(f"{path}: no tuned lens")
+        n, d = model.config.n_layers, model.config.d_model
+        for name, want in (("weight", (n, d, d)), ("bias", (n, d))):
+            info = file.tensors[name]
+            if info.shape != want or info.dtype not in ("F32", "F64"):
+                raise LoadError(f"{path}: {name}: {info.dtype} {list(info.shape)}, the model needs {list(want)}")
+        return cls(model, *(file.raw(name).astype(FLOATS[file.tensors[name].dtype]) for name in ("weight", "bias")))
+
+    def __repr__(self) -> str:
+        n, d = self.bias.shape
+        return f"TunedLens of {n} layers, d_model {d}, for {self.model.config.model_name}"
+
+
+def _streams(model: Model, batches: Iterable[Any]) -> Iterator[Array]:
+    """The stream after every layer at the real positions of each batch [n_layers, rows, d_model]."""
+    empty = True
+    for batch in batches:
+        run = model.run(batch, capture="resid_post", logits=None)
+        stack = run.stack("resid_post")
+        yield stack[:, np.arange(stack.shape[2]) < run.lengths[:, None]]
+        empty = False
+    if empty:
+        raise ConfigError("batches is empty: there is no text to learn from")
+
+
+def _ridge(model: Model, batches: Iterable[Any], ridge: float) -> tuple[Array, Array, Array]:
+    """Weights, biases and mean squares of each layer's stream [n_layers]; float64.
+
+    With the last layer's stream y, minimises Σ w ‖x A + b − y‖² + λ ‖A − I‖² for each layer's x: the centred
+    covariances give A − I = (Sxx + λ)⁻¹ (Sxy − Sxx).
+    """
+    n, d = model.config.n_layers, model.config.d_model
+    total, shift = 0.0, np.zeros((n, 1, d))
+    sums, square, cross = np.zeros((n, d)), np.zeros((n, d, d)), np.zeros((n, d, d))
+    for i, stream in enumerate(_streams(model, batches)):
+        if i == 0:  # variances are taken around the first batch's means, so that no large sums cancel
+            shift = stream.mean(1, keepdims=True, dtype=np.float64)
+        last = norm.centre(model.config, stream[-1])
+        weights = 1 / norm.scale(model.config, last) ** 2 if norm.is_there(model.config, "ln_final") else 1.0
+        root = np.sqrt(np.broadcast_to(weights, (stream.shape[1], 1)))
+        end = (stream[-1] - shift[-1]) * root
+        total += float((root**2).sum())
+        for layer in range(n):
+            x = (stream[layer] - shift[layer]) * root
+            sums[layer] += (root * x).sum(0)
+            square[layer] += x.T @ x
+            cross[layer] += x.T @ end
+    mean = sums / total
+    spread = square / total - mean[:, :, None] * mean[:, None, :]
+    toward = cross / total - mean[:, :, None] * mean[-1][None, None, :]
+    size = np.trace(spread, axis1=1, axis2=2) / d
+    mean = mean + shift[:, 0]
+    weight = np.broadcast_to(np.eye(d), (n, d, d)).copy()
+    bias = np.zeros((n, d))
+    for layer in range(n - 1):
+        # a direction that never varies takes no part: the least-norm solution leaves it as it is
+        pull = ridge * size[layer] * np.eye(d)
+        weight[layer] += np.linalg.lstsq(spread[layer] + pull, toward[layer] - spread[layer], rcond=None)[0]
+        bias[layer] = mean[-1] - mean[layer] @ weight[layer]
+    return weight, bias, size + np.square(mean).mean(1)
+
+
+def _divergence(
+    model: Model, log_p: Array, x: Array, weight: Array | None, bias: Array | None
+) -> tuple[Array, Array, Array]:
+    """Divergence [rows] from log-probabilities [rows, d_vocab] to the lens on x [rows, d_model], and its gradients.
+
+    Gradients of the sum over rows by the weight [d_model, d_model] and the bias [d_model]; float64. Without a weight
+    (the logit lens) they are empty.
+    """
+    config, kind = model.config, model.dtype
+    y = x.astype(np.float64) if weight is None else x @ weight + bias
+    there = norm.is_there(config, "ln_final")
+    if there:
+        y = norm.centre(config, y)
+        scale = norm.scale(config, y)
+        normalized = y / scale
+        w, b = norm.weight(model, "ln_final"), norm.bias(model, "ln_final")
+        y = normalized if w is None else normalized * w
+        y = y if b is None else y + b
+    W_U = model.weights["unembed.W_U"]
+    logits = y.astype(kind) @ W_U + model.b_U
+    cap = config.output_logits_soft_cap
+    if cap:
+        slope = np.tanh(logits / kind.type(cap))
+        logits = slope * kind.type(cap)
+    log_q = _log_softmax(logits)
+    p = np.exp(log_p)
+    loss = (p * (log_p - log_q)).sum(-1, dtype=np.float64)
+    if weight is None:
+        return loss, np.zeros(0), np.zeros(0)
+    back = np.exp(log_q) - p
+    if cap:
+        back *= 1 - slope * slope
+    grad = (back @ W_U.T).astype(np.float64)
+    if there:
+        grad = grad if w is None else grad * w
+        grad = grad - normalized * (grad * normalized).mean(-1, keepdims=True)
+        grad = norm.centre(config, grad / scale)
+    return loss, x.T.astype(np.float64) @ grad, grad.sum(0)
+
+
+def _blocked(
+    model: Model, stream: Array, weight: Array | None, bias: Array | None
+) -> tuple[Array, list[tuple[Array, Array]]]:
+    """Mean divergence of each layer [n_layers], and the gradients of the layers before the last; bounded memory."""
+    n, rows, d = stream.shape
+    step = max(1, _BLOCK // _d_vocab(model))
+    loss = np.zeros(n)
+    grads = [(np.zeros((d, d)), np.zeros(d)) for _ in range(n - 1 if weight is not None else 0)]
+    for start in range(0, rows, step):
+        part = stream[:, start : start + step]
+        log_p = _log_softmax(unembed(model, part[-1]))
+        for layer in range(n - 1):
+            own = (None, None) if weight is None or bias is None else (weight[layer], bias[layer])
+            values, by_weight, by_bias = _divergence(model, log_p, part[layer], *own)
+            loss[layer] += values.sum()
+            if grads:
+                grads[layer][0][...] += by_weight
+                grads[layer][1][...] += by_bias
+    return loss / rows, [(by_weight / rows, by_bias / rows) for by_weight, by_bias in grads]
+
+
+def _descend(
+    model: Model, batches: Iterable[Any], weight: Array, bias: Array, steps: int, rate: float, sizes: Array
+) -> Array:
+    """Adam on the divergence, in place on weight and bias [n_layers, ...]; losses [step, n_layers]."""
+    beta, beta2, tiny = 0.9, 0.999, 1e-12
+    moments = [[np.zeros_like(a[0]) for a in (weight, weight, bias, bias)] for _ in range(len(weight) - 1)]
+    losses = np.zeros((steps, len(weight)))
+    step = 0
+    while step < steps:
+        for stream in _streams(model, batches):
+            if step == steps:
+                break
+            losses[step], grads = _blocked(model, stream, weight, bias)
+            step += 1
+            fall = 1 - (step - 1) / steps
+            for layer, (by_weight, by_bias) in enumerate(grads):
+                m = moments[layer]
+                for first, second, grad, value, size in (
+                    (m[0], m[1], by_weight, weight[layer], 1.0),
+                    (m[2], m[3], by_bias, bias[layer], sizes[layer]),
+                ):
+                    first += (1 - beta) * (grad - first)
+                    second += (1 - beta2) * (grad * grad - second)
+                    root = np.sqrt(second / (1 - beta2**step)) + tiny
+                    value -= fall * rate * size * (first / (1 - beta**step)) / root
+    return losses
+
+
+def kl_divergence(model: Model, batches: Iterable[Any], tuned: TunedLens | None = None) -> Array:
+    """Mean Kullback-Leibler divergence from the model's predictions to those of a lens, nats, float64 [n_layers].
+
+    Of the tuned lens, or without one of the logit lens; over all positions of all batches (whatever `model.run` takes).
+    0 after the last layer. Raises ConfigError without batches.
+
+    >>> import clew
+    >>> model = clew.load("stories260K")
+    >>> kl_divergence(model, [[1, 403, 407, 261, 378]]).shape
+    (5,)
+    """
+    if tuned is not None and tuned.model is not model:
+        raise ConfigError("kl_divergence: the tuned lens was made for another model")
+    total, rows = np.zeros(model.config.n_layers), 0
+    for stream in _streams(model, batches):
+        if tuned is not None:
+            stream = np.stack([tuned.translate(x, layer) for layer, x in enumerate(stream)])
+        total += _blocked(model, stream, None, None)[0] * stream.shape[1]
+        rows += stream.shape[1]
+    return np.asarray(total / rows)
+
+
+__all__ = ["LogitLens", "TunedLens", "kl_divergence", "logit_lens", "unembed"]

@@ -18,13 +18,14 @@ from . import _core
 from .config import ModelConfig
 from .edit import Edit, as_edits, resolve
 from .engine import WEIGHTS, core_config, place_weights, trainable_weights, weight_names
-from .errors import ConfigError, Error, ShapeError, TokenError
+from .errors import ConfigError, Error, ShapeError, SiteError, TokenError
 from .factored import FactoredMatrix
 from .inputs import MOST_TOKENS, Batch, as_array, embedding_batch, token_batch, vector_batch
 from .run import Run
 from .sites import LOGITS, SITES, SiteTable, capture_list
 
 if TYPE_CHECKING:
+    from .generate import Generation, Step
     from .gradients import Gradients
     from .metrics import Metric
     from .paths import Receiver
@@ -210,6 +211,59 @@ class Model:
 
         save(self, path)
 
+    def folded(
+        self,
+        fold_ln: bool = True,
+        center_writing: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+    ) -> Model:
+        """A second model with the same predictions and weights that are easier to read.
+
+        Computed in float64 and rounded once; weights that do not change are shared with this model, which stays as it
+        is. Every option works on every architecture: what would change predictions is left out, and `notes` says so.
+
+        Parameters
+        ----------
+        fold_ln
+            The norms' weights and biases move into the matrices that read them (W_Q, W_K, W_V, W_in, W_gate, W_U) and
+            their biases, which appear where none were; norms become LNPre or RMSPre. Norms behind the branches
+            (sandwich blocks) and query/key norms stay; beside the former, the norms before become ones.
+        center_writing
+            Takes the mean over d_model out of W_E, W_pos, W_O, b_O, W_out and b_out. LayerNorm models only: an RMS
+            norm, an unembedding without a norm or a norm behind a branch sees it, so there nothing is centred.
+        center_unembed
+            Takes the mean over the vocabulary out of W_U and b_U: logits change by a constant at each position,
+            probabilities do not. Not where logits are soft-capped.
+        fold_value_biases
+            b_V moves through W_O into b_O. Not in linear attention, whose weights do not sum to 1.
+
+        Example
+        -------
+        >>> import clew
+        >>> model = clew.load("shakespeare")
+        >>> folded = model.folded()
+        >>> folded.config.normalization_type, bool(abs(folded.W_U.mean(-1)).max() < 1e-7)
+        ('LNPre', True)
+        >>> float(abs(folded.loss([5, 6, 7, 8]) - model.loss([5, 6, 7, 8])).max()) < 1e-4
+        True
+        """
+        from .fold import fold_checkpoint
+        from .loaders.checkpoint import Checkpoint
+
+        whole = Checkpoint(
+            self.config, dict(self.weights), self.dtype, self._make_tokenizer, list(self.notes), self.tokenizer_files
+        )
+        return Model(
+            fold_checkpoint(
+                whole,
+                fold_ln=fold_ln,
+                center_writing=center_writing,
+                center_unembed=center_unembed,
+                fold_value_biases=fold_value_biases,
+            )
+        )
+
     def __copy__(self) -> Model:
         return self
 
@@ -293,6 +347,69 @@ class Model:
             neurons=neurons,
             keep_batch=keep_batch,
         )
+
+    def generate(
+        self,
+        tokens: Any,
+        max_new_tokens: int = 20,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: int | str | Sequence[int | str] | None = None,
+        capture: Capture = (),
+        edits: Edit | Iterable[Edit] = (),
+    ) -> Generation:
+        """Continues prompts with a key-value cache, each until it stops by itself.
+
+        Parameters
+        ----------
+        tokens
+            Prompts as for `run`, ragged ones too.
+        max_new_tokens
+            Of each sequence.
+        temperature, top_k, top_p
+            0: the likeliest token. Else random by softmax(logits / temperature), among the `top_k` likeliest, then
+            among the likeliest that together hold a share `top_p`.
+        seed
+            The same seed gives a sequence the same text, whatever else is in the batch; None draws one.
+        stop
+            Token ids and texts that end a sequence.
+        capture
+            Sites over prompt and new tokens, the last one included: `generation["resid_post", 3]`.
+        edits
+            Hold for the new tokens too. Positions count from the text's beginning, negative ones from the prompt's end;
+            a function (`edit.call`) is shown the new rows only.
+
+        Returns a :class:`clew.generate.Generation`. Raises TokenError (too long for learned positions),
+        UnsupportedModelError (attention that is not causal), ConfigError.
+
+        >>> import clew
+        >>> model = clew.load("stories260K")
+        >>> model.generate([1, 403, 407, 261], max_new_tokens=4).tokens[0].shape
+        (4,)
+        """
+        from .generate import generate, prepare, settings
+
+        how = settings(self, max_new_tokens, temperature, top_k, top_p, seed, stop)
+        return generate(self, *prepare(self, tokens, how, capture, edits))
+
+    def generate_stream(
+        self,
+        tokens: Any,
+        max_new_tokens: int = 20,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: int | str | Sequence[int | str] | None = None,
+        edits: Edit | Iterable[Edit] = (),
+    ) -> Iterator[Step]:
+        """The same, a :class:`clew.generate.Step` at a time: `for step in …: print(step.texts[0], end="")`."""
+        from .generate import prepare, settings, steps
+
+        how = settings(self, max_new_tokens, temperature, top_k, top_p, seed, stop)
+        return steps(self, *prepare(self, tokens, how, (), edits))
 
     def gradients(
         self,
@@ -439,22 +556,40 @@ class Model:
             raise ConfigError(f"head {head}: the model has heads 0 to {self.config.n_heads - 1}")
         return head % self.config.n_heads * self.config.n_key_value_heads // self.config.n_heads
 
-    def QK(self, layer: int, head: int) -> FactoredMatrix:
+    def _factors(self, left: str, right: str, layer: int | None, head: int | None, what: str) -> tuple[Array, Array]:
+        """Two attention weights [..., d, e] or [..., e, d] of a layer and query head; None: a leading axis of all."""
+        group = self.config.n_heads // self.config.n_key_value_heads
+        if head is None:
+            query: Any = slice(None)
+            key: Any = slice(None) if group == 1 else np.arange(self.config.n_heads) // group
+        else:
+            query, key = _whole(head, "head"), self._kv_head(head)
+        if layer is not None:
+            layer = self._table.layer(_whole(layer, "layer"), what)
+        elif not self.config.n_layers:
+            raise SiteError(f"{what}: the model has no layers")
+        out = []
+        for name in (left, right):
+            # a slice of one layer is a view of the file's memory, all layers are stacked
+            weight = self.weights[f"blocks.{layer}.attn.{name}"] if layer is not None else getattr(self, name)
+            out.append(weight[..., key if name in ("W_K", "W_V") else query, :, :])
+        return out[0], out[1]
+
+    def QK(self, layer: int | None = None, head: int | None = None) -> FactoredMatrix:
         """W_Q W_Kᵀ [d_model, d_model] of one head, factored: residual of the query × residual of the key.
 
+        None for the layer or the head: all of them, as leading axes [n_layers, n_heads, d_model, d_model].
         Without the scale of the scores; rotary positions and query/key norms act between the factors.
         """
-        kv = self._kv_head(head)
-        layer = self._table.layer(_whole(layer, "layer"), f"QK({layer}, {head})")
-        block = f"blocks.{layer}.attn."
-        return FactoredMatrix(self.weights[block + "W_Q"][head], self.weights[block + "W_K"][kv].T)
+        W_Q, W_K = self._factors("W_Q", "W_K", layer, head, f"QK({layer}, {head})")
+        return FactoredMatrix(W_Q, np.swapaxes(W_K, -1, -2))
 
-    def OV(self, layer: int, head: int) -> FactoredMatrix:
-        """W_V W_O [d_model, d_model] of one head, factored: what attending to a residual writes."""
-        kv = self._kv_head(head)
-        layer = self._table.layer(_whole(layer, "layer"), f"OV({layer}, {head})")
-        block = f"blocks.{layer}.attn."
-        return FactoredMatrix(self.weights[block + "W_V"][kv], self.weights[block + "W_O"][head])
+    def OV(self, layer: int | None = None, head: int | None = None) -> FactoredMatrix:
+        """W_V W_O [d_model, d_model] of one head, factored: what attending to a residual writes.
+
+        None for the layer or the head: all of them, as leading axes [n_layers, n_heads, d_model, d_model].
+        """
+        return FactoredMatrix(*self._factors("W_V", "W_O", layer, head, f"OV({layer}, {head})"))
 
     def check(self) -> list[BadValue]:
         """First NaN or infinite value of every weight that has one; an empty list is a clean bill."""
@@ -732,7 +867,7 @@ class Model:
             as_edits(edits),
         )
         outputs = plan.run(batch.tokens, batch.floats, calls)
-        return Run(outputs, self._table, batch.lengths, batch.padded_tokens())
+        return Run(outputs, self._table, batch.lengths, batch.padded_tokens(), self, positions)
 
     def loss(self, tokens: Any, reduce: Literal["none", "mean"] = "none", edits: Edit | Iterable[Edit] = ()) -> Any:
         """Next-token negative log-likelihood in nats, [batch, pos − 1]; logits are never kept.

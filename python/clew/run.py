@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from . import attribution
 from .errors import SiteError
 from .sites import LOGITS, SITES, Site, SiteTable, pair_name
+
+if TYPE_CHECKING:
+    from .model import Model
 
 Array = NDArray[Any]
 
@@ -34,11 +38,17 @@ class Run(Mapping[str, Array]):
         table: SiteTable,
         lengths: NDArray[np.int32],
         tokens: NDArray[np.int32] | None,
+        model: Model | None = None,
+        positions: ArrayLike | None = None,
     ) -> None:
         self.lengths = lengths
         """Real tokens of each sequence, int32 [batch]."""
         self.tokens = tokens
         """Token ids padded with -1, int32 [batch, pos], a copy; None for a run from embeddings."""
+        self.model = model
+        """The model that ran; None after unpickling."""
+        self.positions = None if positions is None else np.atleast_1d(np.array(positions))
+        """The positions that were captured, as they were asked for; None: all."""
         self._table = table
         self._stacks = {SITES[i]: (layers, array) for i, layers, array in outputs}
         order: list[tuple[Site, int]] = []
@@ -132,6 +142,18 @@ class Run(Mapping[str, Array]):
     def layers(self, name: str) -> tuple[int, ...]:
         """Numbers of the layers that `stack(name)` holds."""
         return self._stacked(name)[0]
+
+    # the residual stream in parts: see clew.attribution
+    accumulated_resid = attribution.accumulated_resid
+    decompose_resid = attribution.decompose_resid
+    stack_activation = attribution.stack_activation
+    stack_head_results = attribution.stack_head_results
+    stack_neuron_results = attribution.stack_neuron_results
+    apply_ln_to_stack = attribution.apply_ln_to_stack
+    logit_attrs = attribution.logit_attrs
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"model": None}  # arrays can be pickled, a model cannot
 
     def __repr__(self) -> str:
         rows = []

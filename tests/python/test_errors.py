@@ -587,8 +587,8 @@ def test_factored_matrices_need_whole_numbers(gpt2: clew.Model) -> None:
     for ask in (gpt2.QK, gpt2.OV):
         with pytest.raises(ConfigError, match=r"head = 0.5: expected a whole number"):
             ask(0, 0.5)  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match=r"layer = None: expected a whole number"):
-            ask(None, 0)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"layer = '0': expected a whole number"):
+            ask("0", 0)  # type: ignore[arg-type]
 
 
 def test_arrays_of_names_can_be_captured(gpt2: clew.Model) -> None:

@@ -1,0 +1,373 @@
+"""Generating text with a key-value cache: every new token costs one row."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .edit import CoreEdit, Edit, as_edits, resolve
+from .errors import ConfigError, TokenError, UnsupportedModelError
+from .replay import LOGITS_LAST, core_plan
+from .run import Run
+from .sites import SITES, Site
+
+if TYPE_CHECKING:
+    from .inputs import Batch
+    from .model import Capture, Model
+
+Array = NDArray[Any]
+Ints = NDArray[np.int32]
+Stop = int | str | Sequence[int | str] | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One new token of every sequence that goes on; what `generate_stream` yields."""
+
+    sequences: tuple[int, ...]
+    """Which sequences."""
+    tokens: tuple[int, ...]
+    """The new token of each."""
+    texts: tuple[str, ...]
+    """Its text, as far as it is whole characters; empty without a tokenizer."""
+    log_probs: tuple[float, ...]
+    """Its log-probability under the model's own logits, nats."""
+
+
+class Generation:
+    """What was generated.
+
+    Attributes
+    ----------
+    tokens
+        New token ids of each sequence, int32 [n]; the one that ended it included.
+    prompts
+        Token ids of each prompt.
+    text
+        New text of each sequence, without a stop string and what follows it; None without a tokenizer.
+    log_probs
+        Log-probability of each new token under the model's own logits, nats, float64 [n].
+    stopped
+        Why each sequence ended: "length", or the stop token or string.
+    run
+        A :class:`clew.Run` with the captured sites over prompt and new tokens, as one run over the whole would give
+        them; None where nothing was captured. `generation["resid_post", 3]` reads it.
+    """
+
+    def __init__(
+        self,
+        prompts: list[Array],
+        tokens: list[Array],
+        log_probs: list[Array],
+        stopped: list[str | int],
+        text: list[str] | None,
+        run: Run | None,
+        seed: int | None,
+    ) -> None:
+        self.prompts, self.tokens, self.log_probs, self.stopped = prompts, tokens, log_probs, stopped
+        self.text, self.run = text, run
+        self.seed = seed
+        """What the random numbers came from; None for greedy text."""
+
+    def __getitem__(self, key: str | tuple[str, int]) -> Array:
+        if self.run is None:
+            raise ConfigError(f"{key!r}: nothing was captured; give generate() capture=")
+        return self.run[key]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        shown = self.text if self.text is not None else [t.tolist() for t in self.tokens]
+        rows = [f"  {text!r}  ({len(t)} tokens, {why})" for text, t, why in zip(shown, self.tokens, self.stopped, strict=True)]
+        return "\n".join([f"Generation of {len(self)} sequence{'s' if len(self) != 1 else ''}", *rows])
+
+    def _repr_html_(self) -> str:
+        shown = self.text if self.text is not None else [str(t.tolist()) for t in self.tokens]
+        cells = "".join(
+            f"<tr><td style='text-align:left'><pre>{escape(text)}</pre></td><td>{len(t)}</td><td>{escape(repr(why))}</td></tr>"
+            for text, t, why in zip(shown, self.tokens, self.stopped, strict=True)
+        )
+        return f"<table><tr><th>new text</th><th>tokens</th><th>stopped by</th></tr>{cells}</table>"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked arguments of `generate`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    stop_tokens: frozenset[int]
+    stop_texts: tuple[str, ...]
+
+
+def settings(
+    model: Model, max_new_tokens: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, stop: Stop
+) -> Settings:
+    """Arguments of `generate`, or an error that names the one that is wrong."""
+    n = _whole("max_new_tokens", max_new_tokens, 1)
+    k = 0 if top_k is None else _whole("top_k", top_k, 1)
+    try:
+        heat, p = float(temperature), 1.0 if top_p is None else float(top_p)
+    except (TypeError, ValueError):
+        raise ConfigError(f"temperature = {temperature!r}, top_p = {top_p!r}: both are numbers") from None
+    if not 0 <= heat < np.inf:
+        raise ConfigError(f"temperature = {temperature}: 0 (the likeliest token) or more")
+    if not 0 < p <= 1:
+        raise ConfigError(f"top_p = {top_p}: must lie in (0, 1]")
+    if heat == 0 and (top_k is not None or top_p is not None):
+        raise ConfigError("top_k and top_p choose among random tokens: give a temperature above 0")
+    if seed is not None:
+        seed = _whole("seed", seed, 0)
+    elif heat > 0:
+        seed = secrets.randbits(63)
+    tokens: set[int] = set()
+    texts: list[str] = []
+    items: list[Any] = [] if stop is None else [stop] if isinstance(stop, (str, int, np.integer)) else list(stop)
+    for item in items:
+        if isinstance(item, str) and item:
+            if model.tokenizer is None:
+                raise TokenError(f"stop = {item!r}: a model without a tokenizer stops at token ids only")
+            texts.append(item)
+        elif isinstance(item, (int, np.integer)) and not isinstance(item, bool):
+            if not 0 <= item < model.config.d_vocab_out:
+                raise TokenError(f"stop token {item}: there are ids 0 to {model.config.d_vocab_out - 1}")
+            tokens.add(int(item))
+        else:
+            raise ConfigError(f"stop = {item!r}: token ids and texts that are not empty")
+    return Settings(n, heat, k, p, seed if heat > 0 else None, frozenset(tokens), tuple(texts))
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ConfigError(f"{name} = {value!r}: a whole number, {least} or more")
+    return int(value)
+
+
+# ---- Edits while the text grows ----------------------------------------------------------------------------------------
+
+
+def _prompt_positions(edit: Edit, lengths: Ints) -> Edit:
+    """The edit with negative positions counted from the prompts' ends."""
+    where = edit.positions
+    if where is None or isinstance(where, slice):
+        return edit
+    array = np.asarray(where)
+    if array.dtype.kind not in "iu" or not (array < 0).any():
+        return edit
+    own = lengths if edit.batch is None else lengths[np.atleast_1d(np.asarray(edit.batch))]
+    rows = np.broadcast_to(np.atleast_1d(array), (len(own), array.shape[-1] if array.ndim else 1))
+    if (rows < -own[:, None]).any():
+        raise ConfigError(f"{edit!r}: a position before the prompt's first")
+    return replace(edit, positions=np.where(rows < 0, rows + own[:, None], rows))
+
+
+def _growing(core: list[CoreEdit], total: int, n_seq: int) -> list[CoreEdit]:
+    """Edits whose values differ by position name the positions, as a step's first row is not the text's first."""
+    out = []
+    for edit in core:
+        site, layer, kind, batch, positions, heads, neurons, value, strides, call = edit
+        if positions is None and strides[1] != 0:
+            n = n_seq if batch is None else len(batch)
+            positions = np.ascontiguousarray(np.broadcast_to(np.arange(total, dtype=np.int32), (n, total)))
+        out.append((site, layer, kind, batch, positions, heads, neurons, value, strides, call))
+    return out
+
+
+# ---- The loop ------------------------------------------------------------------------------------------------------------
+
+
+class _Decoder:
+    """A batch of texts that grow: the cache, and what each step gives."""
+
+    def __init__(
+        self, model: Model, batch: Batch, how: Settings, capture: Sequence[tuple[Site, int]], edits: tuple[Edit, ...]
+    ) -> None:
+        config = model.config
+        if config.attention_dir != "causal":
+            raise UnsupportedModelError("generation needs causal attention: this model's positions see what follows")
+        if config.d_vocab_out > config.d_vocab:
+            raise UnsupportedModelError(
+                f"generation feeds tokens back: the model writes {config.d_vocab_out} and reads {config.d_vocab}"
+            )
+        assert batch.tokens is not None
+        self.model, self.how, self.capture = model, how, capture
+        self.lengths = batch.lengths
+        total = int(batch.lengths.max()) + how.max_new_tokens
+        weights = model.weights
+        if "pos_embed.W_pos" in weights:
+            learned = weights["pos_embed.W_pos"].shape[0] - config.pos_offset
+            if total > learned:
+                raise TokenError(
+                    f"a prompt of {total - how.max_new_tokens} tokens and {how.max_new_tokens} new ones: "
+                    f"the model has {learned} learned positions"
+                )
+        shape = (len(batch.lengths), total, config.n_key_value_heads, config.d_head)
+        layers = range(config.n_layers)
+        self.cache = tuple([_core.empty(shape, model.dtype.name) for _ in layers] for _ in range(2))
+        held = [_prompt_positions(e, batch.lengths) for e in (*model._active_edits(), *edits)]
+        core, self.calls = resolve(held, model, (batch.lengths + how.max_new_tokens).astype(np.int32), None, None)
+        self.edits = _growing(core, total, len(batch.lengths))
+        self.kept: list[tuple[Ints, Ints, Ints, Any]] = []
+        """Of each step: sequences, first positions, lengths, outputs."""
+
+    def run(self, tokens: Ints, lengths: Ints, past: Ints, sequences: Ints, logits: bool = True) -> Array | None:
+        """Logits [sequences, 1, vocab] behind new tokens."""
+        plan = core_plan(
+            self.model,
+            lengths,
+            self.capture,
+            -1,
+            LOGITS_LAST if logits else 0,
+            False,
+            edits=self.edits,
+            past=past,
+            past_seq=sequences,
+            append=True,
+        )
+        outputs = plan.run(tokens, None, self.calls, self.cache)
+        if self.capture:
+            wanted = [o for o in outputs if SITES[o[0]].name != "logits"]
+            self.kept.append((sequences, past, lengths, wanted))
+        return outputs[-1][2] if logits else None
+
+    def whole(self, texts: list[Array]) -> Run:
+        """Captured sites over whole texts."""
+        lengths = np.array([len(t) for t in texts], np.int32)
+        longest = int(lengths.max())
+        out = []
+        for number, (index, layers, first) in enumerate(self.kept[0][3]):
+            site = SITES[index]
+            axes = ("layer", *site.axes) if site.layered else site.axes
+            shape = [longest if a in ("pos", "key_pos") else n for a, n in zip(axes, first.shape, strict=True)]
+            shape[axes.index("batch")] = len(texts)
+            fill = -np.inf if site.short == "attn_scores" else 0
+            array = np.zeros(shape, first.dtype)
+            for sequences, past, n_new, outputs in self.kept:
+                part = outputs[number][2]
+                for row, (seq, begin, n) in enumerate(zip(sequences, past, n_new, strict=True)):
+                    to: list[Any] = [slice(None)] * len(axes)
+                    at: list[Any] = [slice(None)] * len(axes)
+                    to[axes.index("batch")], at[axes.index("batch")] = seq, row
+                    to[axes.index("pos")], at[axes.index("pos")] = slice(begin, begin + n), slice(0, n)
+                    if "key_pos" in axes:
+                        array[tuple(to)] = fill
+                        width = min(part.shape[-1], longest)
+                        to[-1] = at[-1] = slice(0, width)
+                    array[tuple(to)] = part[tuple(at)]
+            array.flags.writeable = False
+            out.append((index, layers, array))
+        padded = np.full((len(texts), longest), -1, np.int32)
+        for row, text in enumerate(texts):
+            padded[row, : len(text)] = text
+        return Run(out, self.model.sites(), lengths, padded)
+
+
+@dataclass
+class _Text:
+    """One sequence as it grows."""
+
+    tokens: list[int]
+    log_probs: list[float]
+    shown: str = ""
+    stopped: str | int | None = None
+
+
+def _ended(model: Model, text: _Text, how: Settings) -> str:
+    """Notes why a text is complete, if it is; gives its new characters."""
+    if text.tokens[-1] in how.stop_tokens:
+        text.stopped = text.tokens[-1]
+    piece = ""
+    if model.tokenizer is not None:
+        decoded = model.tokenizer.decode(text.tokens)
+        whole = decoded if not decoded.endswith("\ufffd") else decoded.rstrip("\ufffd")
+        found = [(decoded.index(s), s) for s in how.stop_texts if s in decoded]
+        if found:
+            at, text.stopped = min(found)
+            whole = decoded[:at]
+        piece = whole[len(text.shown) :] if whole.startswith(text.shown) else ""
+        text.shown = whole if piece or found else text.shown
+    if text.stopped is None and len(text.tokens) == how.max_new_tokens:
+        text.stopped = "length"
+    return piece
+
+
+def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> Iterator[Step]:
+    """Grows the texts, a token each at a time, until all have stopped."""
+    how = decoder.how
+    assert batch.tokens is not None
+    active = np.arange(len(texts), dtype=np.int32)
+    past = np.zeros(len(texts), np.int32)
+    tokens, lengths = batch.tokens, batch.lengths
+    step = 0
+    while True:
+        logits = decoder.run(tokens, lengths, past, active)
+        past = past + lengths
+        places = np.full(len(active), step, np.int64)
+        ids, log_probs = _core.sample(
+            logits, active.astype(np.int64), places, how.temperature, how.top_k, how.top_p, how.seed or 0
+        )
+        pieces = []
+        for row, seq in enumerate(active):
+            text = texts[seq]
+            text.tokens.append(int(ids[row]))
+            text.log_probs.append(float(log_probs[row]))
+            pieces.append(_ended(model, text, how))
+        yield Step(tuple(active.tolist()), tuple(ids.tolist()), tuple(pieces), tuple(log_probs.tolist()))
+        going = np.array([texts[seq].stopped is None for seq in active])
+        if decoder.edits and going.any():  # edits count sequences: those that have ended stay
+            going[:] = True
+        if decoder.capture and not going.all():  # the last token of a text is looked at as well
+            ended = ~going
+            n = np.ones(int(ended.sum()), np.int32)
+            if not decoder.edits:
+                decoder.run(np.ascontiguousarray(ids[ended]), n, past[ended], active[ended], logits=False)
+            elif not going.any():
+                decoder.run(np.ascontiguousarray(ids), np.ones(len(active), np.int32), past, active, logits=False)
+        if not going.any():
+            return
+        active, past, tokens = active[going], past[going], np.ascontiguousarray(ids[going])
+        lengths = np.ones(len(active), np.int32)
+        step += 1
+
+
+def prepare(
+    model: Model, tokens: Any, how: Settings, capture: Capture, edits: Edit | Iterable[Edit]
+) -> tuple[_Decoder, Batch, list[_Text]]:
+    """What a generation starts from."""
+    batch = model._batch(tokens, None, None)
+    pairs = [(s, layer) for s, layer in model.sites().resolve(capture) if s.name != "logits"]
+    decoder = _Decoder(model, batch, how, pairs, as_edits(edits))
+    return decoder, batch, [_Text([], []) for _ in batch.lengths]
+
+
+def generate(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> Generation:
+    """Runs all steps."""
+    for _ in steps(model, decoder, batch, texts):
+        pass
+    assert batch.tokens is not None
+    prompts = np.split(batch.tokens, np.cumsum(batch.lengths)[:-1])
+    new = [np.array(t.tokens, np.int32) for t in texts]
+    run = decoder.whole([np.concatenate(pair) for pair in zip(prompts, new, strict=True)]) if decoder.capture else None
+    shown = None if model.tokenizer is None else [_final_text(model, t, decoder.how) for t in texts]
+    stopped = [t.stopped if t.stopped is not None else "length" for t in texts]
+    return Generation(prompts, new, [np.array(t.log_probs) for t in texts], stopped, shown, run, decoder.how.seed)
+
+
+def _final_text(model: Model, text: _Text, how: Settings) -> str:
+    assert model.tokenizer is not None
+    decoded = model.tokenizer.decode(text.tokens)
+    ends = [decoded.index(s) for s in how.stop_texts if s in decoded]
+    return decoded[: min(ends)] if ends else decoded
+
+
