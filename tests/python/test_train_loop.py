@@ -438,6 +438,15 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         Trainer(clew.Model.from_config(CONFIG.replace(n_layers=1)), STREAM, 3, 3, directory=tmp_path)
 
 
+def test_another_schedule_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(tmp_path).run(until=3)
+    run = trainer(tmp_path, lr=0.5, progress="lines")
+    run.run(until=4)
+    assert "step-000000003.safetensors was made with another schedule" in capsys.readouterr().out
+    assert [row[2] for row in run.curve.rows[-2:]] == [pytest.approx(1e-2), 0.5]
+    assert not trainer(tmp_path, lr=0.5).notes
+
+
 def test_broken_checkpoints_are_passed_over_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer(tmp_path, keep=3).run(until=9)
     (tmp_path / "best.safetensors").unlink()

@@ -177,6 +177,9 @@ class Trainer:
             for name, ours, found in pairs:
                 if checkpoint.as_json(ours) != found:
                     raise ConfigError(f"Trainer: {saved.path} was made with {name} = {found!r}, this run has {ours!r}")
+        rates = saved.state["schedule"]
+        if rates != checkpoint.as_json(self.schedule.to_dict()):
+            self.notes.append(f"{saved.path} was made with another schedule, {rates}: from here on this run's counts")
         self.optimizer.load_state(saved.arrays, saved.steps)
         self.curve = saved.curve
 
@@ -186,7 +189,7 @@ class Trainer:
             return None
         self.curve.cut(self.optimizer.steps)
         path = checkpoint.path_of(self.directory, self.optimizer.steps)
-        checkpoint.write(path, self.optimizer, self.curve, self._settings())
+        checkpoint.write(path, self.optimizer, self.curve, self._settings(), self.schedule.to_dict())
         best = self.curve.best
         if best is not None and best[0] == self.optimizer.steps:
             checkpoint.copy(path, self.directory / "best.safetensors")
