@@ -249,14 +249,10 @@ class Model:
         True
         """
         from .fold import fold_checkpoint
-        from .loaders.checkpoint import Checkpoint
 
-        whole = Checkpoint(
-            self.config, dict(self.weights), self.dtype, self._make_tokenizer, list(self.notes), self.tokenizer_files
-        )
         return Model(
             fold_checkpoint(
-                whole,
+                self._checkpoint(),
                 fold_ln=fold_ln,
                 center_writing=center_writing,
                 center_unembed=center_unembed,
@@ -264,11 +260,20 @@ class Model:
             )
         )
 
+    def _checkpoint(self) -> Checkpoint:
+        """What this model is made of; the weights of one that is trained are copies as they are now."""
+        from .loaders.checkpoint import Checkpoint
+
+        weights = dict(self.weights) if self._values is None else trainable_weights(self.weights, self.dtype)
+        return Checkpoint(
+            self.config, weights, self.dtype, self._make_tokenizer, list(self.notes), self.tokenizer_files
+        )
+
     def __copy__(self) -> Model:
         return self
 
     def __deepcopy__(self, memo: Any) -> Model:
-        return self  # immutable
+        return self if self._values is None else Model(self._checkpoint())  # immutable, unless it is trained
 
     def __reduce__(self) -> Any:
         raise TypeError("a Model cannot be pickled: save(path) it, and load(path) where it is needed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -135,6 +136,22 @@ def test_a_file_that_was_loaded_is_not_changed(tmp_path: Any) -> None:
     again = clew.load(tmp_path / "trained")
     for name, array in model.weights.items():
         assert np.array_equal(array, again.weights[name])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "vectors", "attn_only_no_norm"])
+def test_other_models_made_of_a_trained_one_stay_as_they_are(name: str) -> None:
+    model, _ = make(ZOO[name])
+    optimizer = clew.AdamW(model, lr=0.1)
+    inputs = random_inputs(ZOO[name], 1)
+    one = model.folded(fold_ln=False, center_writing=False, center_unembed=False, fold_value_biases=False)
+    others = [one, model.folded(), copy.deepcopy(model)]
+    before = [other.run(inputs).logits.copy() for other in others]
+    assert np.array_equal(before[0], model.run(inputs).logits) and np.array_equal(before[2], before[0])
+    optimizer.step(random_gradients(optimizer, 2))
+    for other, logits in zip(others, before, strict=True):
+        assert np.array_equal(other.run(inputs).logits, logits)
+    assert not np.array_equal(model.run(inputs).logits, before[0])
+    assert copy.deepcopy(one) is one
 
 
 def test_the_same_bits_for_any_number_of_threads_and_layout() -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 VERSION = 1
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
-_TEMPORARY = re.compile(r"\.(?:step-\d{9,}|best)\.safetensors\.(\d+)\.tmp")
+_TEMPORARY = re.compile(r"\.(?:step-\d{9,}\.safetensors|best\.safetensors|curve\.jsonl)\.(\d+)\.tmp")
 
 
 @dataclass
@@ -69,8 +69,10 @@ def found(directory: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
 
 
-def write(path: Path, optimizer: AdamW, curve: Curve, settings: Mapping[str, Any]) -> None:
+def write(path: Path, optimizer: AdamW, curve: Curve, settings: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
     """A checkpoint of the model and its optimiser as they are now.
+
+    settings: what a run that goes on from it must have too; schedule: what it should have.
 
     Raises OSError, naming the file; whatever was there is then as it was.
     """
@@ -83,6 +85,7 @@ def write(path: Path, optimizer: AdamW, curve: Curve, settings: Mapping[str, Any
         "dtype": str(model.dtype),
         "tied": "unembed.W_U" not in optimizer.names,
         "settings": dict(settings),
+        "schedule": dict(schedule),
     }
     try:
         write_file(path, {**weights, **curve.arrays()}, {"format": "clew training", "clew": json.dumps(state)})
@@ -113,7 +116,9 @@ def read(path: str | os.PathLike[str]) -> Saved:
         state = json.loads(file.metadata["clew"])
         if state["version"] != VERSION:
             raise LoadError(f"{path}: a checkpoint of version {state['version']!r}; supported: {VERSION}")
-        complete = type(state["steps"]) is int and all(isinstance(state[key], dict) for key in ("config", "settings"))
+        complete = type(state["steps"]) is int and all(
+            isinstance(state[key], dict) for key in ("config", "settings", "schedule")
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise LoadError(f"{path}: no checkpoint of training: {error!r}") from None
     if not complete or not {"curve/steps", "curve/held_out"} <= set(file.tensors):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +64,7 @@ class Packed:
         return float(self.weights.sum())
 
 
-def loss_of(model: Model) -> str:
+def loss_of(model: Model) -> Literal["mse", "cross_entropy"]:
     """What training makes small: "mse" for a model that writes vectors, else "cross_entropy"."""
     return "mse" if model.config.d_out is not None else "cross_entropy"
 
@@ -171,8 +170,7 @@ def gradients_for(optimizer: AdamW, lengths: NDArray[np.int32]) -> WeightGradien
     """The compiled forward and backward pass of batches of such lengths."""
     from ..gradients import WeightGradients
 
-    plans: OrderedDict[bytes, WeightGradients] = optimizer.__dict__.setdefault("_plans", OrderedDict())
-    key = lengths.tobytes()
+    plans, key = optimizer._plans, lengths.tobytes()
     if key not in plans:
         plans[key] = WeightGradients(optimizer.model, lengths, loss=loss_of(optimizer.model))  # type: ignore[arg-type]
         while len(plans) > _KEPT:
@@ -201,6 +199,8 @@ def train_step(
         raise ConfigError(f"train_step: optimizer = {optimizer!r}, expected a clew.AdamW of this model")
     if optimizer.model is not model:
         raise ConfigError("train_step: the optimizer was made for another model")
+    if model._active_edits():
+        raise ConfigError("train_step inside model.edited(): the gradient would be that of the model without its edits")
     packed = pack(model, Examples(tokens, targets, loss_mask))
     try:
         loss, gradients = loss_and_gradients(optimizer, packed)

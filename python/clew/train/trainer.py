@@ -177,6 +177,9 @@ class Trainer:
             for name, ours, found in pairs:
                 if checkpoint.as_json(ours) != found:
                     raise ConfigError(f"Trainer: {saved.path} was made with {name} = {found!r}, this run has {ours!r}")
+        rates = saved.state["schedule"]
+        if rates != checkpoint.as_json(self.schedule.to_dict()):
+            self.notes.append(f"{saved.path} was made with another schedule, {rates}: from here on this run's counts")
         self.optimizer.load_state(saved.arrays, saved.steps)
         self.curve = saved.curve
 
@@ -186,7 +189,7 @@ class Trainer:
             return None
         self.curve.cut(self.optimizer.steps)
         path = checkpoint.path_of(self.directory, self.optimizer.steps)
-        checkpoint.write(path, self.optimizer, self.curve, self._settings())
+        checkpoint.write(path, self.optimizer, self.curve, self._settings(), self.schedule.to_dict())
         best = self.curve.best
         if best is not None and best[0] == self.optimizer.steps:
             checkpoint.copy(path, self.directory / "best.safetensors")
@@ -282,7 +285,8 @@ class Trainer:
         self.curve.cut(self.optimizer.steps)
         plan = self.plan() if self.optimizer.steps < end or self.micro_batch is None else None
         show = Progress(self._progress, self.optimizer.steps, self.steps)
-        saved = self.optimizer.steps if self.directory is not None and checkpoint.found(self.directory) else -1
+        kept = checkpoint.found(self.directory) if self.directory is not None else []
+        saved = kept[0][0] if kept else -1
         try:
             for note in self.notes:
                 show.line(note)
@@ -302,9 +306,11 @@ class Trainer:
                 if self.callback is not None:
                     self.callback(self)
                 best = self.curve.best is not None and self.curve.best[0] == number and number > 0
-                if number % self.checkpoint_every == 0 or number == end or best:
+                if number % self.checkpoint_every == 0 or best:
                     self.save()
                     saved = number
+            if self.optimizer.steps != saved:
+                self.save()
         except TrainingError as error:
             kept = checkpoint.found(self.directory) if self.directory is not None else []
             where = f"; last good checkpoint: {kept[0][1]}" if kept else ""
@@ -314,6 +320,7 @@ class Trainer:
                 self.save()
             raise
         finally:
+            self.curve.cut(self.optimizer.steps)
             show.close()
         return self.curve
 
