@@ -305,7 +305,7 @@ def _place_value(
         if which.ndim == 1:
             value = value.take(which, axis=axis)
         else:  # positions, of each sequence its own; the batch axis came first
-            value = np.repeat(value, len(which), axis=0) if value.shape[0] == 1 else value
+            value = np.repeat(value, len(which), axis=0) if len(value) == 1 else value
             shape = [1] * value.ndim
             shape[0], shape[axis] = len(which), which.shape[-1]
             value = np.take_along_axis(value, which.reshape(shape).astype(np.int64), axis=axis)

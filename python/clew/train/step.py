@@ -172,7 +172,7 @@ def gradients_for(optimizer: AdamW, lengths: NDArray[np.int32]) -> WeightGradien
 
     plans, key = optimizer._plans, lengths.tobytes()
     if key not in plans:
-        plans[key] = WeightGradients(optimizer.model, lengths, loss=loss_of(optimizer.model))  # type: ignore[arg-type]
+        plans[key] = WeightGradients(optimizer.model, lengths, loss=loss_of(optimizer.model))
         while len(plans) > _KEPT:
             plans.popitem(last=False)
     plans.move_to_end(key)
