@@ -338,7 +338,24 @@ typedef struct sweep {
   const int32_t *positions;
   clew_logits logits;
   bool capture;
+  bool edited;              /* every site, each kind of edit in turn */
+  clew_objective objective; /* with gradients by every site and weight */
+  bool cached;              /* the run continues behind two positions of a cache, and appends to it */
 } sweep;
+
+/* Leaves what it is shown as it is; of the objective, gives the logits back as their own gradient. */
+static int show(void *ctx, const void **result, clew_slab *value, int32_t index, clew_site_ref site, int32_t n_dims,
+                const size_t *shape) {
+  size_t values = 1;
+  for (int32_t i = 0; i < n_dims; i++)
+    values *= shape[i];
+  const clew_slab **kept = ctx;
+  if (index < 0) {
+    *kept = value;
+    *result = clew_slab_data(value);
+  }
+  return values == 0 || (index < 0 && site.site != CLEW_LOGITS);
+}
 
 static const int32_t sweep_lengths[2] = {6, 4}, sweep_tokens[10] = {0, 1, 2, 3, 4, 0, 1, 2, 3, 4};
 
@@ -349,13 +366,59 @@ static clew_status make_plan_run(void *ctx, clew_error *err) {
   clew_plan *plan = NULL;
   clew_run *run = NULL;
   clew_status status = clew_model_new(&model, &w->f->config, w->f->tensors, w->f->n_tensors, err);
+  static const double value[4] = {0.5, 0.25, 1, 2};
+  static const float value_f32[4] = {0.5f, 0.25f, 1, 2};
+  static const int32_t zeros[2] = {0, 0}, past[2] = {2, 2}, targets[10] = {1, 2, -1, 3, 4, 0, 1, 2, 3, 4};
+  clew_edit edits[2 * CLEW_N_SITES];
+  clew_slab *cache_slab = NULL;
+  const size_t cache_bytes = (size_t)2 * 8 * 2 * 4 * sizeof(double);
   if (status == CLEW_OK) {
-    clew_request request = ask(2, sweep_lengths, refs, w->capture ? all_sites(refs, model) : 0);
+    const size_t n = all_sites(refs, model);
+    clew_request request = ask(2, sweep_lengths, refs, w->capture ? n : 0);
     request.logits = w->logits, request.positions = w->positions, request.n_positions = w->positions ? 2 : 0;
+    if (w->edited) {
+      for (size_t i = 0; i < n; i++) {
+        const bool call = i % 4 == CLEW_EDIT_CALL && w->objective == CLEW_OBJECTIVE_NONE;
+        const clew_edit_kind kind = call ? CLEW_EDIT_CALL : (clew_edit_kind)(i % 3);
+        edits[i] = (clew_edit){.site = refs[i].site,
+                               .layer = refs[i].layer,
+                               .kind = kind,
+                               .positions = kind == CLEW_EDIT_SET ? zeros : NULL,
+                               .n_positions = 1,
+                               .neurons = kind == CLEW_EDIT_ADD ? zeros : NULL,
+                               .n_neurons = 1,
+                               .value = w->f->config.dtype == CLEW_FLOAT32 ? (const void *)value_f32 : value};
+      }
+      request.edits = edits, request.n_edits = n;
+    }
+    if (w->objective != CLEW_OBJECTIVE_NONE) {
+      request.objective = w->objective, request.wrt = refs, request.n_wrt = n, request.weight_gradients = true;
+    }
+    if (w->cached) {
+      request.past = past, request.append = true;
+    }
     status = clew_plan_new(&plan, model, &request, err);
   }
-  if (status == CLEW_OK)
-    status = clew_run_new(&run, plan, &(clew_input){.tokens = sweep_tokens}, NULL, err);
+  if (status == CLEW_OK && w->cached) {
+    cache_slab = clew_slab_new(4 * cache_bytes);
+    status = cache_slab ? CLEW_OK : clew_fail(err, CLEW_ERROR_MEMORY, "no memory for a cache");
+  }
+  if (status == CLEW_OK) {
+    char *at = w->cached ? clew_slab_data(cache_slab) : NULL;
+    void *parts[4] = {at, at ? at + cache_bytes : NULL, at ? at + 2 * cache_bytes : NULL,
+                      at ? at + 3 * cache_bytes : NULL};
+    if (at != NULL)
+      memset(at, 0, 4 * cache_bytes);
+    const clew_cache cache = {.k = parts, .v = parts + 2, .n_seq = 2, .capacity = 8};
+    const clew_slab *kept = NULL;
+    const clew_input input = {.tokens = sweep_tokens,
+                              .cache = w->cached ? &cache : NULL,
+                              .call = show,
+                              .call_ctx = &kept,
+                              .targets = targets};
+    status = clew_run_new(&run, plan, &input, NULL, err);
+  }
+  clew_slab_release(cache_slab);
   if ((status == CLEW_OK) != (run != NULL) || (model == NULL && plan != NULL))
     status = CLEW_ERROR_VALUE;
   clew_run_free(run);
@@ -370,11 +433,20 @@ static void test_out_of_memory(clew_dtype dtype) {
   add_everything(&f, dtype);
   f.config.layers = f.layers, f.config.inv_freq = f.inv_freq;
   const int32_t positions[2] = {-1, 2};
-  sweep sweeps[4] = {{&f, NULL, CLEW_LOGITS_ALL, true},
-                     {&f, positions, CLEW_LOGITS_LAST, true},
-                     {&f, NULL, CLEW_LOGITS_LOSS, true},
-                     {&f, NULL, CLEW_LOGITS_LAST, false}};
-  for (int i = 0; i < 4; i++) {
+  sweep sweeps[] = {
+      {.f = &f, .logits = CLEW_LOGITS_ALL, .capture = true},
+      {.f = &f, .positions = positions, .logits = CLEW_LOGITS_LAST, .capture = true},
+      {.f = &f, .logits = CLEW_LOGITS_LOSS, .capture = true},
+      {.f = &f, .logits = CLEW_LOGITS_LAST},
+      {.f = &f, .logits = CLEW_LOGITS_ALL, .capture = true, .edited = true},
+      {.f = &f, .logits = CLEW_LOGITS_LAST, .edited = true},
+      {.f = &f, .logits = CLEW_LOGITS_ALL, .capture = true, .cached = true},
+      {.f = &f, .logits = CLEW_LOGITS_LAST, .cached = true, .edited = true},
+      {.f = &f, .logits = CLEW_LOGITS_ALL, .objective = CLEW_OBJECTIVE_CROSS_ENTROPY},
+      {.f = &f, .logits = CLEW_LOGITS_LAST, .objective = CLEW_OBJECTIVE_CROSS_ENTROPY, .edited = true},
+      {.f = &f, .logits = CLEW_LOGITS_ALL, .objective = CLEW_OBJECTIVE_CALL},
+  };
+  for (size_t i = 0; i < sizeof sweeps / sizeof *sweeps; i++) {
     const size_t n = sweep_memory(make_plan_run, &sweeps[i]);
     CHECK(n > (sweeps[i].capture ? 60u : 30u), "only %zu allocations", n);
   }
