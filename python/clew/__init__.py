@@ -14,14 +14,13 @@ from .errors import (
 )
 
 # isort: split
-from . import train
+from . import edit, metrics, train
 from .attribution import direct_logit_attribution
 from .config import ModelConfig
 from .factored import FactoredMatrix
 from .info import __version__, bundled, show_config
 from .model import Model, Plan, load
 from .run import Run
-from . import edit, metrics
 from .threads import get_num_threads, register, set_num_threads
 from .train import AdamW
 

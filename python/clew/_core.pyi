@@ -1,5 +1,6 @@
 """The engine of clew, compiled. Not a public interface: `clew.load`, `Model.run` and the rest stand on it."""
 
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, TypedDict, final
 
@@ -31,6 +32,18 @@ def trim() -> None:
 
 def first_bad(array: NDArray[Any], /) -> int:
     """Flat index of the first NaN or infinity of a float32 or float64 array with one to three axes; -1: none."""
+
+def sample(
+    logits: NDArray[Any],
+    streams: NDArray[Any],
+    steps: NDArray[Any],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    /,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A token for each row of logits [rows, …, vocab], int32, and its log-probability, float64."""
 
 def product(out: NDArray[Any], a: NDArray[Any], b: NDArray[Any], /) -> None:
     """out [(batch,) m, n] = a [(batch,) m, k] @ b [(batch,) k, n] through the engine's own GEMM; all in slab memory."""
@@ -101,6 +114,13 @@ class Plan:
         stop_layer: int,
         from_embeddings: bool,
         logits: int,
+        edits: Sequence[tuple[Any, ...]] = (),
+        past: NDArray[Any] | None = None,
+        past_seq: NDArray[Any] | None = None,
+        append: bool = False,
+        wrt: NDArray[Any] | None = None,
+        weights: bool = False,
+        objective: int = 0,
     ) -> Plan: ...
     @property
     def keep_bytes(self) -> int:
@@ -118,6 +138,17 @@ class Plan:
     def steps(self) -> list[str]:
         """A line about each step."""
     def run(
-        self, tokens: NDArray[Any] | None, embeddings: NDArray[Any] | None, /
-    ) -> list[tuple[int, tuple[int, ...], NDArray[Any]]]:
-        """Computes without the GIL; (site, layers, read-only view) of every output."""
+        self,
+        tokens: NDArray[Any] | None,
+        embeddings: NDArray[Any] | None,
+        calls: Sequence[Callable[..., Any]] = (),
+        cache: tuple[list[NDArray[Any]], list[NDArray[Any]]] | None = None,
+        targets: NDArray[Any] | None = None,
+        weights: NDArray[Any] | None = None,
+        /,
+    ) -> Any:
+        """Computes without the GIL: a list of (site, layers, read-only view) of every output.
+
+        With an objective: (that list, its value, list of (weight, layer, gradient)); gradients by sites have the number
+        of all sites added to theirs.
+        """

@@ -16,7 +16,7 @@ heads
 neurons
     The last axis: d_model, d_mlp, d_head, d_vocab; of scores and pattern the keys.
 
-A value is broadcast, by NumPy's rules, to the selected part in the site's own axes, as in [batch', pos', head', d_head].
+A value is broadcast, by NumPy's rules, to the selected part in the site's own axes, [batch', pos', head', d_head].
 Where it has an axis' full length instead, the selected indices are taken from it. Edits of one site apply in order.
 """
 
@@ -169,7 +169,7 @@ def call(site: SiteName, fn: Callable[[Array, str], ArrayLike | None]) -> Edit:
     return Edit("call", site, _CALL, fn)
 
 
-# ---- Resolving --------------------------------------------------------------------------------------------------------
+# ---- Resolving ------------------------------------------------------------------------------------------------------
 
 
 def _indices(which: Which, n: int, axis: str, name: str) -> Ints | None:
@@ -263,7 +263,8 @@ def _frozen(run: Run, site: Site, layer: int, lengths: Ints) -> Array:
     array = run[name]
     if len(run.lengths) not in (1, len(lengths)) or (run.lengths != lengths).any():
         raise ShapeError(
-            f"edit.freeze of {name}: the run has prompts of {run.lengths.tolist()} tokens, this one of {lengths.tolist()}"
+            f"edit.freeze of {name}: the run has prompts of {run.lengths.tolist()} tokens, "
+            f"this one of {lengths.tolist()}"
         )
     pos = site.axes.index("pos")
     if array.shape[pos] != int(run.lengths.max()):
@@ -293,10 +294,10 @@ def _place_value(
         if any(n != 1 for n in extra):
             raise ShapeError(_misfit(name, value, region, site))
         value = value.reshape(value.shape[len(extra) :])
-    given = value
+    given: Array = value
     value = value.reshape((1,) * (len(full) - value.ndim) + value.shape)
     for axis, (which, selected) in enumerate(zip(chosen, region, strict=True)):
-        n = value.shape[axis]
+        n = int(value.shape[axis])
         if n in (1, selected):
             continue
         if n != full[axis] or which is None:
@@ -304,9 +305,9 @@ def _place_value(
         if which.ndim == 1:
             value = value.take(which, axis=axis)
         else:  # positions, of each sequence its own; the batch axis came first
-            value = np.repeat(value, len(which), axis=0) if value.shape[0] == 1 else value
+            value = np.repeat(value, len(which), axis=0) if len(value) == 1 else value
             shape = [1] * value.ndim
-            shape[0], shape[axis] = which.shape
+            shape[0], shape[axis] = len(which), which.shape[-1]
             value = np.take_along_axis(value, which.reshape(shape).astype(np.int64), axis=axis)
     value = np.ascontiguousarray(value)
     strides = [0, 0, 0, 0]

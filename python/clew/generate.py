@@ -86,13 +86,16 @@ class Generation:
 
     def __repr__(self) -> str:
         shown = self.text if self.text is not None else [t.tolist() for t in self.tokens]
-        rows = [f"  {text!r}  ({len(t)} tokens, {why})" for text, t, why in zip(shown, self.tokens, self.stopped, strict=True)]
+        rows = [
+            f"  {text!r}  ({len(t)} tokens, {why})"
+            for text, t, why in zip(shown, self.tokens, self.stopped, strict=True)
+        ]
         return "\n".join([f"Generation of {len(self)} sequence{'s' if len(self) != 1 else ''}", *rows])
 
     def _repr_html_(self) -> str:
         shown = self.text if self.text is not None else [str(t.tolist()) for t in self.tokens]
         cells = "".join(
-            f"<tr><td style='text-align:left'><pre>{escape(text)}</pre></td><td>{len(t)}</td><td>{escape(repr(why))}</td></tr>"
+            f"<tr><td><pre>{escape(text)}</pre></td><td>{len(t)}</td><td>{escape(repr(why))}</td></tr>"
             for text, t, why in zip(shown, self.tokens, self.stopped, strict=True)
         )
         return f"<table><tr><th>new text</th><th>tokens</th><th>stopped by</th></tr>{cells}</table>"
@@ -154,7 +157,7 @@ def _whole(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-# ---- Edits while the text grows ----------------------------------------------------------------------------------------
+# ---- Edits while the text grows -------------------------------------------------------------------------------------
 
 
 def _prompt_positions(edit: Edit, lengths: Ints) -> Edit:
@@ -184,7 +187,7 @@ def _growing(core: list[CoreEdit], total: int, n_seq: int) -> list[CoreEdit]:
     return out
 
 
-# ---- The loop ------------------------------------------------------------------------------------------------------------
+# ---- The loop -------------------------------------------------------------------------------------------------------
 
 
 class _Decoder:
@@ -312,6 +315,7 @@ def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> 
     step = 0
     while True:
         logits = decoder.run(tokens, lengths, past, active)
+        assert logits is not None
         past = past + lengths
         places = np.full(len(active), step, np.int64)
         ids, log_probs = _core.sample(
@@ -369,5 +373,3 @@ def _final_text(model: Model, text: _Text, how: Settings) -> str:
     decoded = model.tokenizer.decode(text.tokens)
     ends = [decoded.index(s) for s in how.stop_texts if s in decoded]
     return decoded[: min(ends)] if ends else decoded
-
-

@@ -15,7 +15,7 @@ from .errors import ConfigError, ShapeError, SiteError, TokenError
 from .inputs import Batch
 from .metrics import Metric, as_metric
 from .run import Run
-from .sites import SITES, capture_list, pair_name
+from .sites import SITES, Site, capture_list, pair_name
 
 if TYPE_CHECKING:
     from .config import ModelConfig
@@ -32,7 +32,7 @@ def classic(name: str, gradient: Array, config: ModelConfig) -> Array:
     """A weight's gradient [rows, cols] as the core lays it out, in the weight's classic shape: a view."""
     last = name.rsplit(".", 1)[-1]
     if last in ("W_Q", "W_K", "W_V"):
-        return gradient.reshape(config.d_model, -1, config.d_head).transpose(1, 0, 2)
+        return np.asarray(gradient.reshape(config.d_model, -1, config.d_head).transpose(1, 0, 2))
     if last == "W_O":
         return gradient.reshape(-1, config.d_head, config.d_model)
     if last in ("b_Q", "b_K", "b_V"):
@@ -205,29 +205,48 @@ def gradients(
         raise TokenError("the loss of embeddings is not known: it needs the tokens that follow")
     if by_loss and int((batch.lengths - 1).sum()) == 0:
         raise TokenError("loss needs a prompt of two tokens or more: the second is what the first predicts")
-    plan = _core.Plan(
-        model._core,
-        batch.lengths,
-        np.zeros((0, 2), np.int32),
-        None,
-        -1,
-        -1,
-        batch.embeddings is not None,
-        _ALL if whole else _LAST,
-        edits=core,
-        wrt=np.array([(s.index, layer) for s, layer in sites], np.int32).reshape(-1, 2),
-        weights=bool(by_weights),
-        objective=_CROSS_ENTROPY if by_loss else _CALL,
-    )
     targets = _targets(batch)[0] if by_loss else None
-    outputs, loss, grads = plan.run(batch.tokens, batch.floats, [*calls, shown], None, targets, None)
-    found = [(i - len(SITES), layers, array) for i, layers, array in outputs]
+    found: list[tuple[int, tuple[int, ...], Array]] = []
+    grads: list[tuple[int, int, Array]] = []
+    for part, with_weights in _passes(model, sites, bool(by_weights)):
+        plan = _core.Plan(
+            model._core,
+            batch.lengths,
+            np.zeros((0, 2), np.int32),
+            None,
+            -1,
+            -1,
+            batch.embeddings is not None,
+            _ALL if whole else _LAST,
+            edits=core,
+            wrt=np.array([(s.index, layer) for s, layer in part], np.int32).reshape(-1, 2),
+            weights=with_weights,
+            objective=_CROSS_ENTROPY if by_loss else _CALL,
+        )
+        outputs, loss, weight_grads = plan.run(batch.tokens, batch.floats, [*calls, shown], None, targets, None)
+        found += [(i - len(SITES), layers, array) for i, layers, array in outputs]
+        grads += weight_grads
     out = Gradients(found, model.sites(), batch.lengths, batch.padded_tokens())
     out.value = np.array([loss]) if by_loss else value[0]
     out.total = float(out.value.sum())
     named = _named(grads, model) if by_weights else {}
     out.weights = _GradientOfWeights({name: named[name] for name in by_weights})
     return out
+
+
+def _passes(model: Model, sites: list[tuple[Site, int]], weights: bool) -> list[tuple[list[tuple[Site, int]], bool]]:
+    """What goes through one backward pass together.
+
+    Where heads (or the branches that share a norm) are given residuals of their own, the norm that all of them read
+    otherwise stands beside the way: gradients by the ones and by the other are taken apart.
+    """
+    own = {"q_input", "k_input", "v_input"}
+    if model.config.parallel_attn_mlp and model.config.shared_norm:
+        own |= {"attn_in", "mlp_in"}
+    heads = [pair for pair in sites if pair[0].short in own]
+    rest = [pair for pair in sites if pair[0].short not in own]
+    passes = [(rest, weights)] if rest or weights else []
+    return [*passes, *([(heads, False)] if heads else [])]
 
 
 def _called(function: Any, logits: Array) -> tuple[ArrayLike, Array]:

@@ -6,7 +6,7 @@ Every metric is a function of logits [batch, vocab] (or [batch, 1, vocab]) that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -92,7 +92,8 @@ class _Tokens(Metric):
             outside = ids[(ids < 0) | (ids >= model.config.d_vocab_out)]
             if outside.size:
                 raise TokenError(
-                    f"{self.name}: token {int(outside[0])} has no logit: there are ids 0 to {model.config.d_vocab_out - 1}"
+                    f"{self.name}: token {int(outside[0])} has no logit: "
+                    f"there are ids 0 to {model.config.d_vocab_out - 1}"
                 )
 
 
@@ -224,6 +225,6 @@ def as_metric(metric: Metric | Callable[[Array], ArrayLike] | None, model: Model
     if not isinstance(metric, Metric):
         if not callable(metric):
             raise ConfigError(f"metric = {metric!r}: give one of clew.metrics or a function of logits [n, 1, vocab]")
-        metric = _Function(metric)
+        metric = _Function(cast("Callable[[Array], ArrayLike]", metric))
     metric.check(model)
     return metric

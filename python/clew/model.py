@@ -27,10 +27,10 @@ from .sites import LOGITS, SITES, SiteTable, capture_list
 if TYPE_CHECKING:
     from .generate import Generation, Step
     from .gradients import Gradients
+    from .loaders.checkpoint import Checkpoint
     from .metrics import Metric
     from .paths import Receiver
     from .sweep import Axis, Sweep
-    from .loaders.checkpoint import Checkpoint
     from .tokenizer import Tokenizer
     from .train.adamw import AdamW
 
@@ -293,6 +293,7 @@ class Model:
         heads: Iterable[int] | None = None,
         neurons: Iterable[int] | None = None,
         keep_batch: bool = False,
+        method: Literal["patch", "attribution"] = "patch",
     ) -> Sweep:
         """Activation patching (Vig et al. 2020; Meng et al. 2022): what each part of one run does in another.
 
@@ -318,6 +319,9 @@ class Model:
             Only these, of an axis in `over`.
         keep_batch
             `values` keeps the batch axis, last.
+        method
+            "attribution": gradient times difference instead, a first-order estimate of every entry from one backward
+            pass (attribution patching, Nanda 2023). A function as metric then gives (value, gradient by the logits).
 
         Returns a :class:`Sweep`. Raises ShapeError (prompts of different length, indices out of range), SiteError,
         ConfigError.
@@ -351,6 +355,7 @@ class Model:
             heads=heads,
             neurons=neurons,
             keep_batch=keep_batch,
+            method=method,
         )
 
     def generate(
@@ -429,7 +434,8 @@ class Model:
         Parameters
         ----------
         tokens, embeddings, edits
-            As for `run`. Gradients are taken at the edited run; through `edit.call` there is none (UnsupportedModelError).
+            As for `run`. Gradients are those of the edited run; through `edit.call` there are none
+            (UnsupportedModelError).
         metric
             One of `clew.metrics` (read off the last position; `loss()` is the mean over all real next tokens), or a
             function of logits [batch, pos, d_vocab] that gives (value [batch], its gradient by the logits).

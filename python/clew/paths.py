@@ -29,7 +29,7 @@ def _receivers(model: Model, given: Receiver | Iterable[Receiver]) -> list[tuple
     """(site, layer, head or None) of every receiver."""
     single = isinstance(given, str) or (isinstance(given, tuple) and len(given) > 0 and isinstance(given[0], str))
     out: list[tuple[Site, int, int | None]] = []
-    for item in [given] if single else list(given):  # type: ignore[arg-type]
+    for item in [given] if single else list(given):
         parts: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)
         if not 1 <= len(parts) <= 3 or not isinstance(parts[0], str):
             raise SiteError(f"receiver {item!r}: give a site, (site, layer) or (site, layer, head)")

@@ -383,8 +383,7 @@ def sweep(
     """
     if show not in ("effect", "values", "recovered"):
         raise ConfigError(f'show = {show!r}: "effect", "values" or "recovered"')
-    data = {"effect": lambda: result.effect, "recovered": lambda: result.recovered,
-            "values": lambda: result.per_example.mean(axis=-1)}[show]()  # fmt: skip
+    data = result.per_example.mean(axis=-1) if show == "values" else getattr(result, show)
     if data.ndim > 2:
         raise ShapeError(f"a sweep over {' × '.join(result.axes)} has no map: choose two of its axes")
     names = {"layer": "layer", "pos": "position", "head": "head", "neuron": "neuron"}

@@ -134,7 +134,7 @@ class Source:
         head: int | None = None,
         neuron: int | None = None,
     ) -> CoreEdit:
-        """Sets the site of these sequences to the values of these examples: all of it, or one position, head, neuron."""
+        """Sets the site of these sequences to these examples' values: all of it, or one position, head, neuron."""
         array, strides = self.array, list(self.strides)
         if not np.array_equal(examples, np.arange(len(array))):
             array = np.ascontiguousarray(array[examples])

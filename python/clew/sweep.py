@@ -130,7 +130,7 @@ def chunks(order: Sequence[int], rows: NDArray[np.int64]) -> Iterator[list[int]]
 
 def _measure(base: Base, variants: Sequence[_Variant], metric: Metric, baseline: Array) -> Array:
     """The metric of every variant [variant, batch]."""
-    out = np.broadcast_to(baseline, (len(variants), len(baseline))).copy()
+    out: Array = np.broadcast_to(baseline, (len(variants), len(baseline))).copy()
     rows = np.array([int((base.lengths - v.starts).sum()) for v in variants], np.int64)
     groups: dict[tuple[int, int], list[int]] = {}
     for i, v in enumerate(variants):
@@ -173,7 +173,7 @@ def _baseline(base: Base, metric: Metric) -> Array:
     return metric(base.output, everyone)
 
 
-# ---- Activation patching ----------------------------------------------------------------------------------------------
+# ---- Activation patching --------------------------------------------------------------------------------------------
 
 
 def choose(what: str, given: Iterable[int] | None, n: int, site: str) -> list[int]:
@@ -254,8 +254,11 @@ def sweep(
     heads: Iterable[int] | None = None,
     neurons: Iterable[int] | None = None,
     keep_batch: bool = False,
+    method: Literal["patch", "attribution"] = "patch",
 ) -> Sweep:
     """Activation patching (Vig et al. 2020; Meng et al. 2022): see :meth:`clew.Model.sweep`."""
+    if method not in ("patch", "attribution"):
+        raise ConfigError(f'method = {method!r}: "patch" or "attribution"')
     kind = find_kind(model, site)
     axes = swept_axes(kind, over)
     if direction not in ("denoise", "noise"):
@@ -266,7 +269,8 @@ def sweep(
     n_layers = model.config.n_layers
     all_layers = choose("layer", layers, n_layers, kind.name) if kind.layered else [0]
     logits = LOGITS_LOSS if measure.wants_loss else LOGITS_LAST
-    base = Base(model, into, logits=logits)
+    own = [(kind, layer) for layer in all_layers] if method == "attribution" else []
+    base = Base(model, into, own, logits=logits)
     source = Base(model, source_batch, [(kind, layer) for layer in all_layers], logits=logits)
     baseline, reference = _baseline(base, measure), _baseline(source, measure)
     sources = {layer: Source(kind, source.site(kind, layer)) for layer in all_layers}
@@ -286,6 +290,11 @@ def sweep(
             raise ConfigError(
                 f"{'positions' if name == 'pos' else name + 's'} are chosen, but the sweep is over {list(axes)}"
             )
+    if method == "attribution":
+        estimate = _attribution(model, into, base, source, kind, axes, entries, measure)
+        values = estimate + baseline
+        labels = tuple(tuple(axis_labels(model, base, a, entries[a])) for a in axes)
+        return Sweep(values, axes, labels, baseline, reference, kind.name, f"{measure.name} (estimated)", keep_batch)
     differs = first_difference(base, source.tokens) if base.causal else base.lengths * 0
 
     def variant(**at: int) -> _Variant:
@@ -315,7 +324,52 @@ def sweep(
     return Sweep(values, axes, labels, baseline, reference, kind.name, measure.name, keep_batch)
 
 
-# ---- Any list of edits ------------------------------------------------------------------------------------------------
+def _attribution(
+    model: Model,
+    into: Any,
+    base: Base,
+    source: Base,
+    kind: Site,
+    axes: tuple[str, ...],
+    entries: dict[str, list[int]],
+    metric: Metric,
+) -> Array:
+    """First-order estimate of every variant's effect [*axes, batch]: gradient at the base times the difference.
+
+    One run each and one backward pass, whatever the number of variants (Nanda 2023).
+    """
+    from .gradients import gradients
+
+    prompts = np.split(into.tokens, np.cumsum(into.lengths)[:-1])
+    layers = entries["layer"] or [0]
+    names = [kind.full_name(layer) for layer in layers]
+    slopes = gradients(model, prompts, metric, names, (), None)
+    parts = []
+    for layer, name in zip(layers, names, strict=True):
+        new, old = source.site(kind, layer), base.site(kind, layer)
+        with np.errstate(invalid="ignore"):
+            change = np.where(np.isneginf(new) & np.isneginf(old), 0, new - old)
+        parts.append(slopes[name].astype(np.float64) * change)
+    product = np.stack(parts)
+    if metric.wants_loss:  # the gradient is of the mean over the batch's tokens; an example's own mean is asked for
+        weight = (base.lengths - 1).sum() / np.maximum(base.lengths - 1, 1)
+        product *= weight.reshape(1, -1, *[1] * (product.ndim - 2))
+    place = {"layer": 0, "pos": 1 + kind.axes.index("pos"), "neuron": product.ndim - 1}
+    for i, a in enumerate(kind.axes):
+        if a in ("head", "kv_head"):
+            place["head"] = 1 + i
+    batch = 1
+    kept = [place[a] for a in axes]
+    product = product.sum(axis=tuple(i for i in range(product.ndim) if i not in (*kept, batch)), keepdims=True)
+    product = product.transpose(*kept, batch, *(i for i in range(product.ndim) if i not in (*kept, batch)))
+    product = product.reshape(product.shape[: len(axes) + 1])
+    for i, a in enumerate(axes):
+        if a != "layer":
+            product = product.take(entries[a], axis=i)
+    return np.asarray(product)
+
+
+# ---- Any list of edits ----------------------------------------------------------------------------------------------
 
 
 def _edit_variant(model: Model, base: Base, edits: Edit | Sequence[Edit]) -> _Variant:

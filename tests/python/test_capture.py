@@ -44,7 +44,7 @@ def real(array: Any, name: str, seq: int, length: int) -> Any:
     return array[seq : seq + 1, :length]
 
 
-# ---- Names -----------------------------------------------------------------------------------------------------
+# ---- Names ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_exact_name_captures_one_array(deep: clew.Model) -> None:
@@ -146,7 +146,7 @@ def test_run_and_sites_print_themselves(gemma2: clew.Model) -> None:
     assert "blocks.L.ln1_post.hook_out" in gemma2.sites()._repr_html_()
 
 
-# ---- Any capture list ------------------------------------------------------------------------------------------
+# ---- Any capture list -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def _at(want: Any, site: str, positions: list[int], length: int) -> Any:
     return picked
 
 
-# ---- Positions -------------------------------------------------------------------------------------------------
+# ---- Positions ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "gpt_neox", "linear_causal", "mqa_partial_rotary"])
@@ -275,7 +275,7 @@ def test_negative_positions_count_from_each_sequences_own_end() -> None:
             assert (got[2] == 0).all() and (rows[:, 2] == 0).all()
 
 
-# ---- Ragged batches --------------------------------------------------------------------------------------------
+# ---- Ragged batches -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -320,7 +320,7 @@ def test_a_run_knows_its_lengths_and_tokens() -> None:
     assert run.tokens is not None and run.tokens.tolist() == [[3, 1, 4], [1, -1, -1], [5, 9, -1]]
 
 
-# ---- Start and stop --------------------------------------------------------------------------------------------
+# ---- Start and stop -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "gptj", "gpt2_inverse_layer", "deep", "attn_only", "gpt_neo"])
@@ -378,7 +378,7 @@ def test_a_prompt_may_be_longer_than_learned_positions_where_none_are_added() ->
     assert relative_error(run.logits, want["logits"]) <= EXACT
 
 
-# ---- Arrays ----------------------------------------------------------------------------------------------------
+# ---- Arrays ---------------------------------------------------------------------------------------------------------
 
 
 def owner(array: Any) -> Any:
@@ -461,7 +461,7 @@ def test_equal_values_are_kept_once() -> None:
     assert not np.shares_memory(run["resid_post", 6], run["resid_pre", 6])
 
 
-# ---- Plans -----------------------------------------------------------------------------------------------------
+# ---- Plans ----------------------------------------------------------------------------------------------------------
 
 
 def bytes_held(run: clew.Run) -> int:

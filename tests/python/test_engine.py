@@ -78,7 +78,7 @@ def _checkpoint(config: clew.ModelConfig, weights: dict[str, Any]) -> Any:
     return Checkpoint(config, weights, np.dtype(np.float64))
 
 
-# ---- float32 ---------------------------------------------------------------------------------------------------
+# ---- float32 --------------------------------------------------------------------------------------------------------
 
 
 FLOAT32_FACTOR = 4  # 2 is enough today
@@ -119,7 +119,7 @@ def test_float32_is_as_exact_as_float32_can_be(name: str) -> None:
         assert np.array_equal(np.isfinite(run[site]), finite)
 
 
-# ---- Identities of SITES ---------------------------------------------------------------------------------------
+# ---- Identities of SITES --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=ZOO, scope="module")
@@ -264,7 +264,7 @@ def test_logits_read_the_final_norm(case: Any) -> None:
     assert run["logits"] is run.logits
 
 
-# ---- Any configuration -----------------------------------------------------------------------------------------
+# ---- Any configuration ----------------------------------------------------------------------------------------------
 
 
 @st.composite

@@ -47,7 +47,7 @@ def test_every_error_is_one_of_ours() -> None:
         assert str(kind("a 'sentence'")) == "a 'sentence'"
 
 
-# ---- Sites -----------------------------------------------------------------------------------------------------
+# ---- Sites ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_sites_that_a_part_of_the_model_does_not_compute(gpt2: clew.Model, argum
             gpt2.run([1, 2, 3], **arguments)
 
 
-# ---- Tokens ----------------------------------------------------------------------------------------------------
+# ---- Tokens ---------------------------------------------------------------------------------------------------------
 
 R = "the vocabulary has ids 0 to 30"
 
@@ -199,7 +199,7 @@ def test_text_methods_need_a_tokenizer(gpt2: clew.Model) -> None:
     assert gpt2.tokenizer is None
 
 
-# ---- Embeddings ------------------------------------------------------------------------------------------------
+# ---- Embeddings -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_tokens_and_embeddings_exclude_each_other(gpt2: clew.Model) -> None:
         gpt2.run([1, 2], start_at_layer=1)
 
 
-# ---- Layers, positions, logits ---------------------------------------------------------------------------------
+# ---- Layers, positions, logits --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_run_takes_no_unknown_arguments(gpt2: clew.Model) -> None:
         gpt2.run([1, 2], "z")  # type: ignore[misc]
 
 
-# ---- Models ----------------------------------------------------------------------------------------------------
+# ---- Models ---------------------------------------------------------------------------------------------------------
 
 
 def build(config: clew.ModelConfig, weights: dict[str, Any], dtype: Any = np.float64) -> clew.Model:
@@ -446,7 +446,7 @@ def test_unknown_weights_and_attributes(gpt2: clew.Model) -> None:
         gpt2.QK(2, 0)
 
 
-# ---- Memory ----------------------------------------------------------------------------------------------------
+# ---- Memory ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_capture_that_does_not_fit_is_refused_before_memory_is_touched() -> None:
@@ -500,7 +500,7 @@ def test_bytes_that_cannot_be_counted() -> None:
         model.plan(1, 2**21, capture="pattern")
 
 
-# ---- Threads ---------------------------------------------------------------------------------------------------
+# ---- Threads --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [0, -1, 257])
@@ -511,7 +511,7 @@ def test_numbers_of_threads_out_of_range(n: int) -> None:
         clew.set_num_threads(1.5)  # type: ignore[arg-type]
 
 
-# ---- The extension itself --------------------------------------------------------------------------------------
+# ---- The extension itself -------------------------------------------------------------------------------------------
 
 
 def test_the_extension_checks_what_it_is_given(gpt2: clew.Model) -> None:
@@ -564,7 +564,7 @@ def test_the_extension_checks_what_it_is_given(gpt2: clew.Model) -> None:
     assert list(plan.run(ok, None)[0][2].shape) == [1, 3, 31]
 
 
-# ---- What Python does to objects -------------------------------------------------------------------------------
+# ---- What Python does to objects ------------------------------------------------------------------------------------
 
 
 def test_copies_pickles_and_comparisons(gpt2: clew.Model) -> None:

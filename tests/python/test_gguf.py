@@ -35,7 +35,7 @@ ARCHITECTURE = {
 }  # fmt: skip
 
 
-# ---- A converter, as the format's own does it ----
+# ---- A converter, as the format's own does it -----------------------------------------------------------------------
 
 
 def permute(array: np.ndarray, heads: int) -> np.ndarray:
@@ -140,7 +140,7 @@ def owner(array: np.ndarray) -> np.ndarray:
     return array
 
 
-# ---- Every architecture ----
+# ---- Every architecture ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ARCHITECTURE)
@@ -230,7 +230,7 @@ def test_phi2_fused(tmp_path: Path) -> None:
         np.testing.assert_array_equal(a[name], b[name])
 
 
-# ---- Rotary scaling ----
+# ---- Rotary scaling -------------------------------------------------------------------------------------------------
 
 
 def test_llama3_parameters_are_recognised(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_27b_models_scale_by_the_width_of_a_head(tmp_path: Path) -> None:
     assert _gemma_scale(keys, fields | {"n_layers": 42}, layers_27b=46) == np.sqrt(128)
 
 
-# ---- Tensor types ----
+# ---- Tensor types ---------------------------------------------------------------------------------------------------
 
 
 def random_blocks(kind: Any, rows: int, columns: int, seed: int) -> np.ndarray:
@@ -406,7 +406,7 @@ def test_without_the_gguf_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         store.get("a")
 
 
-# ---- Tensors that are not there ----
+# ---- Tensors that are not there -------------------------------------------------------------------------------------
 
 
 def rewritten(source: Path, target: Path, change: Any) -> None:
@@ -460,7 +460,7 @@ def test_missing_key_and_missing_file(tmp_path: Path) -> None:
         load_gguf(tmp_path / "none.gguf")
 
 
-# ---- Damaged files ----
+# ---- Damaged files --------------------------------------------------------------------------------------------------
 
 
 def text(value: str) -> bytes:

@@ -162,7 +162,7 @@ def test_the_tokenizer_beside_it(name: str, tmp_path: Path) -> None:
         checkpoint.tokenizer()
 
 
-# ---- The bundled model ----
+# ---- The bundled model ----------------------------------------------------------------------------------------------
 
 
 def test_stories_is_the_published_file() -> None:

@@ -88,7 +88,7 @@ def test_something_travels(model: clew.Model) -> None:
 
 
 def test_a_receiver_hears_every_sender_through_the_stream(model: clew.Model) -> None:
-    """All heads and all MLPs as senders at once, to the last residual: the other run's attention with the base's MLPs."""
+    """Without "head", one sender is all heads of a layer."""
     clean, corrupted = prompts(model.config)
     one = model.path_patch(clean, corrupted, over=("layer", "head"), metric=metrics.log_prob(0))
     whole = model.path_patch(clean, corrupted, over="layer", metric=metrics.log_prob(0))

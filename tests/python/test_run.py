@@ -50,7 +50,7 @@ def with_letters(begin: bool = False) -> clew.Model:
     return clew.Model(Checkpoint(config, random_weights(config, 1), np.dtype(np.float64), lambda: Letters(begin)))
 
 
-# ---- Inputs ----------------------------------------------------------------------------------------------------
+# ---- Inputs ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_run_is_a_function_of_its_input(gpt2: clew.Model) -> None:
         assert np.array_equal(first[name], second[name])
 
 
-# ---- Logits ----------------------------------------------------------------------------------------------------
+# ---- Logits ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "phi", "gptj", "mistral", "attn_only", "no_layers", "linear_full"])
@@ -156,7 +156,7 @@ def test_logits_can_be_captured_by_name(gpt2: clew.Model) -> None:
     assert gpt2.run([1, 2, 3], capture="logits", logits="last").logits.shape == (1, 1, 31)
 
 
-# ---- Loss ------------------------------------------------------------------------------------------------------
+# ---- Loss -----------------------------------------------------------------------------------------------------------
 
 
 def reference_loss(logits: Any, tokens: Any) -> Any:
@@ -225,7 +225,7 @@ def test_loss_keeps_no_logits() -> None:
     assert plan.scratch_bytes < 1024 * 50000 * 4 / 20
 
 
-# ---- Hypothesis: padding does not matter -----------------------------------------------------------------------
+# ---- Hypothesis: padding does not matter ----------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -258,7 +258,7 @@ def test_the_future_does_not_reach_the_past(name: str, prompt: list[int], data: 
     assert relative_error(whole[:, :cut], part) <= EXACT
 
 
-# ---- Layouts and saving ----------------------------------------------------------------------------------------
+# ---- Layouts and saving ---------------------------------------------------------------------------------------------
 
 
 def layouts(array: Any) -> list[Any]:
@@ -320,7 +320,7 @@ def test_logits_none_wins_over_globs(gpt2: clew.Model) -> None:
     assert gpt2.plan(1, 2, logits=None).keep_bytes == 0
 
 
-# ---- What new users try -----------------------------------------------------------------------------------------
+# ---- What new users try ---------------------------------------------------------------------------------------------
 
 
 def test_names_as_printed_and_as_the_classic_library_has_them(gpt2: clew.Model) -> None:

@@ -9,6 +9,7 @@ import clew
 import numpy as np
 import pytest
 from clew import edit, metrics
+from clew.loaders.checkpoint import Checkpoint
 from clew.sites import SITES, Site
 from numpy.typing import NDArray
 from support import make
@@ -155,6 +156,36 @@ def test_many_variants_are_cut_into_several_runs(model: clew.Model, monkeypatch:
     assert np.allclose(model.sweep(clean, corrupted, metric=readout).values, whole.values, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("site", "over"),
+    [
+        ("resid_pre", ("layer", "pos")),
+        ("z", ("head", "layer")),
+        ("pattern", ("layer", "head")),
+        ("post", ("layer", "neuron")),
+    ],
+)
+def test_attribution_is_the_first_order_of_patching(model: clew.Model, site: str, over: tuple[Any, ...]) -> None:
+    """For runs that hardly differ, gradient times difference is what patching gives."""
+    tokens = random_tokens(model.config, 3, batch=2, pos=POS)
+    base = model.weights["embed.W_E"].copy()
+    ids = np.unique(tokens)
+    twin_of = {int(t): int(next(u for u in range(31) if u not in ids)) for t in ids[:1]}
+    weights = {n: a for n, a in model.weights.items() if n not in ("embed.W_E", "unembed.W_U")}
+    ((old, new),) = twin_of.items()
+    base[new] = base[old] + 1e-5 * np.cos(np.arange(24))
+    near = clew.Model(Checkpoint(model.config.replace(tie_word_embeddings=False), {
+        **weights, "embed.W_E": base, "unembed.W_U": model.weights["unembed.W_U"]}, np.dtype("f8")))  # fmt: skip
+    other = np.where(tokens == old, new, tokens)
+    assert (other != tokens).any()
+    for metric in (metrics.log_prob([3, 4]), metrics.logit_diff(3, 4)):
+        patched = near.sweep(other, tokens, site=site, over=over, metric=metric)
+        estimated = near.sweep(other, tokens, site=site, over=over, metric=metric, method="attribution")
+        assert estimated.values.shape == patched.values.shape and estimated.labels == patched.labels
+        assert np.abs(patched.effect).max() > 1e-8
+        assert np.abs(estimated.effect - patched.effect).max() < 1e-3 * np.abs(patched.effect).max()
+
+
 # ---- Metrics --------------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +315,7 @@ def test_prompts_of_different_length(model: clew.Model) -> None:
         ({"positions": []}, clew.ConfigError, "no variants"),
         ({"heads": [0]}, clew.ConfigError, "heads are chosen"),
         ({"direction": "up"}, clew.ConfigError, "denoise"),
+        ({"method": "guess"}, clew.ConfigError, "attribution"),
         ({"metric": None}, clew.ConfigError, "metric = None"),
         ({"metric": metrics.logit_diff}, clew.ConfigError, "call it"),
         ({"metric": metrics.logit_diff(31, 0)}, clew.TokenError, "31 has no logit: there are ids 0 to 30"),

@@ -132,7 +132,7 @@ def kinds_of(sp: Any) -> list[int]:
     ]  # fmt: skip
 
 
-# ---- SentencePiece ----
+# ---- SentencePiece --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -298,7 +298,7 @@ def test_other_models_are_refused(options: dict[str, Any], said: str, tmp_path: 
         from_model_file(path)
 
 
-# ---- llama2.c ----
+# ---- llama2.c -------------------------------------------------------------------------------------------------------
 
 
 def export(sp: Any, path: Path) -> None:
@@ -397,7 +397,7 @@ def test_damaged_model_files(models: dict[str, tuple[Any, Path]], tmp_path: Path
         from_model_file(path)
 
 
-# ---- GGUF, SentencePiece ----
+# ---- GGUF, SentencePiece --------------------------------------------------------------------------------------------
 
 
 def gguf_metadata(sp: Any) -> dict[str, Any]:
@@ -488,7 +488,7 @@ def test_gguf_scores_that_are_not_finite(models: dict[str, tuple[Any, Path]]) ->
         from_gguf(metadata)
 
 
-# ---- Byte-level BPE ----
+# ---- Byte-level BPE -------------------------------------------------------------------------------------------------
 
 
 def byte_level(pre_tokenizer: Any = None, normalizer: Any = None) -> Any:
@@ -649,7 +649,7 @@ def test_damaged_tokenizer_json(tmp_path: Path) -> None:
         from_directory(tmp_path)
 
 
-# ---- GGUF, byte-level ----
+# ---- GGUF, byte-level -----------------------------------------------------------------------------------------------
 
 
 def test_gguf_gpt2() -> None:
@@ -746,7 +746,7 @@ def test_gguf_token_twice() -> None:
         from_gguf(metadata)
 
 
-# ---- The ecosystem's own classes ----
+# ---- The ecosystem's own classes ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -839,7 +839,7 @@ def test_against_vocab_and_merges(flags: dict[str, bool], transformers: Any, tmp
         assert mine.encode(text) == theirs(text)["input_ids"]
 
 
-# ---- Without the package ----
+# ---- Without the package --------------------------------------------------------------------------------------------
 
 
 def test_without_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def shakespeare() -> tuple[clew.Model, list[Any], Any]:
     return model, [rows[i : i + 8] for i in range(0, cut, 8)], rows[cut:]
 
 
-# ---- On a trained model ------------------------------------------------------------------------------------------
+# ---- On a trained model ---------------------------------------------------------------------------------------------
 
 
 def test_nearer_to_the_model_than_the_logit_lens_on_held_out_text() -> None:
@@ -84,7 +84,7 @@ def test_divergence_by_hand() -> None:
     )
 
 
-# ---- Ridge ---------------------------------------------------------------------------------------------------------
+# ---- Ridge ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "no_norm", "no_final_norm", "gemma2"])
@@ -151,7 +151,7 @@ def test_batches_ragged_or_not_are_one_text() -> None:
     assert np.array_equal(one.weight, two.weight) and np.array_equal(one.losses, two.losses)
 
 
-# ---- The divergence and its gradient -----------------------------------------------------------------------------
+# ---- The divergence and its gradient --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(kl_divergence(model, batches, whole), kl, rtol=1e-10)
 
 
-# ---- As a lens -----------------------------------------------------------------------------------------------------
+# ---- As a lens ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "llama3"])
@@ -228,7 +228,7 @@ def test_its_figure() -> None:
     assert figure.axes[0].get_title() == "Tuned lens"
 
 
-# ---- Files -----------------------------------------------------------------------------------------------------------
+# ---- Files ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -263,7 +263,7 @@ def test_files_that_are_no_lens(tmp_path: Path) -> None:
         TunedLens.load(path, model)
 
 
-# ---- Refusals ------------------------------------------------------------------------------------------------------
+# ---- Refusals -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

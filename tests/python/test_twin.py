@@ -32,7 +32,7 @@ def case(request: pytest.FixtureRequest) -> tuple[ModelConfig, dict[str, Any], A
     return config, weights, tokens, twin(config, weights, tokens)
 
 
-# ---- Against Hugging Face --------------------------------------------------------------------------------------
+# ---- Against Hugging Face -------------------------------------------------------------------------------------------
 
 
 def test_golden_files_are_there() -> None:
@@ -54,7 +54,7 @@ def test_loaded_weights_in_the_twin_give_the_recorded_results(directory: Path) -
         assert relative_error(got, want) < 1e-12
 
 
-# ---- Identities of SITES ---------------------------------------------------------------------------------------
+# ---- Identities of SITES --------------------------------------------------------------------------------------------
 
 
 def test_sums_of_the_residual_stream(case: Any) -> None:
@@ -134,7 +134,7 @@ def test_starting_at_a_layer_and_stopping_after_one(case: Any) -> None:
     np.testing.assert_array_equal(again["logits"], sites["logits"])
 
 
-# ---- The zoo can show an error ---------------------------------------------------------------------------------
+# ---- The zoo can show an error --------------------------------------------------------------------------------------
 
 
 def _largest_change(a: dict[str, Any], b: dict[str, Any]) -> float:
@@ -209,7 +209,7 @@ def test_attention_is_peaked() -> None:
             assert sites[f"blocks.{layer}.attn.hook_pattern"][:, :, 6:].max(axis=-1).mean() > 0.35, (name, layer)
 
 
-# ---- Closed forms ----------------------------------------------------------------------------------------------
+# ---- Closed forms ---------------------------------------------------------------------------------------------------
 
 
 def test_equal_scores_average_the_visible_values() -> None:

@@ -7,7 +7,7 @@ that an error on either side shows as a difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-# ---- Parts -----------------------------------------------------------------------------------------------------
+# ---- Parts ----------------------------------------------------------------------------------------------------------
 
 
 def activation(name: str, x: Array) -> Array:
@@ -126,7 +126,30 @@ def visible(config: Any, layer: int, n: int) -> NDArray[np.bool_]:
     return seen
 
 
-# ---- The model -------------------------------------------------------------------------------------------------
+# ---- Sites ----------------------------------------------------------------------------------------------------------
+
+Edits = Mapping[str, Callable[[Array], Array]]
+
+
+class Sites(dict[str, Array]):
+    """Values by name. An edit replaces a value for everything computed after it."""
+
+    def __init__(self, edits: Edits | None, prefix: str = "") -> None:
+        super().__init__()
+        self.edits, self.prefix = edits or {}, prefix
+
+    def edited(self, name: str) -> bool:
+        """Is there an edit of this site?"""
+        return self.prefix + name in self.edits
+
+    def put(self, name: str, value: Array) -> Array:
+        """Keeps a value, after its edit; gives what it is from here on."""
+        value = self.edits[self.prefix + name](value.copy()) if self.edited(name) else value
+        self[name] = value
+        return value
+
+
+# ---- The model ------------------------------------------------------------------------------------------------------
 
 
 def twin(
@@ -136,15 +159,16 @@ def twin(
     embeddings: ArrayLike | None = None,
     start_at_layer: int | None = None,
     stop_after_layer: int | None = None,
+    edits: Edits | None = None,
 ) -> dict[str, Array]:
     """Every site of a run over equally long sequences, by full name; a site that the model lacks is not a key.
 
     tokens [batch, pos] or [pos], or vectors [batch, pos, d_in]; embeddings [batch, pos, d_model] replace `hook_embed`,
     or with `start_at_layer` the residual stream entering that block. `stop_after_layer` is the last block computed: no
-    final norm, no logits.
+    final norm, no logits. `edits`: full name → function of the site's value.
     """
     w = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
-    sites: dict[str, Array] = {}
+    sites = Sites(edits)
     if start_at_layer is not None:
         resid = np.array(embeddings, dtype=np.float64)
     else:
@@ -154,115 +178,120 @@ def twin(
             embed = np.einsum("bpi,id->bpd", np.asarray(tokens, dtype=np.float64), w["embed.W_E"])
         else:
             embed = w["embed.W_E"][np.atleast_2d(np.asarray(tokens))] * config.embed_scale
-        sites["hook_embed"] = embed
-        resid = embed
+        resid = embed = sites.put("hook_embed", embed)
         if config.positional_embedding_type == "standard":
             rows = np.arange(embed.shape[1]) + config.pos_offset
-            sites["hook_pos_embed"] = np.broadcast_to(w["pos_embed.W_pos"][rows], embed.shape).copy()
-            resid = embed + sites["hook_pos_embed"]
+            resid = embed + sites.put("hook_pos_embed", np.broadcast_to(w["pos_embed.W_pos"][rows], embed.shape).copy())
 
     last = config.n_layers - 1 if stop_after_layer is None else stop_after_layer
     for layer in range(start_at_layer or 0, last + 1):
         mine = {k.split(".", 2)[2]: v for k, v in w.items() if k.startswith(f"blocks.{layer}.")}
-        inside, resid = _block(config, mine, layer, resid)
+        inside, resid = _block(config, mine, layer, resid, edits)
         sites.update({f"blocks.{layer}.{name}": value for name, value in inside.items()})
     if stop_after_layer is not None:
         return sites
 
     if config.final_norm and config.normalization_type is not None:
-        scale, normalized, resid = norm(config, resid, w.get("ln_final.w"), w.get("ln_final.b"))
-        sites["ln_final.hook_scale"] = scale
-        sites["ln_final.hook_normalized"] = normalized
-        sites["ln_final.hook_out"] = resid
+        resid = _put_norm(config, sites, "ln_final", resid, w)
     logits = np.einsum("bpd,dv->bpv", resid, w["unembed.W_U"])
     if "unembed.b_U" in w:
         logits = logits + w["unembed.b_U"]
-    sites["logits"] = soft_cap(logits, config.output_logits_soft_cap)
+    sites.put("logits", soft_cap(logits, config.output_logits_soft_cap))
     return sites
 
 
-def _block(config: Any, w: dict[str, Array], layer: int, resid_pre: Array) -> tuple[dict[str, Array], Array]:
-    """Sites of one block (names without its number) and the residual stream leaving it."""
-    sites: dict[str, Array] = {"hook_resid_pre": resid_pre}
+def _put_norm(config: Any, sites: Sites, name: str, x: Array, w: Mapping[str, Array]) -> Array:
+    """A norm, each of its parts as it is after edits."""
+    if config.normalization_type is None:
+        return x
+    centred = x - x.mean(axis=-1, keepdims=True) if config.normalization_type in ("LN", "LNPre") else x
+    scale = sites.put(f"{name}.hook_scale", norm(config, x, None, None)[0])
+    out = sites.put(f"{name}.hook_normalized", centred / scale)
+    out = out * w.get(f"{name}.w", 1.0) + w.get(f"{name}.b", 0.0)
+    return sites.put(f"{name}.hook_out", out)
 
-    def apply_norm(name: str, x: Array) -> Array:
-        if config.normalization_type is None:
-            return x
-        scale, normalized, out = norm(config, x, w.get(f"{name}.w"), w.get(f"{name}.b"))
-        sites[f"{name}.hook_scale"], sites[f"{name}.hook_normalized"], sites[f"{name}.hook_out"] = (
-            scale,
-            normalized,
-            out,
-        )
-        return out
+
+def _block(
+    config: Any, w: dict[str, Array], layer: int, resid_pre: Array, edits: Edits | None = None
+) -> tuple[dict[str, Array], Array]:
+    """Sites of one block (names without its number) and the residual stream leaving it."""
+    sites = Sites(edits, f"blocks.{layer}.")
+    resid_pre = sites.put("hook_resid_pre", resid_pre)
 
     # attention
-    sites["hook_attn_in"] = resid_pre.copy()
+    attn_in = sites.put("hook_attn_in", resid_pre.copy())
+    inputs = {}
     for kind, heads in (("q", config.n_heads), ("k", config.n_key_value_heads), ("v", config.n_key_value_heads)):
-        sites[f"hook_{kind}_input"] = np.repeat(resid_pre[:, :, None, :], heads, axis=2)
-    attn_out = _attention(config, w, layer, apply_norm("ln1", resid_pre), sites)
+        inputs[kind] = sites.put(f"hook_{kind}_input", np.repeat(attn_in[:, :, None, :], heads, axis=2))
+    attn_out = _attention(config, w, layer, _put_norm(config, sites, "ln1", attn_in, w), inputs, sites)
     if config.use_normalization_before_and_after:
-        attn_out = apply_norm("ln1_post", attn_out)
-    sites["hook_attn_out"] = attn_out
+        attn_out = _put_norm(config, sites, "ln1_post", attn_out, w)
+    attn_out = sites.put("hook_attn_out", attn_out)
     resid_mid = resid_pre + attn_out
     if config.attn_only:
-        sites["hook_resid_post"] = resid_mid
+        resid_mid = sites.put("hook_resid_post", resid_mid)
         return sites, resid_mid
 
     # MLP
-    if config.parallel_attn_mlp:
-        mlp_in = resid_pre
-    else:
-        mlp_in = sites["hook_resid_mid"] = resid_mid
-    sites["hook_mlp_in"] = mlp_in.copy()
+    if not config.parallel_attn_mlp:
+        resid_mid = sites.put("hook_resid_mid", resid_mid)
+    mlp_in = sites.put("hook_mlp_in", (resid_pre if config.parallel_attn_mlp else resid_mid).copy())
     if config.parallel_attn_mlp and config.shared_norm:
         x = sites.get("ln1.hook_out", resid_pre)
+        if sites.edited("hook_attn_in") or sites.edited("hook_mlp_in"):  # each branch reads its own residual
+            x = mlp_in if config.normalization_type is None else norm(config, mlp_in, w.get("ln1.w"), w.get("ln1.b"))[2]
     else:
-        x = apply_norm("ln2", mlp_in)
+        x = _put_norm(config, sites, "ln2", mlp_in, w)
     mlp_out = _mlp(config, w, x, sites)
     if config.use_normalization_before_and_after:
-        mlp_out = apply_norm("ln2_post", mlp_out)
-    sites["hook_mlp_out"] = mlp_out
-    sites["hook_resid_post"] = resid_mid + mlp_out
-    return sites, sites["hook_resid_post"]
+        mlp_out = _put_norm(config, sites, "ln2_post", mlp_out, w)
+    mlp_out = sites.put("hook_mlp_out", mlp_out)
+    return sites, sites.put("hook_resid_post", resid_mid + mlp_out)
 
 
-def _attention(config: Any, w: dict[str, Array], layer: int, x: Array, sites: dict[str, Array]) -> Array:
-    """Attention's output, bias included, from the normed x [b, p, d]; adds its sites."""
+def _attention(config: Any, w: dict[str, Array], layer: int, x: Array, inputs: dict[str, Array], sites: Sites) -> Array:
+    """Attention's output, bias included, from the normed x [b, p, d]; heads whose own input is edited read that."""
     vectors = {}
     for kind in "qkv":
-        y = np.einsum("bpd,hde->bphe", x, w[f"attn.W_{kind.upper()}"])
+        weight = w[f"attn.W_{kind.upper()}"]
+        if sites.edited(f"hook_{kind}_input"):
+            own = inputs[kind]
+            if config.normalization_type is not None:
+                own = norm(config, own, w.get("ln1.w"), w.get("ln1.b"))[2]
+            y = np.einsum("bphd,hde->bphe", own, weight)
+        else:
+            y = np.einsum("bpd,hde->bphe", x, weight)
         if f"attn.b_{kind.upper()}" in w:
             y = y + w[f"attn.b_{kind.upper()}"]
-        vectors[kind] = sites[f"attn.hook_{kind}"] = y
+        vectors[kind] = sites.put(f"attn.hook_{kind}", y)
     q, k, v = vectors["q"], vectors["k"], vectors["v"]
     if config.use_qk_norm:
         q, k = (y / np.sqrt((y * y).mean(axis=-1, keepdims=True) + config.eps) for y in (q, k))
-        q = sites["attn.hook_q_normed"] = q * w["attn.q_norm.w"]
-        k = sites["attn.hook_k_normed"] = k * w["attn.k_norm.w"]
+        q = sites.put("attn.hook_q_normed", q * w["attn.q_norm.w"])
+        k = sites.put("attn.hook_k_normed", k * w["attn.k_norm.w"])
     if config.positional_embedding_type == "rotary":
-        q = sites["attn.hook_rot_q"] = rotate(config, layer, q)
-        k = sites["attn.hook_rot_k"] = rotate(config, layer, k)
+        q = sites.put("attn.hook_rot_q", rotate(config, layer, q))
+        k = sites.put("attn.hook_rot_k", rotate(config, layer, k))
 
     group = config.n_heads // config.n_key_value_heads  # query heads that share a key head stand side by side
     k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
     divisor = config.attn_scale * (layer + 1 if config.scale_attn_by_inverse_layer_idx else 1)
     scores = soft_cap(np.einsum("bphe,bkhe->bhpk", q, k) / divisor, config.attn_scores_soft_cap)
     seen = visible(config, layer, x.shape[1])
-    sites["attn.hook_attn_scores"] = np.where(seen, scores, -np.inf)
+    scores = sites.put("attn.hook_attn_scores", np.where(seen, scores, -np.inf))
     if config.attention_kind == "linear":
         n = np.full(x.shape[1], config.linear_attn_n) if config.linear_attn_n else seen.sum(axis=1)
         pattern = np.where(seen, scores, 0.0) / np.maximum(n, 1)[:, None]  # a query that sees nothing: zeros
     else:
-        pattern = softmax(sites["attn.hook_attn_scores"])
-    sites["attn.hook_pattern"] = pattern
-    z = sites["attn.hook_z"] = np.einsum("bhpk,bkhe->bphe", pattern, v)
-    result = sites["attn.hook_result"] = np.einsum("bphe,hed->bphd", z, w["attn.W_O"])
+        pattern = softmax(scores)
+    pattern = sites.put("attn.hook_pattern", pattern)
+    z = sites.put("attn.hook_z", np.einsum("bhpk,bkhe->bphe", pattern, v))
+    result = sites.put("attn.hook_result", np.einsum("bphe,hed->bphd", z, w["attn.W_O"]))
     out: Array = result.sum(axis=2)
     return out + w["attn.b_O"] if "attn.b_O" in w else out
 
 
-def _mlp(config: Any, w: dict[str, Array], x: Array, sites: dict[str, Array]) -> Array:
+def _mlp(config: Any, w: dict[str, Array], x: Array, sites: Sites) -> Array:
     """The MLP's output from the normed x [b, p, d]; adds its sites."""
 
     def linear(y: Array, name: str) -> Array:
@@ -270,10 +299,9 @@ def _mlp(config: Any, w: dict[str, Array], x: Array, sites: dict[str, Array]) ->
         return y + w[f"mlp.b_{name}"] if f"mlp.b_{name}" in w else y
 
     if config.gated_mlp:
-        sites["mlp.hook_pre"] = linear(x, "gate")
-        sites["mlp.hook_pre_linear"] = linear(x, "in")
-        sites["mlp.hook_post"] = activation(config.act_fn, sites["mlp.hook_pre"]) * sites["mlp.hook_pre_linear"]
+        linear_branch = sites.put("mlp.hook_pre_linear", linear(x, "in"))
+        pre = sites.put("mlp.hook_pre", linear(x, "gate"))
+        post = activation(config.act_fn, pre) * linear_branch
     else:
-        sites["mlp.hook_pre"] = linear(x, "in")
-        sites["mlp.hook_post"] = activation(config.act_fn, sites["mlp.hook_pre"])
-    return linear(sites["mlp.hook_post"], "out")
+        post = activation(config.act_fn, sites.put("mlp.hook_pre", linear(x, "in")))
+    return linear(sites.put("mlp.hook_post", post), "out")

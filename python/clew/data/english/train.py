@@ -75,7 +75,9 @@ def statistics(model: clew.Model, held_out: dict[str, Any]) -> dict[str, Any]:
     """What training.json keeps of a checkpoint."""
     losses = {name: round(float(model.loss(rows, reduce="mean")), 4) for name, rows in held_out.items()}
     heads, first, second = induction(model)
-    norms = {name: round(float(np.linalg.norm(w.astype(np.float64))), 3) for name, w in model.weights.items() if w.ndim > 1}
+    norms = {
+        name: round(float(np.linalg.norm(w.astype(np.float64))), 3) for name, w in model.weights.items() if w.ndim > 1
+    }
     return {
         "held_out_loss": losses,
         "induction_by_head": heads,

@@ -1,0 +1,276 @@
+"""Generation: equal to repeated full passes, whatever the batch; sampling; stops; captures and edits."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+import clew
+import numpy as np
+import pytest
+from clew import _core, edit, generate
+from numpy.typing import NDArray
+from support import make, relative_error
+from zoo import random_tokens, zoo
+
+Array = NDArray[Any]
+ZOO = zoo()
+CAUSAL = {n: c for n, c in ZOO.items() if c.attention_dir == "causal" and c.d_in is None and c.d_vocab_out == c.d_vocab}
+NEW = 6
+
+
+def prompts(config: clew.ModelConfig) -> list[list[int]]:
+    return [random_tokens(config, n, 1, n + 2)[0].tolist() for n in (3, 1, 2)]
+
+
+def repeated(model: clew.Model, prompt: list[int], n: int = NEW, **more: Any) -> list[int]:
+    """The likeliest token n times, a full pass each."""
+    text = list(prompt)
+    for _ in range(n):
+        text.append(int(model.run(text, logits="last", **more).logits[0, 0].argmax()))
+    return text[len(prompt) :]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_equals_repeated_passes(name: str) -> None:
+    model, _ = make(CAUSAL[name])
+    given = prompts(model.config)
+    got = model.generate(given, max_new_tokens=NEW, capture="*" if model.config.n_layers else ())
+    for prompt, tokens, log_probs in zip(given, got.tokens, got.log_probs, strict=True):
+        assert tokens.tolist() == repeated(model, prompt)
+        losses = model.loss([*prompt, *tokens.tolist()])[0, len(prompt) - 1 :]
+        assert np.allclose(log_probs, -losses, rtol=1e-9, atol=1e-12)
+    if got.run is None:
+        return
+    whole = model.run([[*p, *t.tolist()] for p, t in zip(given, got.tokens, strict=True)], capture="*", logits=None)
+    assert list(got.run) == list(whole)
+    for site in whole:
+        assert relative_error(got.run[site], whole[site]) <= 1e-9, site
+    assert np.array_equal(got.run.tokens, whole.tokens) and np.array_equal(got.run.lengths, whole.lengths)
+
+
+@pytest.fixture(scope="module")
+def model() -> clew.Model:
+    return make(ZOO["llama"])[0]
+
+
+@pytest.fixture(scope="module")
+def trained() -> clew.Model:
+    return clew.load("shakespeare")
+
+
+EDITS = {
+    "everywhere": lambda: edit.add("resid_pre.1", np.linspace(-1, 1, 24)),
+    "a head": lambda: edit.zero("z", heads=[1]),
+    "one place of the prompt": lambda: edit.scale("resid_mid.0", 3.0, positions=[-1]),
+    "a place that is generated": lambda: edit.set("resid_pre.1", 0.5, positions=[6]),
+    "one sequence": lambda: edit.scale("mlp_out.0", 2.0, batch=[2]),
+    "by position": lambda: edit.add("resid_pre.1", np.arange(11.0)[:, None] * np.ones(24)),
+    "pattern": lambda: edit.scale("pattern.1", 0.5, heads=[0]),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_edits_hold_for_new_tokens(model: clew.Model, name: str) -> None:
+    change = EDITS[name]()
+    given = prompts(model.config)  # 5, 3 and 4 tokens
+    got = model.generate(given, max_new_tokens=NEW, edits=[change], capture="resid_post")
+    texts = [[*p, *t.tolist()] for p, t in zip(given, got.tokens, strict=True)]
+    fixed = change
+    if name == "one place of the prompt":
+        fixed = edit.scale("resid_mid.0", 3.0, positions=[[len(p) - 1] for p in given])
+    if name == "a place that is generated":
+        longer = [t for t in texts if len(t) > 6]
+        assert len(longer) == len(texts)
+    if name == "by position":
+        fixed = edit.add("resid_pre.1", np.arange(11.0)[:, None] * np.ones(24))
+    whole = model.run(texts, capture="resid_post", edits=[fixed])
+    assert relative_error(got.run.stack("resid_post"), whole.stack("resid_post")) <= 1e-9
+    for i, (p, t) in enumerate(zip(given, got.tokens, strict=True)):
+        picks = whole.logits[i, len(p) - 1 : len(p) - 1 + NEW].argmax(axis=-1)
+        assert t.tolist() == picks.tolist()
+
+
+def test_edited_context_and_calls(model: clew.Model) -> None:
+    given = prompts(model.config)
+    want = model.generate(given, edits=[edit.scale("mlp_out", 0.5)])
+    with model.edited([edit.scale("mlp_out", 0.5)]):
+        assert all(np.array_equal(a, b) for a, b in zip(model.generate(given).tokens, want.tokens, strict=True))
+    shapes = []
+
+    def halve(array: Array, name: str) -> None:
+        shapes.append(array.shape)
+        array *= 0.5
+
+    got = model.generate(given, edits=[edit.call("mlp_out", halve)])
+    assert all(np.array_equal(a, b) for a, b in zip(got.tokens, want.tokens, strict=True))
+    assert shapes[0] == (3, 5, 24) and shapes[2] == (3, 1, 24), "the prompt, then the new rows only"
+
+
+# ---- Sampling -------------------------------------------------------------------------------------------------------
+
+
+def draw(logits: Array, n: int, temperature: float, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> Array:
+    rows = np.ascontiguousarray(np.broadcast_to(logits, (n, 1, len(logits))))
+    ids, log_probs = _core.sample(rows, np.arange(n), np.zeros(n, np.int64), temperature, top_k, top_p, seed)
+    exact = logits.astype(np.float64)
+    log_p = exact - np.log(np.exp(exact - exact.max()).sum()) - exact.max()
+    assert np.allclose(log_probs, log_p[ids], rtol=1e-12)
+    return np.bincount(ids, minlength=len(logits))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 4, 1.0), (1.0, 0, 0.7), (1.5, 5, 0.6), (1.0, 1, 1.0)],
+)
+def test_distribution(temperature: float, top_k: int, top_p: float, dtype: Any) -> None:
+    logits = np.random.default_rng(1).normal(size=12).astype(dtype) * 1.5
+    p = np.exp(logits.astype(np.float64) / temperature)
+    order = np.argsort(-p, kind="stable")
+    kept = order[: top_k or len(p)]
+    share = np.cumsum(p[kept]) / p[kept].sum()
+    kept = kept[: int(np.searchsorted(share, top_p - 1e-12)) + 1]
+    want = np.zeros(len(p))
+    want[kept] = p[kept] / p[kept].sum()
+    n = 40_000
+    counts = draw(logits.astype(dtype), n, temperature, top_k, top_p)
+    assert not counts[want == 0].any()
+    chi2 = float(((counts - n * want)[want > 0] ** 2 / (n * want[want > 0])).sum())
+    assert chi2 < 40, "far beyond the 0.999 quantile of chi-square with 11 degrees of freedom: 31"
+
+
+def test_ties_go_to_the_lower_id() -> None:
+    logits = np.array([1.0, 3.0, 3.0, 0.0, 3.0])
+    assert draw(logits, 50, 0.0).tolist() == [0, 50, 0, 0, 0]
+    counts = draw(logits, 400, 1.0, top_k=2)
+    assert counts[[0, 3, 4]].tolist() == [0, 0, 0] and counts[1] > 100 and counts[2] > 100
+
+
+def test_broken_logits_are_refused() -> None:
+    for bad in (np.nan, np.inf):
+        with pytest.raises(clew.ConfigError, match="sequence 3 hold NaN or infinity"):
+            _core.sample(np.array([[[1.0, bad]]]), np.array([3]), np.array([0]), 1.0, 0, 1.0, 0)
+    rows = np.array([[[-np.inf, 0.0]]])
+    assert _core.sample(rows, np.array([0]), np.array([0]), 1.0, 0, 1.0, 0)[0].tolist() == [1]
+
+
+def test_a_sequence_does_not_depend_on_its_batch(model: clew.Model) -> None:
+    given = prompts(model.config)
+    how: dict[str, Any] = {"temperature": 1.2, "seed": 7, "max_new_tokens": 12}
+    together = model.generate(given, **how)
+    again = model.generate(given, **how)
+    assert all(np.array_equal(a, b) for a, b in zip(together.tokens, again.tokens, strict=True))
+    assert np.array_equal(model.generate(given[:1], **how).tokens[0], together.tokens[0])
+    other = model.generate(given, **(how | {"seed": 8}))
+    assert not all(np.array_equal(a, b) for a, b in zip(together.tokens, other.tokens, strict=True))
+    unseeded = model.generate(given, temperature=1.0)
+    assert unseeded.seed is not None
+    same = model.generate(given, temperature=1.0, seed=unseeded.seed)
+    assert all(np.array_equal(a, b) for a, b in zip(unseeded.tokens, same.tokens, strict=True))
+
+
+# ---- Ends -----------------------------------------------------------------------------------------------------------
+
+
+def test_stop_tokens(model: clew.Model) -> None:
+    given = prompts(model.config)
+    free = model.generate(given, max_new_tokens=8)
+    stop = int(free.tokens[0][2])
+    got = model.generate(given, max_new_tokens=8, stop=stop)
+    for full, ended, why in zip(free.tokens, got.tokens, got.stopped, strict=True):
+        where = np.flatnonzero(full == stop)
+        n = int(where[0]) + 1 if where.size else 8
+        assert ended.tolist() == full[:n].tolist()
+        assert why == (stop if where.size else "length")
+
+
+def test_stop_texts(trained: clew.Model) -> None:
+    free = trained.generate("ROMEO:", max_new_tokens=60, temperature=0.8, seed=3)
+    assert free.text is not None
+    stop = free.text[0][9:13]  # across a border of tokens or not
+    got = trained.generate("ROMEO:", max_new_tokens=60, temperature=0.8, seed=3, stop=[stop, "no such text"])
+    assert got.text is not None
+    assert got.text[0] == free.text[0][: free.text[0].index(stop)] and got.stopped == [stop]
+    assert len(got.tokens[0]) < 60
+    assert got.tokens[0].tolist() == free.tokens[0][: len(got.tokens[0])].tolist()
+
+
+def test_streaming_gives_the_same(trained: clew.Model) -> None:
+    how: dict[str, Any] = {"max_new_tokens": 40, "temperature": 0.9, "seed": 5, "top_k": 30}
+    whole = trained.generate(["ROMEO:", "Enter"], **how)
+    pieces = ["", ""]
+    ids: list[list[int]] = [[], []]
+    for step in trained.generate_stream(["ROMEO:", "Enter"], **how):
+        for seq, token, text in zip(step.sequences, step.tokens, step.texts, strict=True):
+            ids[seq].append(token)
+            pieces[seq] += text
+    assert ids == [t.tolist() for t in whole.tokens] and pieces == whole.text
+
+
+def test_characters_split_over_tokens(trained: clew.Model) -> None:
+    """A step's text holds whole characters only."""
+    assert trained.tokenizer is not None
+    ids = trained.tokenizer.encode("é—", add_special_tokens=False)
+    assert len(ids) > 2
+    texts = generate._Text([], [])
+    how = generate.settings(trained, 10, 0.0, None, None, None, None)
+    pieces = []
+    for token in ids:
+        texts.tokens.append(token)
+        pieces.append(generate._ended(trained, texts, how))
+    assert "".join(pieces) == "é—" and "\ufffd" not in "".join(pieces)
+
+
+def test_ctrl_c_leaves_the_model_usable(trained: clew.Model) -> None:
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(1000):
+            trained.generate("ROMEO:", max_new_tokens=200)
+    timer.join()
+    assert np.isfinite(trained.run("ROMEO:").logits).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"max_new_tokens": 0}, clew.ConfigError, "max_new_tokens = 0"),
+        ({"max_new_tokens": 2.5}, clew.ConfigError, "max_new_tokens = 2.5"),
+        ({"temperature": -1}, clew.ConfigError, "temperature = -1"),
+        ({"temperature": "hot"}, clew.ConfigError, "numbers"),
+        ({"temperature": 1.0, "top_k": 0}, clew.ConfigError, "top_k = 0"),
+        ({"temperature": 1.0, "top_p": 0.0}, clew.ConfigError, r"top_p = 0.0: must lie in \(0, 1\]"),
+        ({"temperature": 1.0, "top_p": 1.5}, clew.ConfigError, "top_p"),
+        ({"top_k": 5}, clew.ConfigError, "temperature above 0"),
+        ({"temperature": 1.0, "seed": -1}, clew.ConfigError, "seed"),
+        ({"stop": 31}, clew.TokenError, "stop token 31: there are ids 0 to 30"),
+        ({"stop": "a"}, clew.TokenError, "without a tokenizer"),
+        ({"stop": [1.5]}, clew.ConfigError, "1.5"),
+        ({"stop": ""}, clew.ConfigError, "not empty"),
+        ({"tokens": []}, clew.TokenError, "empty"),
+        ({"capture": "zz"}, clew.SiteError, "zz"),
+        ({"edits": [edit.zero("z", positions=[-9])]}, clew.ConfigError, "before the prompt's first"),
+        ({"edits": [edit.zero("z", heads=[9])]}, clew.ShapeError, "heads 9"),
+    ],
+)
+def test_what_is_refused(model: clew.Model, change: dict[str, Any], error: type[Exception], match: str) -> None:
+    given: dict[str, Any] = {"tokens": [1, 2, 3]} | change
+    with pytest.raises(error, match=match):
+        model.generate(given.pop("tokens"), **given)
+
+
+def test_models_that_cannot_generate() -> None:
+    with pytest.raises(clew.UnsupportedModelError, match="causal"):
+        make(ZOO["linear_full"])[0].generate([1, 2])
+    with pytest.raises(clew.TokenError, match="a prompt of 20 tokens and 5 new ones: the model has 24 learned"):
+        make(ZOO["gpt2"])[0].generate([1] * 20, max_new_tokens=5)
+    assert len(make(ZOO["gpt2"])[0].generate([1] * 20, max_new_tokens=4).tokens[0]) == 4
+
+
+def test_printing(trained: clew.Model) -> None:
+    got = trained.generate("A <b>", max_new_tokens=3)
+    assert "3 tokens, length" in repr(got) and "<td>3</td>" in got._repr_html_()
+    with pytest.raises(clew.ConfigError, match="nothing was captured"):
+        got["z", 0]
