@@ -46,6 +46,18 @@ def test_captured_embedding_is_not_written_over(name: str) -> None:
     assert_close(model.run(inputs, capture=capture), want, EXACT, capture)
 
 
+def test_editing_the_residual_leaves_the_captured_embedding() -> None:
+    model, weights = make(ZOO["vectors_no_positions"])
+    x = random_inputs(model.config, 3)
+    run = model.run(
+        x, capture=["hook_embed", "blocks.0.hook_resid_pre"], edits=clew.edit.zero("blocks.0.hook_resid_pre")
+    )
+    assert relative_error(run["hook_embed"], x @ weights["embed.W_E"]) <= EXACT
+    assert not run["blocks.0.hook_resid_pre"].any()
+    gone = model.run(x, capture="blocks.0.hook_resid_pre", edits=clew.edit.zero("hook_embed"))
+    assert not gone["blocks.0.hook_resid_pre"].any()
+
+
 def test_ragged_and_float32() -> None:
     config = ZOO["vectors"]
     model, weights = make(config)
