@@ -174,6 +174,20 @@ def _run(args: argparse.Namespace) -> None:
         print(f"\nsaved {len(arrays)} arrays, {_size(sum(a.nbytes for a in arrays.values()))}, in {args.save}")
 
 
+def _generate(args: argparse.Namespace) -> None:
+    model = load(args.model, dtype=args.dtype)
+    prompt = _prompt(args, model)
+    stream = model.generate_stream(
+        prompt, args.tokens, args.temperature, args.top_k, args.top_p, args.seed, stop=args.stop
+    )
+    if isinstance(prompt, str):
+        print(prompt, end="", flush=True)
+    for step in stream:
+        shown = step.texts[0] if model.tokenizer is not None else f"{step.tokens[0]} "
+        print(shown, end="", flush=True)
+    print()
+
+
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +241,26 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--lens", type=_positive, metavar="N", help="the logit lens at the last N positions")
     sub.add_argument("--save", metavar="FILE.npz", help="write captured arrays, all logits and the tokens")
     sub.set_defaults(act=_run)
+
+    sub = commands.add_parser(
+        "generate",
+        parents=[common, model],
+        help="continue a text",
+        description="Prints a continuation as it is made.",
+        epilog='examples:\n  clew generate shakespeare "ROMEO:" --tokens 40 --temperature 0.8 --seed 1\n'
+        "  clew generate stories260K --ids 1,403,407,261 --tokens 20\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("model", metavar="MODEL", help="directory, file, hub id or bundled name")
+    sub.add_argument("text", nargs="?", metavar="TEXT", help="the prompt; - reads it from standard input")
+    sub.add_argument("--ids", type=_ids, metavar="1,2,3", help="token ids instead of a text")
+    sub.add_argument("--tokens", type=_positive, default=50, metavar="N", help="new tokens (50)")
+    sub.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: the likeliest token (0)")
+    sub.add_argument("--top-k", type=_positive, metavar="K", help="among the K likeliest tokens only")
+    sub.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that hold a share P only")
+    sub.add_argument("--seed", type=int, metavar="N", help="of the random numbers")
+    sub.add_argument("--stop", action="append", metavar="TEXT", help="ends the text; may be repeated")
+    sub.set_defaults(act=_generate)
 
     sub = commands.add_parser(
         "demo",
