@@ -64,7 +64,7 @@ def windows(ids: list[int]) -> np.ndarray[Any, Any]:
 
 
 def saying_again(stream: np.ndarray[Any, Any]) -> Any:
-    """Batches of which every other window repeats a passage, with other text between: f(rng, size) → tokens, targets."""
+    """Batches of which every other window repeats a passage between other text: f(rng, size) → tokens, targets."""
 
     def rows(rng: np.random.Generator, size: int) -> tuple[Any, Any]:
         def piece(n: int) -> np.ndarray[Any, Any]:
