@@ -665,6 +665,7 @@ void clew_plan_free(clew_plan *plan) {
   clew_free(plan->positions);
   clew_free(plan->outputs);
   clew_free(plan->slab_bytes);
+  clew_slab_release(plan->scratch);
   clew_free(plan->steps);
   clew_free(plan->buffers);
   clew_free(plan);

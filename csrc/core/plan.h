@@ -286,6 +286,7 @@ struct clew_plan {
   size_t slot_bytes;      /* each thread's own */
   size_t table_positions; /* rotary tables reach this far */
   double flops;
+  clew_slab *_Atomic scratch; /* of weight gradients: kept from one step of training to the next */
 };
 
 /* Attention works on blocks of so many queries and keys, losses on so many logits at a time. */

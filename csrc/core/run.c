@@ -1,4 +1,5 @@
 /* The executor: checks the input, gets the memory a plan asked for, and runs its steps one after the other. */
+#include <stdatomic.h>
 #include <string.h>
 
 #include "blas.h"
@@ -158,7 +159,14 @@ clew_status clew_run_new(clew_run **out, const clew_plan *plan, const clew_input
     run->slabs[run->n_slabs] = slab;
     x.slabs[run->n_slabs] = clew_slab_data(slab);
   }
-  scratch = clew_slab_new(scratch_bytes);
+  if (plan->weight_gradients) { /* whoever comes first takes it; the others get their own */
+    scratch = atomic_exchange(&((clew_plan *)plan)->scratch, NULL);
+    if (scratch != NULL && clew_slab_bytes(scratch) < scratch_bytes) { /* made for fewer threads */
+      clew_slab_release(scratch);
+      scratch = NULL;
+    }
+  }
+  scratch = scratch != NULL ? scratch : clew_slab_new(scratch_bytes);
   if (scratch == NULL) {
     status =
         clew_fail(err, CLEW_ERROR_MEMORY, "out of memory: the run needs %zu bytes of scratch memory", scratch_bytes);
@@ -192,6 +200,9 @@ clew_status clew_run_new(clew_run **out, const clew_plan *plan, const clew_input
   }
 
 done:
+  if (plan->weight_gradients && scratch != NULL) {
+    scratch = atomic_exchange(&((clew_plan *)plan)->scratch, scratch);
+  }
   clew_slab_release(scratch);
   clew_free(x.slabs);
   if (status != CLEW_OK) {
