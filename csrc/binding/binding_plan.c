@@ -54,8 +54,8 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     goto done;
   }
   if ((wrt && (PyArray_NDIM(wrt) != 2 || PyArray_DIM(wrt, 1) != 2)) || objective < 0 ||
-      objective > CLEW_OBJECTIVE_CALL) {
-    PyErr_SetString(PyExc_ValueError, "wrt must be [n, 2], objective 0 to 3");
+      objective > CLEW_OBJECTIVE_TANGENTS) {
+    PyErr_SetString(PyExc_ValueError, "wrt must be [n, 2], objective 0 to 4");
     goto done;
   }
   if ((past && PyArray_SIZE(past) != PyArray_SIZE(lengths)) ||

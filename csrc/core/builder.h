@@ -1,5 +1,5 @@
-/* What plan.c (the request), emit.c (the model as steps) and emit_backward.c (its gradients) share while a plan is
- * made. */
+/* What plan.c (the request), emit.c (the model as steps), emit_backward.c and emit_tangents.c (its derivatives) share
+ * while a plan is made. */
 #ifndef CLEW_BUILDER_H
 #define CLEW_BUILDER_H
 
@@ -31,6 +31,8 @@ size_t clew_output_offset(const clew_kept *output, int32_t layer);
 
 /* Is the site a value of its own: edited, or differentiated by? */
 bool clew_is_split(const clew_plan *plan, clew_site site, int32_t layer);
+/* Is it one of wrt? */
+bool clew_is_asked(const clew_plan *plan, clew_site site, int32_t layer);
 
 /* Steps of blocks first … last and, where the request goes on to the end, the final norm and the logits. */
 void clew_emit_forward(clew_builder *b, const clew_request *r, int32_t first, int32_t last);
@@ -39,5 +41,9 @@ void clew_emit_forward(clew_builder *b, const clew_request *r, int32_t first, in
 int32_t clew_find_gradient(const clew_plan *plan, clew_site site, int32_t layer);
 clew_status clew_make_grads(clew_builder *b, clew_error *err);
 clew_status clew_emit_backward(clew_builder *b, int32_t logits, clew_error *err);
+/* Derivatives of the sites in wrt along the edits TANGENT, in the order of the forward steps. emit_tangents.c */
+clew_status clew_emit_tangents(clew_builder *b, clew_error *err);
+/* The buffer of a site's value, or CLEW_NONE; once clew_make_grads was called. */
+int32_t clew_site_value(const clew_plan *plan, clew_site_ref ref);
 
 #endif

@@ -163,7 +163,13 @@ typedef enum clew_logits { CLEW_LOGITS_NONE, CLEW_LOGITS_LAST, CLEW_LOGITS_ALL, 
 
 /* An intervention. It reaches the selected part of a site's value [batch, position, head, last], where a site without
  * heads has one, and scores and patterns count query positions and have keys as the last axis. Indices are absolute. */
-typedef enum clew_edit_kind { CLEW_EDIT_SET, CLEW_EDIT_ADD, CLEW_EDIT_SCALE, CLEW_EDIT_CALL } clew_edit_kind;
+typedef enum clew_edit_kind {
+  CLEW_EDIT_SET,
+  CLEW_EDIT_ADD,
+  CLEW_EDIT_SCALE,
+  CLEW_EDIT_CALL,
+  CLEW_EDIT_TANGENT /* the direction of a derivative: as ADD, by an infinitesimal step */
+} clew_edit_kind;
 typedef struct clew_edit {
   clew_site site;
   int32_t layer;
@@ -176,12 +182,13 @@ typedef struct clew_edit {
   int32_t call;         /* what input.call is told */
 } clew_edit;
 
-/* What a backward pass begins with. */
+/* What is differentiated: what a backward pass begins with, or sites by the directions of edits (forward). */
 typedef enum clew_objective {
   CLEW_OBJECTIVE_NONE,
   CLEW_OBJECTIVE_CROSS_ENTROPY, /* Σ weight · (log Σ exp − target's logit) / Σ weight, over rows that have a target */
   CLEW_OBJECTIVE_SQUARED,       /* Σ weight · |output − target|² / (d_out · Σ weight) */
-  CLEW_OBJECTIVE_CALL           /* input.call is shown the logits (index −1) and leaves their gradient in *result */
+  CLEW_OBJECTIVE_CALL,          /* input.call is shown the logits (index −1) and leaves their gradient in *result */
+  CLEW_OBJECTIVE_TANGENTS       /* none: each site of wrt is differentiated by the edits TANGENT */
 } clew_objective;
 
 typedef struct clew_request {
@@ -192,7 +199,8 @@ typedef struct clew_request {
   bool append;             /* put the new keys and values behind them */
   const clew_edit *edits;  /* [n_edits], in the order in which edits of one site apply */
   size_t n_edits;
-  const clew_site_ref *wrt; /* [n_wrt] sites that gradients are taken by */
+  const clew_site_ref
+      *wrt; /* [n_wrt] sites that gradients are taken by; with TANGENTS, sites that are differentiated */
   size_t n_wrt;
   bool weight_gradients;
   clew_objective objective;     /* with logits ALL (every row) or LAST (each sequence's last) */
@@ -213,7 +221,7 @@ typedef struct clew_output {
   const int32_t *layers; /* [n_layers], ascending */
   int32_t n_dims;        /* of one layer's array */
   size_t shape[4];
-  bool gradient; /* of the objective by the site, instead of its value */
+  bool gradient; /* of the objective by the site, or the site's tangent, instead of its value */
   size_t slab;   /* index of the slab it lies in; sites that are one value share theirs */
   size_t offset; /* bytes into the slab of the first layer; the layers follow each other */
 } clew_output;

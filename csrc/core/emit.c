@@ -19,7 +19,7 @@ static bool is_split(const clew_builder *b, clew_site site, int32_t layer) {
 }
 
 static bool is_wanted(const clew_builder *b, clew_site site, int32_t layer) {
-  return is_captured(b, site, layer) || is_split(b, site, layer);
+  return is_captured(b, site, layer) || is_split(b, site, layer) || clew_is_asked(b->plan, site, layer);
 }
 
 static bool is_edited(const clew_builder *b, clew_site site, int32_t layer) {
@@ -344,7 +344,8 @@ static int32_t emit_attention(clew_builder *b, int32_t layer, int32_t normed, in
     s->append.k = k, s->append.v = v;
   }
   int32_t z = site_buffer(b, CLEW_Z, layer, rowset, h * e);
-  if (is_split(b, CLEW_ATTN_SCORES, layer) || is_split(b, CLEW_PATTERN, layer)) {
+  const bool tangents = b->plan->objective == CLEW_OBJECTIVE_TANGENTS; /* which follow the parts */
+  if (tangents || is_split(b, CLEW_ATTN_SCORES, layer) || is_split(b, CLEW_PATTERN, layer)) {
     emit_attention_apart(b, layer, z, q, k, v);
   } else {
     s = clew_add_step(b, CLEW_OP_ATTENTION, layer, rowset);

@@ -590,14 +590,14 @@ static void mark_writes(void *ctx, int32_t *b, bool write) {
   }
 }
 
-static int32_t *where(const clew_plan *plan, clew_site_ref ref) {
-  return &plan->where[(size_t)ref.site * ((size_t)plan->model->config.n_layers + 1) + (size_t)ref.layer];
+int32_t clew_site_value(const clew_plan *plan, clew_site_ref ref) {
+  return plan->where[(size_t)ref.site * ((size_t)plan->model->config.n_layers + 1) + (size_t)ref.layer];
 }
 
 /* Which values depend on what is differentiated by. */
 static void find_wanted(clew_backward *w, size_t n_steps) {
   for (size_t i = 0; i < w->plan->n_wrt; i++) {
-    const int32_t buffer = *where(w->plan, w->plan->wrt[i]);
+    const int32_t buffer = clew_site_value(w->plan, w->plan->wrt[i]);
     if (buffer != CLEW_NONE) {
       w->wanted[buffer] = true;
     }
@@ -611,28 +611,17 @@ static void find_wanted(clew_backward *w, size_t n_steps) {
   }
 }
 
-static void writes_buffer(void *ctx, int32_t *b, bool write) {
-  int32_t *asked = ctx; /* [2]: the buffer; is it written */
-  if (write && *b == asked[0]) {
-    asked[1] = 1;
-  }
-}
-
 /* Gradients that are complete now: of the sites whose values this step makes. */
 static void store_gradients(clew_backward *w, clew_step *s, bool *stored) {
   for (size_t i = 0; i < w->plan->n_wrt; i++) {
     const clew_site_ref ref = w->plan->wrt[i];
-    int32_t asked[2] = {*where(w->plan, ref), 0};
-    if (stored[i] || asked[0] == CLEW_NONE) {
-      continue;
-    }
-    clew_step_visit(s, writes_buffer, asked);
-    if (!asked[1]) {
+    const int32_t value = clew_site_value(w->plan, ref);
+    if (stored[i] || value == CLEW_NONE || !clew_step_writes(s, value)) {
       continue;
     }
     stored[i] = true;
-    const int32_t output = clew_find_gradient(w->plan, ref.site, ref.layer), g = w->grad[asked[0]];
-    const int32_t rowset = w->plan->buffers[asked[0]].rowset;
+    const int32_t output = clew_find_gradient(w->plan, ref.site, ref.layer), g = w->grad[value];
+    const int32_t rowset = w->plan->buffers[value].rowset;
     clew_step *t = clew_add_step(w->b, g == CLEW_NONE ? CLEW_OP_ZERO : CLEW_OP_STORE, ref.layer, rowset);
     if (g == CLEW_NONE) {
       t->zero.buffer = t->zero.grad = CLEW_NONE, t->zero.output = output;

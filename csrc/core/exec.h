@@ -62,7 +62,11 @@ typedef void (*clew_op_function)(const clew_exec *x, const clew_step *s);
   void clew_op_scores_grad##suffix(const clew_exec *x, const clew_step *s);                                            \
   void clew_op_heads_grad##suffix(const clew_exec *x, const clew_step *s);                                             \
   void clew_op_gather_grad##suffix(const clew_exec *x, const clew_step *s);                                            \
-  void clew_op_embed_grad##suffix(const clew_exec *x, const clew_step *s);
+  void clew_op_embed_grad##suffix(const clew_exec *x, const clew_step *s);                                             \
+  void clew_op_norm_tangent##suffix(const clew_exec *x, const clew_step *s);                                           \
+  void clew_op_rescale_tangent##suffix(const clew_exec *x, const clew_step *s);                                        \
+  void clew_op_act_tangent##suffix(const clew_exec *x, const clew_step *s);                                            \
+  void clew_op_scores_tangent##suffix(const clew_exec *x, const clew_step *s);
 
 CLEW_DECLARE_OPS(_f32)
 CLEW_DECLARE_OPS(_f64)

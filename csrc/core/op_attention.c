@@ -416,6 +416,47 @@ static void R(values_back)(const R(back_block) * t, real *g, const real *p, size
   (void)R(clew_gemm)(t->dv + at, b->ld_kv, 1, p, 1, b->ld_scores, t->dz, b->ld_q, 1, n, t->e, b->n_queries, 1, 1);
 }
 
+/* ---- Forward derivative: scores' tangent = scale (dq · k + q · dk), through the soft-cap ----------------------- */
+
+static void R(scores_tangent_task)(void *ctx, size_t index, unsigned slot) {
+  (void)slot;
+  const R(attention_job) *job = ctx;
+  const clew_exec *x = job->x;
+  const clew_step *s = job->s;
+  const clew_config *c = &x->model->config;
+  const size_t e = (size_t)c->d_head, most = (size_t)x->plan->most_keys;
+  const clew_step as = R(as_attention)(s);
+  const R(attention_job) as_job = {x, &as, job->blocks};
+  R(block) b;
+  if (!R(find_block)(&b, &as_job, index)) {
+    return;
+  }
+  const real *q = clew_buffer_data(x, as.attention.q), *k = clew_buffer_data(x, as.attention.k);
+  const real *dq = clew_buffer_data(x, s->attention_grad.dq); /* [rows, h, e] or NULL */
+  const real *dk = clew_buffer_data(x, s->attention_grad.dk); /* [rows, g, e] or NULL */
+  real *out = R(square_rows)(x, s, s->attention_grad.dscores, &b);
+  const size_t n = b.n_keys;
+  if (dq != NULL) {
+    (void)R(clew_gemm)(out, (ptrdiff_t)most, 1, dq + (b.q - q), b.ld_q, 1, b.k, 1, b.ld_kv, b.n_queries, n, e, 1, 0);
+  }
+  if (dk != NULL) {
+    (void)R(clew_gemm)(out, (ptrdiff_t)most, 1, b.q, b.ld_q, 1, dk + (b.k - k), 1, b.ld_kv, b.n_queries, n, e, 1,
+                       dq != NULL ? 1 : 0);
+  }
+  for (size_t i = 0; i < b.n_queries; i++) {
+    memset(out + i * most + n, 0, (most - n) * sizeof *out);
+  }
+  b.ld_scores = (ptrdiff_t)most;
+  R(through_cap)(x, &b, out, R(square_rows)(x, s, s->attention_grad.scores, &b), n, (real)s->attention_grad.scale);
+}
+
+void R(clew_op_scores_tangent)(const clew_exec *x, const clew_step *s) {
+  R(clear_square)(x, s->attention_grad.dscores);
+  R(for_blocks)(x, s, R(scores_tangent_task));
+}
+
+/* ---- Backward, block by block --------------------------------------------------------------------------------- */
+
 /* One block of the fused step. */
 static void R(attention_block_back)(const clew_exec *x, const clew_step *as, R(back_block) * t, real *own) {
   const R(clew_kernels) *kernels = R(clew_get_kernels)();

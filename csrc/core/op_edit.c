@@ -1,4 +1,4 @@
-/* Interventions: set, add or scale a part of a site's value. */
+/* Interventions: set, add or scale a part of a site's value; of a tangent too. */
 #include <string.h>
 
 #include "exec.h"
@@ -18,6 +18,7 @@ typedef struct R(edit_job) {
 static void R(edit_vector)(real *x, const real *value, const R(edit_job) * job) {
   const clew_edit *e = job->e;
   const ptrdiff_t step = job->s->edit.gradient && e->kind == CLEW_EDIT_SET ? 0 : e->strides[3];
+  const bool add = e->kind == CLEW_EDIT_ADD || e->kind == CLEW_EDIT_TANGENT;
 #define EDIT(at, with)                                                                                                 \
   for (size_t n = 0; n < job->n_neurons; n++) {                                                                        \
     real *to = x + (at);                                                                                               \
@@ -26,13 +27,13 @@ static void R(edit_vector)(real *x, const real *value, const R(edit_job) * job) 
   }
   if (e->neurons == NULL && e->kind == CLEW_EDIT_SET) {
     EDIT(n, v)
-  } else if (e->neurons == NULL && e->kind == CLEW_EDIT_ADD) {
+  } else if (e->neurons == NULL && add) {
     EDIT(n, *to + v)
   } else if (e->neurons == NULL) {
     EDIT(n, *to * v)
   } else if (e->kind == CLEW_EDIT_SET) {
     EDIT(e->neurons[n], v)
-  } else if (e->kind == CLEW_EDIT_ADD) {
+  } else if (add) {
     EDIT(e->neurons[n], *to + v)
   } else {
     EDIT(e->neurons[n], *to * v)
@@ -100,6 +101,9 @@ void R(clew_op_edit)(const clew_exec *x, const clew_step *s) {
     }
   } else if (s->edit.out != s->edit.in) {
     memcpy(job.out, clew_buffer_data(x, s->edit.in), out->bytes);
+  }
+  if (job.e->kind == CLEW_EDIT_TANGENT && !s->edit.gradient) { /* the value itself stays */
+    return;
   }
   clew_site_axes(&x->model->config, job.e->site, (size_t)x->plan->most_keys, &job.heads, &job.width);
   job.n_heads = job.e->heads != NULL ? job.e->n_heads : job.heads;

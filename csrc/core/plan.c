@@ -80,6 +80,12 @@ bool clew_is_split(const clew_plan *plan, clew_site site, int32_t layer) {
       return true;
     }
   }
+  const bool own = site >= CLEW_ATTN_IN && site <= CLEW_V_INPUT; /* a branch's or a head's own residual: looking */
+  const bool looked_at = own || site == CLEW_MLP_IN;             /* at it does not make it one */
+  return clew_is_asked(plan, site, layer) && !(looked_at && plan->objective == CLEW_OBJECTIVE_TANGENTS);
+}
+
+bool clew_is_asked(const clew_plan *plan, clew_site site, int32_t layer) {
   for (size_t i = 0; i < plan->n_wrt; i++) {
     if (plan->wrt[i].site == site && plan->wrt[i].layer == layer) {
       return true;
@@ -450,7 +456,7 @@ static clew_status copy_edit(clew_plan *plan, const clew_edit *from, const clew_
   *e = *from;
   e->batch = e->heads = e->neurons = e->positions = NULL;
   const clew_config *c = &plan->model->config;
-  if ((unsigned)e->site >= CLEW_N_SITES || (unsigned)e->kind > CLEW_EDIT_CALL) {
+  if ((unsigned)e->site >= CLEW_N_SITES || (unsigned)e->kind > CLEW_EDIT_TANGENT) {
     return clew_fail(err, CLEW_ERROR_SITE, "an edit of kind %d at site %d", (int)e->kind, (int)e->site);
   }
   char name[96];
@@ -468,6 +474,9 @@ static clew_status copy_edit(clew_plan *plan, const clew_edit *from, const clew_
   }
   if (e->site == CLEW_LOGITS && (r->logits == CLEW_LOGITS_NONE || r->logits == CLEW_LOGITS_LOSS)) {
     return clew_fail(err, CLEW_ERROR_SITE, "edit of logits: the run keeps none");
+  }
+  if (e->kind == CLEW_EDIT_TANGENT && r->objective != CLEW_OBJECTIVE_TANGENTS) {
+    return clew_fail(err, CLEW_ERROR_VALUE, "a tangent at %s: the run takes no derivatives forward", name);
   }
   if (e->kind != CLEW_EDIT_CALL && e->value == NULL) {
     return clew_fail(err, CLEW_ERROR_VALUE, "edit of %s: no value", name);
@@ -575,7 +584,14 @@ clew_status clew_plan_new(clew_plan **out, const clew_model *model, const clew_r
   if (r->stop_layer >= 0 && r->logits != CLEW_LOGITS_NONE) {
     return clew_fail(err, CLEW_ERROR_VALUE, "a run that stops after block %d has no logits", r->stop_layer);
   }
-  if (r->objective != CLEW_OBJECTIVE_NONE &&
+  const bool tangents = r->objective == CLEW_OBJECTIVE_TANGENTS;
+  if (tangents && (r->positions != NULL || r->logits == CLEW_LOGITS_LAST || r->logits == CLEW_LOGITS_LOSS)) {
+    return clew_fail(err, CLEW_ERROR_VALUE, "derivatives forward are taken at all positions");
+  }
+  if (tangents && r->weight_gradients) {
+    return clew_fail(err, CLEW_ERROR_VALUE, "derivatives forward follow edits; there are none by weights");
+  }
+  if (r->objective != CLEW_OBJECTIVE_NONE && !tangents &&
       (r->stop_layer >= 0 || r->positions != NULL || (r->logits != CLEW_LOGITS_ALL && r->logits != CLEW_LOGITS_LAST))) {
     return clew_fail(err, CLEW_ERROR_VALUE, "a gradient needs all positions and the logits of all or the last");
   }
@@ -615,7 +631,7 @@ clew_status clew_plan_new(clew_plan **out, const clew_model *model, const clew_r
     }
     clew_emit_forward(&b, r, first, last);
     if (b.ssa && status == CLEW_OK && !b.out_of_memory) {
-      status = clew_emit_backward(&b, b.logits, err);
+      status = tangents ? clew_emit_tangents(&b, err) : clew_emit_backward(&b, b.logits, err);
     }
     if (b.out_of_memory && status == CLEW_OK) {
       status = clew_fail(err, CLEW_ERROR_MEMORY, "out of memory while planning %zu tokens", plan->rows[0].n_rows);
@@ -703,13 +719,16 @@ size_t clew_plan_n_objective_rows(const clew_plan *plan) {
 
 void clew_plan_describe(const clew_plan *plan, size_t index, char *text, size_t size) {
   static const char *const names[CLEW_N_OPS] = {
-      "embed",       "input",          "norm",       "linear",       "rotary",       "attention",      "result",
-      "add",         "spread",         "gather",     "store",        "loss",         "edit",           "call",
-      "copy",        "scale",          "normalize",  "affine",       "heads",        "sum_heads",      "act",
-      "scores",      "softmax",        "weigh",      "append",       "objective",    "objective_call", "zero",
-      "add_into",    "linear_dx",      "linear_dw",  "act_grad",     "softcap_grad", "norm_grad",      "rescale_grad",
-      "rotary_grad", "attention_grad", "weigh_grad", "softmax_grad", "scores_grad",  "heads_grad",     "gather_grad",
-      "embed_grad"};
+      "embed",       "input",          "norm",         "linear",       "rotary",
+      "attention",   "result",         "add",          "spread",       "gather",
+      "store",       "loss",           "edit",         "call",         "copy",
+      "scale",       "normalize",      "affine",       "heads",        "sum_heads",
+      "act",         "scores",         "softmax",      "weigh",        "append",
+      "objective",   "objective_call", "zero",         "add_into",     "linear_dx",
+      "linear_dw",   "act_grad",       "softcap_grad", "norm_grad",    "rescale_grad",
+      "rotary_grad", "attention_grad", "weigh_grad",   "softmax_grad", "scores_grad",
+      "heads_grad",  "gather_grad",    "embed_grad",   "norm_tangent", "rescale_tangent",
+      "act_tangent", "scores_tangent"};
   const clew_step *s = &plan->steps[index];
   const size_t rows = plan->rows[s->rowset].n_rows;
   int n = snprintf(text, size, "%4zu %-9s layer %d, %zu rows", index, names[s->op], s->layer, rows);

@@ -75,6 +75,11 @@ typedef enum clew_op {
   CLEW_OP_HEADS_GRAD, /* of HEADS and RESULT */
   CLEW_OP_GATHER_GRAD,
   CLEW_OP_EMBED_GRAD,
+  /* Derivatives forward; those that are linear, and the softmax's, are steps above */
+  CLEW_OP_NORM_TANGENT,
+  CLEW_OP_RESCALE_TANGENT, /* of SCALE, NORMALIZE, AFFINE */
+  CLEW_OP_ACT_TANGENT,
+  CLEW_OP_SCORES_TANGENT,
   CLEW_N_OPS
 } clew_op;
 
@@ -199,20 +204,20 @@ typedef struct clew_step {
     } dw;
     struct {
       int32_t dpre, dlinear, dpost, pre, linear; /* SOFTCAP_GRAD: dpre, dpost, pre = the capped value */
-    } act_grad;
+    } act_grad;                                  /* of ACT_TANGENT, dpost is what is written */
     struct {
       int32_t dx, in, g, partial; /* partial: [CLEW_NORM_CHUNKS, 2 d] sums for dw and db */
       int32_t w, b;               /* weight gradients */
       const clew_norm_weights *weights;
       size_t groups;
       bool centre, add, add_weights;
-    } norm_grad;
+    } norm_grad; /* of NORM_TANGENT, dx is the tangent of what comes out, g of what goes in */
     struct {
       clew_op op; /* SCALE, NORMALIZE or AFFINE */
       int32_t dx, dscale, in, g, scale, w, b;
       const clew_norm_weights *weights;
       bool centre, add_weights;
-    } rescale_grad;
+    } rescale_grad; /* of RESCALE_TANGENT, g is written; dx, dscale are the tangents that go in */
     struct {
       int32_t g; /* in place */
       int32_t base;
@@ -222,7 +227,7 @@ typedef struct clew_step {
       int32_t dpattern, pattern, dscores, scores; /* squares, of the steps that stand apart */
       int32_t window;
       double scale;
-    } attention_grad;
+    } attention_grad; /* of SCORES_TANGENT, dscores is written; dq, dk are tangents */
     struct {
       int32_t dx, in, g, w, b;
       size_t heads;
@@ -311,6 +316,7 @@ void clew_plan_prune(clew_plan *plan);
 clew_status clew_plan_place(clew_plan *plan, clew_error *err);
 /* Calls visit(ctx, buffer index, is_write) for every buffer of a step. */
 void clew_step_visit(clew_step *step, void (*visit)(void *ctx, int32_t *buffer, bool write), void *ctx);
+bool clew_step_writes(clew_step *step, int32_t buffer);
 double clew_step_flops(const clew_plan *plan, const clew_step *step);
 
 #endif

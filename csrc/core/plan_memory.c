@@ -151,11 +151,42 @@ void clew_step_visit(clew_step *s, void (*visit)(void *ctx, int32_t *buffer, boo
   case CLEW_OP_EMBED_GRAD:
     READ(s->embed_grad.g);
     break;
+  case CLEW_OP_NORM_TANGENT:
+    WRITE(s->norm_grad.dx), READ(s->norm_grad.in), READ(s->norm_grad.g);
+    break;
+  case CLEW_OP_RESCALE_TANGENT:
+    WRITE(s->rescale_grad.g), READ(s->rescale_grad.dx), READ(s->rescale_grad.dscale);
+    READ(s->rescale_grad.in), READ(s->rescale_grad.scale);
+    break;
+  case CLEW_OP_ACT_TANGENT:
+    WRITE(s->act_grad.dpost), READ(s->act_grad.dpre), READ(s->act_grad.dlinear);
+    READ(s->act_grad.pre), READ(s->act_grad.linear);
+    break;
+  case CLEW_OP_SCORES_TANGENT:
+    WRITE(s->attention_grad.dscores), READ(s->attention_grad.dq), READ(s->attention_grad.dk);
+    READ(s->attention_grad.scores), READ(s->attention_grad.q), READ(s->attention_grad.k);
+    break;
   case CLEW_N_OPS:
     break;
   }
 #undef READ
 #undef WRITE
+}
+
+typedef struct clew_writer {
+  int32_t buffer;
+  bool writes;
+} clew_writer;
+
+static void look_at_writes(void *ctx, int32_t *b, bool write) {
+  clew_writer *w = ctx;
+  w->writes = w->writes || (write && *b == w->buffer);
+}
+
+bool clew_step_writes(clew_step *step, int32_t buffer) {
+  clew_writer w = {.buffer = buffer};
+  clew_step_visit(step, look_at_writes, &w);
+  return w.writes;
 }
 
 /* ---- Dead steps --------------------------------------------------------------------------------------------- */
@@ -254,6 +285,14 @@ static bool keep_step(const clew_plan *plan, clew_step *s) {
            is_needed(plan, s->attention_grad.dscores);
   case CLEW_OP_GATHER_GRAD:
     return is_needed(plan, s->gather.out);
+  case CLEW_OP_NORM_TANGENT:
+    return is_needed(plan, s->norm_grad.dx);
+  case CLEW_OP_RESCALE_TANGENT:
+    return is_needed(plan, s->rescale_grad.g);
+  case CLEW_OP_ACT_TANGENT:
+    return is_needed(plan, s->act_grad.dpost);
+  case CLEW_OP_SCORES_TANGENT:
+    return is_needed(plan, s->attention_grad.dscores);
   case CLEW_OP_RESCALE_GRAD:
   case CLEW_OP_HEADS_GRAD: /* gradients by weights, or something that is needed */
   case CLEW_OP_OBJECTIVE:
@@ -456,6 +495,11 @@ double clew_step_flops(const clew_plan *plan, const clew_step *s) {
     clew_step as_attention = {.rowset = s->rowset};
     as_attention.attention.window = s->attention_grad.window;
     return visible_pairs(plan, &as_attention) * 10.0 * c->n_heads * c->d_head;
+  }
+  case CLEW_OP_SCORES_TANGENT: {
+    clew_step as_attention = {.rowset = s->rowset};
+    as_attention.attention.window = s->attention_grad.window;
+    return visible_pairs(plan, &as_attention) * 4.0 * c->n_heads * c->d_head;
   }
   default:
     return 0;

@@ -33,13 +33,15 @@ struct clew_run {
     [CLEW_OP_ATTENTION_GRAD] = clew_op_attention_grad##suffix, [CLEW_OP_WEIGH_GRAD] = clew_op_weigh_grad##suffix,      \
     [CLEW_OP_SOFTMAX_GRAD] = clew_op_softmax_grad##suffix, [CLEW_OP_SCORES_GRAD] = clew_op_scores_grad##suffix,        \
     [CLEW_OP_HEADS_GRAD] = clew_op_heads_grad##suffix, [CLEW_OP_GATHER_GRAD] = clew_op_gather_grad##suffix,            \
-    [CLEW_OP_EMBED_GRAD] = clew_op_embed_grad##suffix                                                                  \
+    [CLEW_OP_EMBED_GRAD] = clew_op_embed_grad##suffix, [CLEW_OP_NORM_TANGENT] = clew_op_norm_tangent##suffix,          \
+    [CLEW_OP_RESCALE_TANGENT] = clew_op_rescale_tangent##suffix, [CLEW_OP_ACT_TANGENT] = clew_op_act_tangent##suffix,  \
+    [CLEW_OP_SCORES_TANGENT] = clew_op_scores_tangent##suffix                                                          \
   }
 
 static const clew_op_function ops[2][CLEW_N_OPS] = {[CLEW_FLOAT32] = OPS(_f32), [CLEW_FLOAT64] = OPS(_f64)};
 
 static clew_status check_objective(const clew_plan *plan, const clew_input *input, clew_error *err) {
-  if (plan->objective == CLEW_OBJECTIVE_NONE) {
+  if (plan->objective == CLEW_OBJECTIVE_NONE || plan->objective == CLEW_OBJECTIVE_TANGENTS) {
     return CLEW_OK;
   }
   if (plan->objective == CLEW_OBJECTIVE_CALL) {

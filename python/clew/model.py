@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .metrics import Metric
     from .paths import Receiver
     from .sweep import Axis, Sweep
+    from .tangents import Direction, Tangents
     from .tokenizer import Tokenizer
     from .train.adamw import AdamW
 
@@ -457,6 +458,41 @@ class Model:
         if metric is None:
             raise ConfigError("gradients of what? metric= one of clew.metrics, or a function of the logits")
         return gradients(self, tokens, metric, wrt, edits, embeddings)
+
+    def jvp(
+        self,
+        tokens: Any = None,
+        direction: Direction = (),
+        of: Capture = "resid_post",
+        *,
+        edits: Edit | Iterable[Edit] = (),
+        embeddings: Any = None,
+        start_at_layer: int | None = None,
+    ) -> Tangents:
+        """Jacobian-vector products, forward: d/dε of sites when `direction` is added ε times; exact.
+
+        Parameters
+        ----------
+        tokens, embeddings, edits, start_at_layer
+            As for `run`; with `start_at_layer` and a residual stream as `embeddings`, blocks on their own.
+        direction
+            {site: array in the site's axes}, or one or several `edit.add`, which may choose positions and heads.
+        of
+            Sites whose derivative is wanted (as for `capture`); "logits" too. Blocks behind them are not computed.
+
+        Returns a :class:`clew.tangents.Tangents`, zeros where the direction does not reach. Raises SiteError,
+        ShapeError, ConfigError, UnsupportedModelError (an `edit.call` stands in its way).
+
+        >>> import clew, numpy as np
+        >>> config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=8, d_vocab=50)
+        >>> model = clew.Model.from_config(config, seed=0)
+        >>> block = model.jvp([3, 1, 4], {("resid_pre", 0): np.ones(16)}, of=("resid_post", 0))
+        >>> block["resid_post", 0].shape
+        (1, 3, 16)
+        """
+        from .tangents import tangents
+
+        return tangents(self, tokens, direction, of, edits, embeddings, start_at_layer)
 
     def path_patch(
         self,

@@ -379,7 +379,8 @@ static clew_status make_plan_run(void *ctx, clew_error *err) {
     if (w->edited) {
       for (size_t i = 0; i < n; i++) {
         const bool call = i % 4 == CLEW_EDIT_CALL && w->objective == CLEW_OBJECTIVE_NONE;
-        const clew_edit_kind kind = call ? CLEW_EDIT_CALL : (clew_edit_kind)(i % 3);
+        const bool pushed = w->objective == CLEW_OBJECTIVE_TANGENTS && i % 4 == 3;
+        const clew_edit_kind kind = call ? CLEW_EDIT_CALL : pushed ? CLEW_EDIT_TANGENT : (clew_edit_kind)(i % 3);
         edits[i] = (clew_edit){.site = refs[i].site,
                                .layer = refs[i].layer,
                                .kind = kind,
@@ -392,7 +393,8 @@ static clew_status make_plan_run(void *ctx, clew_error *err) {
       request.edits = edits, request.n_edits = n;
     }
     if (w->objective != CLEW_OBJECTIVE_NONE) {
-      request.objective = w->objective, request.wrt = refs, request.n_wrt = n, request.weight_gradients = true;
+      request.objective = w->objective, request.wrt = refs, request.n_wrt = n;
+      request.weight_gradients = w->objective != CLEW_OBJECTIVE_TANGENTS;
     }
     if (w->cached) {
       request.past = past, request.append = true;
@@ -445,6 +447,7 @@ static void test_out_of_memory(clew_dtype dtype) {
       {.f = &f, .logits = CLEW_LOGITS_ALL, .objective = CLEW_OBJECTIVE_CROSS_ENTROPY},
       {.f = &f, .logits = CLEW_LOGITS_LAST, .objective = CLEW_OBJECTIVE_CROSS_ENTROPY, .edited = true},
       {.f = &f, .logits = CLEW_LOGITS_ALL, .objective = CLEW_OBJECTIVE_CALL},
+      {.f = &f, .logits = CLEW_LOGITS_ALL, .objective = CLEW_OBJECTIVE_TANGENTS, .edited = true},
   };
   for (size_t i = 0; i < sizeof sweeps / sizeof *sweeps; i++) {
     const size_t n = sweep_memory(make_plan_run, &sweeps[i]);
@@ -549,6 +552,13 @@ static void test_refused_requests(clew_dtype dtype) {
   REFUSED_REQUEST((r.stop_layer = 2, r.logits = CLEW_LOGITS_NONE), CLEW_ERROR_VALUE, "the model has blocks 0 to 1");
   REFUSED_REQUEST((r.start_layer = 1, r.stop_layer = 0), CLEW_ERROR_VALUE, "start_layer 1, stop_layer 0");
   REFUSED_REQUEST(r.stop_layer = 0, CLEW_ERROR_VALUE, "stops after block 0 has no logits");
+  const double one = 1;
+  const clew_edit push = {.site = CLEW_Z, .kind = CLEW_EDIT_TANGENT, .value = &one};
+#define FORWARD r.objective = CLEW_OBJECTIVE_TANGENTS
+  REFUSED_REQUEST((r.edits = &push, r.n_edits = 1), CLEW_ERROR_VALUE, "takes no derivatives forward");
+  REFUSED_REQUEST((FORWARD, r.logits = CLEW_LOGITS_LAST), CLEW_ERROR_VALUE, "taken at all positions");
+  REFUSED_REQUEST((FORWARD, r.weight_gradients = true), CLEW_ERROR_VALUE, "none by weights");
+  REFUSED_REQUEST((FORWARD, r.append = true), CLEW_ERROR_VALUE, "cached keys");
   REFUSED_REQUEST((r.positions = positions, r.n_positions = 2), CLEW_ERROR_SHAPE, "position 3 of a prompt of 3 tokens");
 
   clew_plan *plan = NULL;
