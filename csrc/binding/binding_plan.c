@@ -24,19 +24,19 @@ static clew_site_ref *site_refs(PyArrayObject *array, size_t n) {
 }
 
 /* Plan(model, lengths, capture, positions, start_layer, stop_layer, from_embeddings, logits, edits=(), past=None,
- * past_seq=None, append=False, wrt=None, weights=False, objective=0) */
+ * past_seq=None, append=False, wrt=None, weights=False, objective=0, recompute=False) */
 static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
   static char *keywords[] = {
-      "model", "lengths", "capture",  "positions", "start_layer", "stop_layer", "from_embeddings", "logits",
-      "edits", "past",    "past_seq", "append",    "wrt",         "weights",    "objective",       NULL};
+      "model", "lengths",  "capture", "positions", "start_layer", "stop_layer", "from_embeddings", "logits", "edits",
+      "past",  "past_seq", "append",  "wrt",       "weights",     "objective",  "recompute",       NULL};
   clew_state *state = clew_state_of(type);
   PyObject *model, *lengths_object, *capture_object, *positions_object;
   PyObject *edits_object = NULL, *past_object = Py_None, *past_seq_object = Py_None, *wrt_object = Py_None;
-  int start, stop, from_embeddings, logits, append = 0, weights = 0, objective = 0;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOiipi|OOOpOpi", keywords, state->model_type, &model,
+  int start, stop, from_embeddings, logits, append = 0, weights = 0, objective = 0, recompute = 0;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOiipi|OOOpOpip", keywords, state->model_type, &model,
                                    &lengths_object, &capture_object, &positions_object, &start, &stop, &from_embeddings,
                                    &logits, &edits_object, &past_object, &past_seq_object, &append, &wrt_object,
-                                   &weights, &objective)) {
+                                   &weights, &objective, &recompute)) {
     return NULL;
   }
   PyArrayObject *lengths = NULL, *capture = NULL, *positions = NULL, *past = NULL, *past_seq = NULL, *wrt = NULL;
@@ -88,6 +88,7 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
                                 .wrt = wrt_refs,
                                 .n_wrt = n_wrt,
                                 .weight_gradients = weights != 0,
+                                .recompute = recompute != 0,
                                 .objective = (clew_objective)objective,
                                 .edits = edits,
                                 .n_edits = (size_t)PyList_GET_SIZE(edit_list),

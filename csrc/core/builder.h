@@ -12,9 +12,11 @@ typedef struct clew_builder {
   const clew_config *config;
   size_t item; /* bytes of a value */
   bool out_of_memory;
-  bool in_place;  /* outputs are laid out like buffers: no padding, no chosen positions */
-  int32_t logits; /* buffer of an objective's logits */
-  bool ssa;       /* no buffer is written over: the backward pass reads them */
+  bool in_place;      /* outputs are laid out like buffers: no padding, no chosen positions */
+  int32_t logits;     /* buffer of an objective's logits */
+  bool recompute;     /* blocks run again before their backward pass */
+  size_t *block_step; /* [n_layers + 1] first step of each block; the end */
+  bool ssa;           /* no buffer is written over: the backward pass reads them */
   clew_step no_step;
 } clew_builder;
 

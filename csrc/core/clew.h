@@ -203,6 +203,7 @@ typedef struct clew_request {
       *wrt; /* [n_wrt] sites that gradients are taken by; with TANGENTS, sites that are differentiated */
   size_t n_wrt;
   bool weight_gradients;
+  bool recompute; /* with weight gradients alone: blocks keep their input only and run again on the way back */
   clew_objective objective;     /* with logits ALL (every row) or LAST (each sequence's last) */
   const clew_site_ref *capture; /* [n_capture]; repeats are allowed */
   size_t n_capture;

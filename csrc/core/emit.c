@@ -712,7 +712,9 @@ void clew_emit_forward(clew_builder *b, const clew_request *r, int32_t first, in
   for (int32_t l = first; l <= last && !b->out_of_memory; l++) {
     const bool narrow = l == b->config->n_layers - 1 && r->logits == CLEW_LOGITS_LAST && !tail_is_wanted(b, l);
     resid = l == first ? finish_site(b, CLEW_RESID_PRE, l, resid) : alias_site(b, CLEW_RESID_PRE, l, resid);
+    b->block_step[l] = b->plan->n_steps;
     resid = emit_block(b, l, resid, narrow);
+    b->block_step[l + 1] = b->plan->n_steps;
   }
   if (r->stop_layer < 0 && !b->out_of_memory) {
     emit_head(b, resid);

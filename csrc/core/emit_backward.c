@@ -2,7 +2,10 @@
  *
  * grad[b] is the buffer of the objective's gradient by buffer b, once something has contributed to it. A gradient that
  * is complete and of no further use becomes that of an earlier value without a copy (a residual's, a copy's). Only
- * buffers that depend on what is differentiated by are followed. */
+ * buffers that depend on what is differentiated by are followed.
+ *
+ * With recomputation, a block's steps are emitted again before its derivatives, over buffers of their own, and what the
+ * derivatives read of the block is read from these: its first values die in the forward pass. */
 #include <string.h>
 
 #include "builder.h"
@@ -13,6 +16,7 @@ typedef struct clew_backward {
   int32_t *grad;   /* [n] of forward buffers */
   bool *wanted;    /* [n] does the value depend on what is differentiated by? */
   size_t n;        /* forward buffers */
+  int32_t *again;  /* [n] the buffer in which a block's value is computed again, or CLEW_NONE */
   const char *why; /* why there is no gradient, or NULL */
 } clew_backward;
 
@@ -631,6 +635,69 @@ static void store_gradients(clew_backward *w, clew_step *s, bool *stored) {
   }
 }
 
+/* ---- Recomputation --------------------------------------------------------------------------------------------- */
+
+static void read_again(void *ctx, int32_t *buffer, bool write) {
+  const clew_backward *w = ctx;
+  (void)write;
+  if (*buffer != CLEW_NONE && (size_t)*buffer < w->n && w->again[*buffer] != CLEW_NONE) {
+    *buffer = w->again[*buffer];
+  }
+}
+
+static void make_again(void *ctx, int32_t *buffer, bool write) {
+  clew_backward *w = ctx;
+  if (write && *buffer != CLEW_NONE && w->again[*buffer] == CLEW_NONE) {
+    w->again[*buffer] = like(w, *buffer);
+  }
+}
+
+/* The block's forward steps once more. */
+static void compute_again(clew_backward *w, int32_t layer) {
+  for (size_t i = w->b->block_step[layer]; i < w->b->block_step[layer + 1] && !w->b->out_of_memory; i++) {
+    clew_step s = w->plan->steps[i];
+    if (s.op != CLEW_OP_STORE) {
+      clew_step_visit(&s, make_again, w);
+      clew_step_visit(&s, read_again, w);
+      *clew_add_step(w->b, s.op, s.layer, s.rowset) = s;
+    }
+  }
+}
+
+/* The steps from `first` on read what was computed again. */
+static void use_again(clew_backward *w, size_t first) {
+  for (size_t i = first; i < w->plan->n_steps && !w->b->out_of_memory; i++) {
+    clew_step_visit(&w->plan->steps[i], read_again, w);
+  }
+  for (size_t i = 0; i < w->n; i++) {
+    w->again[i] = CLEW_NONE;
+  }
+}
+
+/* ---- The whole, step by step ----------------------------------------------------------------------------------- */
+
+static void steps_back(clew_backward *w, size_t n_steps, bool *stored) {
+  clew_builder *b = w->b;
+  int32_t layer = b->config->n_layers - 1; /* the next block on the way back; the last one has just run */
+  size_t first = 0;
+  for (size_t i = n_steps; i-- > 0 && !b->out_of_memory;) {
+    const bool again = b->recompute && layer >= 0 && layer < b->config->n_layers - 1;
+    if (again && i + 1 == b->block_step[layer + 1]) {
+      compute_again(w, layer);
+      first = w->plan->n_steps;
+    }
+    clew_step s = w->plan->steps[i]; /* a copy: the list moves as it grows */
+    store_gradients(w, &s, stored);
+    step_back(w, &s);
+    if (layer >= 0 && i == b->block_step[layer]) {
+      if (again) {
+        use_again(w, first);
+      }
+      layer--;
+    }
+  }
+}
+
 clew_status clew_emit_backward(clew_builder *b, int32_t logits, clew_error *err) {
   clew_plan *plan = b->plan;
   const size_t n_steps = plan->n_steps;
@@ -639,12 +706,13 @@ clew_status clew_emit_backward(clew_builder *b, int32_t logits, clew_error *err)
   w.grad = clew_alloc(w.n + 1, sizeof *w.grad);
   w.wanted = clew_alloc(w.n + 1, sizeof *w.wanted);
   bool *stored = clew_alloc(plan->n_wrt + 1, sizeof *stored);
-  if (w.grad == NULL || w.wanted == NULL || stored == NULL) {
+  w.again = clew_alloc(w.n + 1, sizeof *w.again);
+  if (w.grad == NULL || w.wanted == NULL || w.again == NULL || stored == NULL) {
     status = clew_fail(err, CLEW_ERROR_MEMORY, "out of memory while planning gradients");
     goto done;
   }
   for (size_t i = 0; i < w.n; i++) {
-    w.grad[i] = CLEW_NONE;
+    w.grad[i] = w.again[i] = CLEW_NONE;
   }
   find_wanted(&w, n_steps);
   const int32_t rowset = plan->buffers[logits].rowset;
@@ -653,11 +721,7 @@ clew_status clew_emit_backward(clew_builder *b, int32_t logits, clew_error *err)
       clew_add_step(b, plan->objective == CLEW_OBJECTIVE_CALL ? CLEW_OP_OBJECTIVE_CALL : CLEW_OP_OBJECTIVE, 0, rowset);
   o->objective.out = w.grad[logits], o->objective.in = logits, o->objective.kind = plan->objective;
   o->objective.partial = clew_add_flat(b, plan->rows[rowset].n_rows * (sizeof(double) / b->item));
-  for (size_t i = n_steps; i-- > 0 && !b->out_of_memory;) {
-    clew_step s = plan->steps[i]; /* a copy: the list moves as it grows */
-    store_gradients(&w, &s, stored);
-    step_back(&w, &s);
-  }
+  steps_back(&w, n_steps, stored);
   for (size_t i = 0; i < plan->n_wrt && !b->out_of_memory; i++) {
     if (!stored[i]) {
       clew_step *z = clew_add_step(b, CLEW_OP_ZERO, plan->wrt[i].layer, 0);
@@ -677,6 +741,7 @@ clew_status clew_emit_backward(clew_builder *b, int32_t logits, clew_error *err)
 done:
   clew_free(w.grad);
   clew_free(w.wanted);
+  clew_free(w.again);
   clew_free(stored);
   return status;
 }

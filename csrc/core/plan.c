@@ -588,6 +588,9 @@ clew_status clew_plan_new(clew_plan **out, const clew_model *model, const clew_r
   if (tangents && (r->positions != NULL || r->logits == CLEW_LOGITS_LAST || r->logits == CLEW_LOGITS_LOSS)) {
     return clew_fail(err, CLEW_ERROR_VALUE, "derivatives forward are taken at all positions");
   }
+  if (r->recompute && (!r->weight_gradients || r->n_wrt > 0 || r->n_edits > 0)) {
+    return clew_fail(err, CLEW_ERROR_VALUE, "recomputation is for gradients by weights alone, without edits");
+  }
   if (tangents && r->weight_gradients) {
     return clew_fail(err, CLEW_ERROR_VALUE, "derivatives forward follow edits; there are none by weights");
   }
@@ -622,6 +625,11 @@ clew_status clew_plan_new(clew_plan **out, const clew_model *model, const clew_r
   clew_builder b = {.plan = plan, .model = model, .config = c, .item = clew_dtype_size(c->dtype)};
   b.in_place = !plan->ragged && plan->positions == NULL;
   b.ssa = r->objective != CLEW_OBJECTIVE_NONE;
+  b.recompute = r->recompute;
+  b.block_step = clew_alloc((size_t)c->n_layers + 1, sizeof *b.block_step);
+  if (status == CLEW_OK && b.block_step == NULL) {
+    status = clew_fail(err, CLEW_ERROR_MEMORY, "out of memory for a plan");
+  }
   if (status == CLEW_OK) {
     status = make_outputs(&b, r, first, last, err);
   }
@@ -637,6 +645,7 @@ clew_status clew_plan_new(clew_plan **out, const clew_model *model, const clew_r
       status = clew_fail(err, CLEW_ERROR_MEMORY, "out of memory while planning %zu tokens", plan->rows[0].n_rows);
     }
   }
+  clew_free(b.block_step);
   if (status == CLEW_OK) {
     clew_plan_prune(plan);
     status = clew_plan_place(plan, err);

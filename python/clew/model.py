@@ -964,6 +964,7 @@ class Model:
         *,
         optimizer: AdamW,
         accumulate: bool = False,
+        recompute: bool = False,
     ) -> float:
         """One step of training on a batch; the mean loss over its targets, before the step.
 
@@ -984,6 +985,8 @@ class Model:
         accumulate
             Only add the gradients up. The next call without it steps along the mean over all targets since the last
             step: several micro-batches equal one large batch.
+        recompute
+            Blocks run again in the backward pass instead of keeping their activations: the same bits, less memory.
 
         Raises
         ------
@@ -1003,7 +1006,7 @@ class Model:
         """
         from .train.step import train_step
 
-        return train_step(self, tokens, targets, loss_mask, optimizer, accumulate)
+        return train_step(self, tokens, targets, loss_mask, optimizer, accumulate, recompute)
 
     # ---- looks ----------------------------------------------------------------------------------------------------
 

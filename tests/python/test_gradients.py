@@ -83,6 +83,27 @@ def test_by_every_weight(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENS)
+def test_recomputation_gives_the_same_bits(name: str) -> None:
+    model, _ = make(TOKENS[name])
+    _, ids, targets, scale = batch_of(TOKENS[name])
+    kept, again = WeightGradients(model, LENGTHS), WeightGradients(model, LENGTHS, recompute=True)
+    (loss, grads), (same, others) = kept.run(ids, targets, scale), again.run(ids, targets, scale)
+    assert loss == same and all(np.array_equal(grads[full], others[full]) for full in grads)
+    more = {True: again.flops > kept.flops, False: again.flops == kept.flops}
+    assert more[model.config.n_layers > 1]
+
+
+def test_recomputation_saves_what_it_says() -> None:
+    config = clew.ModelConfig(n_layers=8, d_model=32, n_heads=4, n_ctx=64, d_vocab=50)
+    model = clew.Model.from_config(config)
+    kept, again = (WeightGradients(model, [64] * 4, recompute=r) for r in (False, True))
+    rows = 256 * 4  # bytes of one column
+    block = rows * 32 * (4 + 3 + 2 * 4)  # q k v z, norms and the residual between, the MLP before and behind its act
+    assert kept.scratch_bytes - again.scratch_bytes >= 6 * block
+    assert kept.flops < again.flops < 4 / 3 * kept.flops
+
+
+@pytest.mark.parametrize("name", TOKENS)
 def test_by_every_site(name: str) -> None:
     """A site is moved by an edit; gradients are taken by one site at a time and by all of them at once."""
     config = ZOO[name]

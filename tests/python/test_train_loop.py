@@ -358,7 +358,27 @@ def test_memory_sets_the_micro_batch(straight: Trainer) -> None:
     same_bits(run, straight)
     assert trainer(micro_batch=None, memory=sizes[3]).plan() and trainer(micro_batch=None, memory=sizes[1]).plan()
     with pytest.raises(clew.ConfigError, match=f"memory = {sizes[1] - 1}: activations of one sequence take {sizes[1]}"):
-        trainer(memory=sizes[1] - 1).run()
+        trainer(memory=sizes[1] - 1, recompute=False).run()
+
+
+def test_recomputation_in_the_trainer(straight: Trainer) -> None:
+    from clew.train.step import gradients_for
+
+    probe = trainer()
+    one = np.full(1, 12, np.int32)
+    kept, again = (gradients_for(probe.optimizer, one, recompute).scratch_bytes for recompute in (False, True))
+    assert again < kept
+    run = trainer(recompute=True)
+    run.run()
+    same_bits(run, straight)
+    run = trainer(micro_batch=None, memory=kept - 1)
+    assert "recomputed" in run.plan() and run.recompute
+    assert "recomputed" not in trainer(micro_batch=None, memory=kept).plan()
+    assert "recomputed" not in straight.plan()
+    with pytest.raises(clew.ConfigError, match=f"memory = 1: activations of one sequence take {again}"):
+        trainer(memory=1).plan()
+    with pytest.raises(clew.ConfigError, match="recompute = 3: True, False or None"):
+        trainer(recompute=3)
 
 
 def test_what_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ class AdamW:
         self._m = [_zeros(value) for value in self._values]
         self._v = [_zeros(value) for value in self._values]
         self._steps = np.zeros(1, np.int64)
-        self._plans: OrderedDict[bytes, WeightGradients] = OrderedDict()  # by lengths of sequences: see step.py
+        self._plans: OrderedDict[tuple[bytes, bool], WeightGradients] = OrderedDict()  # by lengths: see step.py
         # gradients added up over micro-batches; they count while _sums_of is the current step
         self._sums: list[Array] | None = None
         self._sums_of = -1

@@ -166,25 +166,25 @@ _KEPT = 8
 """Plans kept for batches of other lengths."""
 
 
-def gradients_for(optimizer: AdamW, lengths: NDArray[np.int32]) -> WeightGradients:
+def gradients_for(optimizer: AdamW, lengths: NDArray[np.int32], recompute: bool = False) -> WeightGradients:
     """The compiled forward and backward pass of batches of such lengths."""
     from ..gradients import WeightGradients
 
-    plans, key = optimizer._plans, lengths.tobytes()
+    plans, key = optimizer._plans, (lengths.tobytes(), recompute)
     if key not in plans:
-        plans[key] = WeightGradients(optimizer.model, lengths, loss=loss_of(optimizer.model))
+        plans[key] = WeightGradients(optimizer.model, lengths, loss_of(optimizer.model), recompute)
         while len(plans) > _KEPT:
             plans.popitem(last=False)
     plans.move_to_end(key)
     return plans[key]
 
 
-def loss_and_gradients(optimizer: AdamW, packed: Packed) -> tuple[float, dict[str, Array]]:
+def loss_and_gradients(optimizer: AdamW, packed: Packed, recompute: bool = False) -> tuple[float, dict[str, Array]]:
     """Mean loss over the targets, and its gradient by each weight.
 
     Raises TrainingError for a loss that is NaN or infinite.
     """
-    compiled = gradients_for(optimizer, packed.lengths)
+    compiled = gradients_for(optimizer, packed.lengths, recompute)
     loss, gradients = compiled.run(packed.inputs, packed.targets, packed.weights)
     if not math.isfinite(loss):
         raise not_finite("the loss", loss, optimizer.steps)
@@ -192,7 +192,13 @@ def loss_and_gradients(optimizer: AdamW, packed: Packed) -> tuple[float, dict[st
 
 
 def train_step(
-    model: Model, tokens: Any, targets: Any, loss_mask: Any, optimizer: AdamW, accumulate: bool = False
+    model: Model,
+    tokens: Any,
+    targets: Any,
+    loss_mask: Any,
+    optimizer: AdamW,
+    accumulate: bool = False,
+    recompute: bool = False,
 ) -> float:
     """See :meth:`clew.Model.train_step`."""
     if not isinstance(optimizer, AdamW):
@@ -203,7 +209,7 @@ def train_step(
         raise ConfigError("train_step inside model.edited(): the gradient would be that of the model without its edits")
     packed = pack(model, Examples(tokens, targets, loss_mask))
     try:
-        loss, gradients = loss_and_gradients(optimizer, packed)
+        loss, gradients = loss_and_gradients(optimizer, packed, bool(recompute))
     except TrainingError:
         optimizer.discard()
         raise

@@ -56,6 +56,9 @@ class Trainer:
         `memory` allows.
     memory
         Bytes that activations may take: the batch is halved until they do.
+    recompute
+        Blocks run again in the backward pass instead of keeping their activations: the same bits, less memory, a third
+        more work. None: only where `memory` does not suffice for one sequence otherwise.
     held_out, eval_every, eval_batch
         Data whose loss is measured before the first step, every so many steps and at the end; a stream is cut into
         windows of `context`. Sequences run at a time.
@@ -104,6 +107,7 @@ class Trainer:
         context: int | None = None,
         micro_batch: int | None = None,
         memory: int | None = None,
+        recompute: bool | None = None,
         held_out: Any = None,
         eval_every: int = 100,
         eval_batch: int = 16,
@@ -120,6 +124,9 @@ class Trainer:
         self.batch = _whole("batch", batch, 1)
         self.micro_batch = None if micro_batch is None else _whole("micro_batch", micro_batch, 1)
         self.memory = None if memory is None else _whole("memory", memory, 1)
+        if recompute not in (True, False, None):
+            raise ConfigError(f"Trainer: recompute = {recompute!r}: True, False or None")
+        self.recompute = recompute
         self.eval_every, self.eval_batch = _whole("eval_every", eval_every, 1), _whole("eval_batch", eval_batch, 1)
         self.checkpoint_every, self.keep = _whole("checkpoint_every", checkpoint_every, 1), _whole("keep", keep, 1)
         if context is not None:
@@ -200,7 +207,7 @@ class Trainer:
     # ---- memory ---------------------------------------------------------------------------------------------------
 
     def _activation_bytes(self, packed: Packed) -> int:
-        return int(gradients_for(self.optimizer, packed.lengths).scratch_bytes)
+        return int(gradients_for(self.optimizer, packed.lengths, bool(self.recompute)).scratch_bytes)
 
     def plan(self) -> str:
         """Chooses the size of micro-batches; a line about the memory that training takes.
@@ -214,6 +221,10 @@ class Trainer:
             needed = self._activation_bytes(packed)
             if self.memory is None or needed <= self.memory:
                 break
+            if size == 1 and self.recompute is None:
+                self.recompute = True
+                size = min(self.micro_batch or self.batch, len(examples))
+                continue
             if size == 1:
                 raise ConfigError(f"Trainer: memory = {self.memory}: activations of one sequence take {needed} bytes")
             size = (size + 1) // 2
@@ -224,7 +235,7 @@ class Trainer:
             ("weights", weights),
             ("gradients", weights + sums),
             ("moments", 2 * weights),
-            (f"activations of {size} × {int(packed.lengths.max())}", needed),
+            (f"activations of {size} × {int(packed.lengths.max())}{', recomputed' if self.recompute else ''}", needed),
         ]
         text = ", ".join(f"{what} {n / 1e6:.3g} MB" for what, n in parts)
         return f"{self.model.n_params:,} parameters: {text}; {sum(n for _, n in parts) / 1e6:.3g} MB in all"
@@ -253,7 +264,7 @@ class Trainer:
         gradients = None
         for start in sizes:
             packed = pack(self.model, examples.part(start, start + self.micro_batch))
-            part, gradients = loss_and_gradients(opt, packed)
+            part, gradients = loss_and_gradients(opt, packed, bool(self.recompute))
             loss, total, tokens = loss + part * packed.total, total + packed.total, tokens + int(packed.lengths.sum())
             if len(sizes) > 1:
                 opt.accumulate(gradients, packed.total)

@@ -5,12 +5,14 @@ the last twentieth is held out; of HellaSwag only the contexts of the first 8,00
 the other tasks and all endings stay unseen; wikitext-2/test.txt is never read. Everything is fixed: seed, order,
 schedule; a second run gives the same bits, and one that was stopped goes on from its last checkpoint.
 
-A text this small hardly rewards looking back, and a first stage on plain windows leaves no induction heads (its
-checkpoints are in training.json). In a second stage every other window says passages of the text again, some of them
-with their tokens shuffled, so that only what was said before helps.
+A text this small hardly rewards looking back: trained on it alone, the model grows no induction heads. So it learns to
+look back first: in a first stage, on random tokens in short windows that say a passage again and again. In the second
+stage three of four windows are text; the fourth says passages of text or random tokens again between other text.
+Layers see the last four positions and all of them in turn, and three quarters of a head's dimensions carry no position:
+with all layers global, or all dimensions rotated, heads for the previous token take several times as long to form.
 
 Writes config.json, model.safetensors (float16), tokenizer.json and training.json (losses in nats per token, and
-statistics of nineteen checkpoints) beside this file.
+statistics of the checkpoints) beside this file.
 """
 
 from __future__ import annotations
@@ -24,14 +26,35 @@ from typing import Any
 
 import clew
 import numpy as np
-from clew.train import Generated, Trainer, Windows, cosine
+from clew.train import Generated, Trainer, cosine
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-SEED, STEPS, BATCH, CONTEXT, RATE, WARMUP = 0, 1200, 32, 256, 3e-3, 120
-CHECKPOINTS = (0, 10, 30, 60, 100, 150, 250, 400, 600, 800, 1000, STEPS)
-SECOND_STEPS, SECOND_RATE, SECOND_WARMUP = 500, 2e-3, 40
-SECOND_CHECKPOINTS = tuple(STEPS + n for n in (50, 100, 150, 200, 300, 400, SECOND_STEPS))
+SEED, CONTEXT = 0, 256
+FIRST_STEPS, FIRST_BATCH, FIRST_CONTEXT, FIRST_RATE, FIRST_WARMUP = 400, 256, 32, 3e-3, 50
+SECOND_STEPS, SECOND_BATCH, SECOND_RATE, SECOND_WARMUP = 1600, 32, 3e-3, 50
+STEPS = FIRST_STEPS + SECOND_STEPS
+CHECKPOINTS = (
+    0,
+    50,
+    100,
+    150,
+    200,
+    250,
+    300,
+    FIRST_STEPS,
+    420,
+    450,
+    500,
+    600,
+    800,
+    1000,
+    1200,
+    1400,
+    1600,
+    1800,
+    STEPS,
+)
 TASKS = 8000
 HERE = Path(__file__).parent
 
@@ -63,29 +86,53 @@ def windows(ids: list[int]) -> np.ndarray[Any, Any]:
     return np.array(ids[:n]).reshape(-1, CONTEXT + 1)
 
 
-def saying_again(stream: np.ndarray[Any, Any]) -> Any:
-    """Batches of which every other window repeats a passage between other text: f(rng, size) → tokens, targets."""
+def said_again(passage: np.ndarray[Any, Any], between: Any, length: int, rng: np.random.Generator) -> Any:
+    """The passage as often as it fits, between pieces of other text."""
+    parts: list[Any] = [between(int(rng.integers(1, 10)))]
+    while sum(map(len, parts)) < length:
+        parts += [passage, between(int(rng.integers(1, 10)))]
+    return np.concatenate(parts)[:length]
+
+
+def short_repeats(stream: np.ndarray[Any, Any]) -> Any:
+    """Batches of the first stage: f(rng, size) → tokens, targets."""
 
     def rows(rng: np.random.Generator, size: int) -> tuple[Any, Any]:
-        def piece(n: int) -> np.ndarray[Any, Any]:
-            start = int(rng.integers(0, len(stream) - n))
-            return stream[start : start + n]
-
-        out = np.empty((size, CONTEXT + 1), np.int64)
+        out = np.empty((size, FIRST_CONTEXT + 1), np.int64)
         for row in range(size):
-            if row % 2 == 0:
-                out[row] = piece(CONTEXT + 1)
-                continue
-            passage = piece(int(rng.integers(12, 100)))
-            if rng.random() < 0.5:
-                passage = rng.permutation(passage)
-            parts: list[Any] = [piece(int(rng.integers(1, 30)))]
-            while sum(map(len, parts)) <= CONTEXT:
-                parts += [passage, piece(int(rng.integers(1, 30)))]
-            out[row] = np.concatenate(parts)[: CONTEXT + 1]
+            passage = rng.integers(0, 4096, int(rng.integers(6, 12)))
+            out[row] = said_again(passage, piece_of(stream, rng), FIRST_CONTEXT + 1, rng)
         return out[:, :-1], out[:, 1:]
 
     return rows
+
+
+def text_and_repeats(stream: np.ndarray[Any, Any]) -> Any:
+    """Batches of the second stage: f(rng, size) → tokens, targets."""
+
+    def rows(rng: np.random.Generator, size: int) -> tuple[Any, Any]:
+        out = np.empty((size, CONTEXT + 1), np.int64)
+        piece = piece_of(stream, rng)
+        for row in range(size):
+            if row % 4:
+                out[row] = piece(CONTEXT + 1)
+                continue
+            n = int(rng.integers(6, 100))
+            passage = piece(n) if row % 8 else rng.integers(0, 4096, n)
+            out[row] = said_again(passage, piece, CONTEXT + 1, rng)
+        return out[:, :-1], out[:, 1:]
+
+    return rows
+
+
+def piece_of(stream: np.ndarray[Any, Any], rng: np.random.Generator) -> Any:
+    """f(n) → n tokens of the text from somewhere."""
+
+    def piece(n: int) -> np.ndarray[Any, Any]:
+        start = int(rng.integers(0, len(stream) - n))
+        return stream[start : start + n]
+
+    return piece
 
 
 def induction(model: clew.Model) -> tuple[list[list[float]], float, float]:
@@ -130,7 +177,8 @@ def main() -> None:
     every = np.concatenate(list(held_out.values()))
     config = clew.ModelConfig(
         n_layers=4, d_model=192, n_heads=6, n_ctx=CONTEXT, d_vocab=4096, act_fn="gelu_new", tie_word_embeddings=True,
-        positional_embedding_type="rotary", rotary_dim=32,
+        positional_embedding_type="rotary", rotary_dim=8, attn_types=("local", "global") * 2, window_size=4,
+        initializer_range=0.06,
     )  # fmt: skip
     model = clew.Model.from_config(config, seed=SEED)
     print(f"{model.n_params:,} parameters, {len(stream):,} tokens to learn from, {every.size:,} held out", flush=True)
@@ -141,7 +189,7 @@ def main() -> None:
         kept = {int(step): value for step, value in json.loads(record.read_text(encoding="utf-8")).items()}
 
     def note(step: int) -> None:
-        if step in CHECKPOINTS + SECOND_CHECKPOINTS and step not in kept:
+        if step in CHECKPOINTS and step not in kept:
             kept[step] = statistics(model, held_out)
             model.save(folder / f"step-{step}")
             record.write_text(json.dumps(kept), encoding="utf-8")
@@ -149,27 +197,29 @@ def main() -> None:
 
     note(0)
     trainer = Trainer(
-        model, Windows(stream, CONTEXT, SEED, "shuffle"), STEPS, BATCH, lr=cosine(RATE, STEPS, WARMUP, RATE / 10),
-        betas=(0.9, 0.98), weight_decay=0.1, clip=1.0, held_out=every, eval_every=100, directory=folder,
-        checkpoint_every=100, seed=SEED, progress="lines", callback=lambda t: note(t.optimizer.steps),
+        model, Generated(short_repeats(stream), SEED), FIRST_STEPS, FIRST_BATCH,
+        lr=cosine(FIRST_RATE, 2 * FIRST_STEPS, FIRST_WARMUP, FIRST_RATE / 10), betas=(0.9, 0.98), weight_decay=0.1,
+        clip=1.0, directory=folder / "first", checkpoint_every=100, seed=SEED, progress="lines",
+        callback=lambda t: note(t.optimizer.steps),
     )  # fmt: skip
     first = trainer.run()
     trainer = Trainer(
-        model, Generated(saying_again(stream), SEED), SECOND_STEPS, BATCH,
+        model, Generated(text_and_repeats(stream), SEED), SECOND_STEPS, SECOND_BATCH,
         lr=cosine(SECOND_RATE, SECOND_STEPS, SECOND_WARMUP, SECOND_RATE / 20), betas=(0.9, 0.98), weight_decay=0.1,
         clip=1.0, held_out=every, eval_every=100, directory=folder / "second", checkpoint_every=100, seed=SEED,
-        progress="lines", callback=lambda t: note(STEPS + t.optimizer.steps),
+        progress="lines", callback=lambda t: note(FIRST_STEPS + t.optimizer.steps),
     )  # fmt: skip
     second = trainer.run()
     tokenizer.save(str(HERE / "tokenizer.json"))
     model.save(HERE)
     half = {name: w.astype(np.float16) for name, w in load_file(HERE / "model.safetensors").items()}
     save_file(half, HERE / "model.safetensors", {"format": "clew"})
-    steps = [(row[0], row[1]) for row in first.rows] + [(STEPS + row[0], row[1]) for row in second.rows]
+    steps = [(row[0], row[1]) for row in first.rows] + [(FIRST_STEPS + row[0], row[1]) for row in second.rows]
     rows = [[int(step), round(float(value), 4)] for step, value in steps if step % 10 == 0]
     result = {
-        "seed": SEED, "steps": STEPS, "batch": BATCH, "context": CONTEXT, "learning_rate": RATE, "warm_up": WARMUP,
-        "second_steps": SECOND_STEPS, "second_learning_rate": SECOND_RATE, "second_warm_up": SECOND_WARMUP,
+        "seed": SEED, "steps": STEPS, "context": CONTEXT,
+        "first_stage": {"steps": FIRST_STEPS, "batch": FIRST_BATCH, "context": FIRST_CONTEXT, "rate": FIRST_RATE},
+        "second_stage": {"steps": SECOND_STEPS, "batch": SECOND_BATCH, "context": CONTEXT, "rate": SECOND_RATE},
         "parameters": model.n_params, "training_tokens": len(stream), "held_out_tokens": int(every.size),
         "held_out_loss": round(float(model.loss(every, reduce="mean")), 4),
         "loss_curve": rows, "checkpoints": {str(step): kept[step] for step in sorted(kept)},
