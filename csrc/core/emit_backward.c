@@ -716,7 +716,9 @@ clew_status clew_emit_backward(clew_builder *b, int32_t logits, clew_error *err)
   }
   find_wanted(&w, n_steps);
   const int32_t rowset = plan->buffers[logits].rowset;
-  w.grad[logits] = like(&w, logits);
+  /* in place where nobody reads the logits any more */
+  const bool over = plan->objective == CLEW_OBJECTIVE_CROSS_ENTROPY && b->config->logit_softcap <= 0;
+  w.grad[logits] = over ? logits : like(&w, logits);
   clew_step *o =
       clew_add_step(b, plan->objective == CLEW_OBJECTIVE_CALL ? CLEW_OP_OBJECTIVE_CALL : CLEW_OP_OBJECTIVE, 0, rowset);
   o->objective.out = w.grad[logits], o->objective.in = logits, o->objective.kind = plan->objective;

@@ -185,7 +185,9 @@ void K(rotary_grad)(real *x, const int32_t *pos, const real *cosine, const real 
 
 /* ---- Losses --------------------------------------------------------------------------------------------------- */
 
+/* In place too. */
 double K(cross_entropy)(real *dlogits /* [n] */, const real *logits /* [n] */, size_t target, size_t n, real weight) {
+  const double picked = (double)logits[target];
   real most = logits[0], sum = 0;
   for (size_t j = 1; j < n; j++)
     most = logits[j] > most ? logits[j] : most;
@@ -195,7 +197,6 @@ double K(cross_entropy)(real *dlogits /* [n] */, const real *logits /* [n] */, s
     dlogits[j] = v;
     sum += v;
   }
-  const double picked = (double)logits[target];
   const real factor = weight / sum;
 #pragma omp simd
   for (size_t j = 0; j < n; j++)

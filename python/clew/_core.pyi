@@ -121,6 +121,7 @@ class Plan:
         wrt: NDArray[Any] | None = None,
         weights: bool = False,
         objective: int = 0,
+        recompute: bool = False,
     ) -> Plan: ...
     @property
     def keep_bytes(self) -> int:
