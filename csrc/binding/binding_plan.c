@@ -9,8 +9,10 @@ typedef struct clew_plan_object {
   clew_model_object *model;
   PyObject *edits; /* list of tuples: keeps the values alive */
   npy_intp n_rows; /* Σ lengths */
+  npy_intp n_seq;
   int vectors;     /* the run's floats are what a model with vector_input reads, not embeddings */
   int objective;
+  bool metric; /* of CLEW_LOGITS_DIFFERENCE and the others */
 } clew_plan_object;
 
 /* Pairs (site, layer) of an int32 array [n, 2], in PyMem memory. */
@@ -64,8 +66,8 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     goto done;
   }
   if (PyArray_NDIM(capture) != 2 || PyArray_DIM(capture, 1) != 2 || PyArray_NDIM(lengths) != 1 || logits < 0 ||
-      logits > CLEW_LOGITS_LOSS || PyArray_SIZE(lengths) > INT32_MAX) {
-    PyErr_SetString(PyExc_ValueError, "lengths must be [n_seq], capture [n, 2], logits 0 to 3");
+      logits > CLEW_LOGITS_KL || PyArray_SIZE(lengths) > INT32_MAX) {
+    PyErr_SetString(PyExc_ValueError, "lengths must be [n_seq], capture [n, 2], logits 0 to 6");
     goto done;
   }
   const size_t n_capture = (size_t)PyArray_DIM(capture, 0);
@@ -117,6 +119,8 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
   }
   self->plan = plan;
   self->objective = objective;
+  self->n_seq = request.n_seq;
+  self->metric = logits > CLEW_LOGITS_LOSS;
   self->edits = Py_NewRef(edit_list);
   self->model = (clew_model_object *)Py_NewRef(model);
   self->vectors =
@@ -174,7 +178,7 @@ static PyObject *output_item(const clew_plan_object *self, const clew_run *run, 
   for (int32_t d = 0; d < o->n_dims; d++) {
     shape[n_dims++] = (npy_intp)o->shape[d];
   }
-  const int typenum = clew_typenum(clew_model_config(self->model->model)->dtype);
+  const int typenum = o->is_double ? NPY_DOUBLE : clew_typenum(clew_model_config(self->model->model)->dtype);
   PyObject *array = clew_slab_array(clew_run_slab(run, o->slab), o->offset, n_dims, shape, typenum, 0);
   PyObject *layers = PyTuple_New(o->n_layers);
   for (int32_t l = 0; l < o->n_layers && layers != NULL; l++) {
@@ -243,8 +247,30 @@ static int parse_targets(clew_input *input, const clew_plan_object *self, PyObje
   return 0;
 }
 
+/* What a metric reads: tokens [n_seq, 2] and, of KL, reference log-probabilities [n, vocab]. */
+static int parse_metric(clew_input *input, const clew_plan_object *self, PyObject *picks, PyObject *reference) {
+  const clew_config *config = clew_model_config(self->model->model);
+  PyArrayObject *ids = (PyArrayObject *)picks, *log_p = (PyArrayObject *)reference;
+  if (!PyArray_Check(picks) || PyArray_TYPE(ids) != NPY_INT32 || !PyArray_ISCARRAY_RO(ids) ||
+      PyArray_SIZE(ids) != 2 * self->n_seq) {
+    PyErr_Format(PyExc_ValueError, "a metric's tokens must be int32 [%zd, 2]", self->n_seq);
+    return -1;
+  }
+  input->picks = PyArray_DATA(ids);
+  if (reference != Py_None) {
+    if (!PyArray_Check(reference) || PyArray_TYPE(log_p) != NPY_DOUBLE || !PyArray_ISCARRAY_RO(log_p) ||
+        PyArray_NDIM(log_p) != 2 || PyArray_DIM(log_p, 1) != config->d_vocab_out) {
+      PyErr_Format(PyExc_ValueError, "a metric's reference must be float64 [n, %d]", config->d_vocab_out);
+      return -1;
+    }
+    input->reference = PyArray_DATA(log_p), input->n_reference = (size_t)PyArray_DIM(log_p, 0);
+  }
+  return 0;
+}
+
 /* run(tokens: int32 array [rows] | None, embeddings: array [rows, d_model] | None, calls=(), cache=None, targets=None,
- * weights=None) -> outputs; with an objective (outputs, its value, weight gradients) */
+ * weights=None) -> outputs; with an objective (outputs, its value, weight gradients). A metric takes its tokens
+ * [n_seq, 2] for targets, and the reference of KL for weights. */
 static PyObject *plan_run(clew_plan_object *self, PyObject *args) {
   clew_state *state = clew_state_of(Py_TYPE(self));
   PyObject *tokens_object, *embeddings_object, *calls = NULL, *cache_object = Py_None;
@@ -278,7 +304,8 @@ static PyObject *plan_run(clew_plan_object *self, PyObject *args) {
     }
     *(self->vectors ? &input.vectors : &input.embeddings) = PyArray_DATA(array);
   }
-  if (parse_targets(&input, self, targets, weights, self->objective, state) < 0) {
+  if (self->metric ? parse_metric(&input, self, targets, weights) < 0
+                   : parse_targets(&input, self, targets, weights, self->objective, state) < 0) {
     return NULL;
   }
   clew_cache cache;

@@ -159,7 +159,16 @@ ptrdiff_t clew_tensor_check(const clew_tensor *tensor, clew_dtype dtype);
 
 /* ---- Plan --------------------------------------------------------------------------------------------------- */
 
-typedef enum clew_logits { CLEW_LOGITS_NONE, CLEW_LOGITS_LAST, CLEW_LOGITS_ALL, CLEW_LOGITS_LOSS } clew_logits;
+typedef enum clew_logits {
+  CLEW_LOGITS_NONE,
+  CLEW_LOGITS_LAST,
+  CLEW_LOGITS_ALL,
+  CLEW_LOGITS_LOSS, /* next-token losses instead */
+  /* Metrics: one number for each sequence, read off its last position, without keeping its logits (input.picks) */
+  CLEW_LOGITS_DIFFERENCE, /* logit[a] − logit[b] */
+  CLEW_LOGITS_LOG_PROB,   /* logit[a] − log Σ exp */
+  CLEW_LOGITS_KL          /* KL(reference[a] ‖ prediction) */
+} clew_logits;
 
 /* An intervention. It reaches the selected part of a site's value [batch, position, head, last], where a site without
  * heads has one, and scores and patterns count query positions and have keys as the last axis. Indices are absolute. */
@@ -222,9 +231,10 @@ typedef struct clew_output {
   const int32_t *layers; /* [n_layers], ascending */
   int32_t n_dims;        /* of one layer's array */
   size_t shape[4];
-  bool gradient; /* of the objective by the site, or the site's tangent, instead of its value */
-  size_t slab;   /* index of the slab it lies in; sites that are one value share theirs */
-  size_t offset; /* bytes into the slab of the first layer; the layers follow each other */
+  bool is_double; /* whatever the model's dtype: metrics */
+  bool gradient;  /* of the objective by the site, or the site's tangent, instead of its value */
+  size_t slab;    /* index of the slab it lies in; sites that are one value share theirs */
+  size_t offset;  /* bytes into the slab of the first layer; the layers follow each other */
 } clew_output;
 
 /* The gradient by one weight, in a slab with all others: [rows, cols] as the core multiplies it (queries, keys, values
@@ -277,12 +287,15 @@ typedef struct clew_input {
   const void *targets;     /* objectives: int32 [rows], negative: none; or the dtype [rows, d_vocab_out] */
   const void *weights;     /* [rows] of the dtype; NULL: all 1 */
   void *call_ctx;
+  const int32_t *picks;    /* [n_seq, 2] of a metric: a, b */
+  const double *reference; /* [n_reference, d_vocab_out] log-probabilities, of KL */
+  size_t n_reference;
 } clew_input;
 
 typedef struct clew_run clew_run;
 struct clew_cancel; /* pool.h */
 /* Checks the input, allocates, computes. CLEW_LOGITS_LOSS makes the output `logits` hold the next token's negative
- * log-likelihood [n_seq, longest − 1] in nats, 0 behind a sequence's end. */
+ * log-likelihood [n_seq, longest − 1] in nats, 0 behind a sequence's end; a metric makes it [n_seq] doubles. */
 clew_status clew_run_new(clew_run **out, const clew_plan *plan, const clew_input *input, struct clew_cancel *cancel,
                          clew_error *err);
 void clew_run_free(clew_run *run);

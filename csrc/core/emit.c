@@ -652,7 +652,7 @@ static int32_t emit_embedding(clew_builder *b) {
 static void emit_head(clew_builder *b, int32_t resid) {
   clew_plan *plan = b->plan;
   const clew_config *c = b->config;
-  if (plan->logits == CLEW_LOGITS_LAST && rowset_of(b, resid) == 0 && !final_is_wanted(b)) {
+  if (clew_last_only(plan->logits) && rowset_of(b, resid) == 0 && !final_is_wanted(b)) {
     resid = gather(b, 0, resid);
   }
   int32_t normed = resid;
@@ -662,7 +662,7 @@ static void emit_head(clew_builder *b, int32_t resid) {
   if (plan->logits == CLEW_LOGITS_NONE) {
     return;
   }
-  if (plan->logits == CLEW_LOGITS_LAST && rowset_of(b, normed) == 0) {
+  if (clew_last_only(plan->logits) && rowset_of(b, normed) == 0) {
     normed = gather(b, 0, normed);
   }
   const int32_t rowset = rowset_of(b, normed);
@@ -673,6 +673,13 @@ static void emit_head(clew_builder *b, int32_t resid) {
     add_part(s, "logits", &b->model->W_U, b->model->b_U, normed, b->logits)->epilogue =
         c->logit_softcap > 0 ? CLEW_EPILOGUE_SOFTCAP : CLEW_EPILOGUE_BIAS;
     b->logits = finish_site(b, CLEW_LOGITS, 0, b->logits);
+    return;
+  }
+  if (clew_is_metric(plan->logits)) {
+    const size_t blocks = ((size_t)c->d_vocab_out + CLEW_LOSS_COLS - 1) / CLEW_LOSS_COLS;
+    clew_step *s = clew_add_step(b, CLEW_OP_METRIC, 0, rowset);
+    s->loss.output = output, s->loss.in = normed;
+    s->loss.partial = clew_add_flat(b, (size_t)plan->n_seq * blocks * 3 * (sizeof(double) / b->item));
     return;
   }
   if (plan->logits == CLEW_LOGITS_LOSS) {
@@ -710,7 +717,7 @@ void clew_emit_forward(clew_builder *b, const clew_request *r, int32_t first, in
     resid = emit_embedding(b);
   }
   for (int32_t l = first; l <= last && !b->out_of_memory; l++) {
-    const bool narrow = l == b->config->n_layers - 1 && r->logits == CLEW_LOGITS_LAST && !tail_is_wanted(b, l);
+    const bool narrow = l == b->config->n_layers - 1 && clew_last_only(r->logits) && !tail_is_wanted(b, l);
     resid = l == first ? finish_site(b, CLEW_RESID_PRE, l, resid) : alias_site(b, CLEW_RESID_PRE, l, resid);
     b->block_step[l] = b->plan->n_steps;
     resid = emit_block(b, l, resid, narrow);

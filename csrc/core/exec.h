@@ -36,6 +36,7 @@ typedef void (*clew_op_function)(const clew_exec *x, const clew_step *s);
   void clew_op_spread##suffix(const clew_exec *x, const clew_step *s);                                                 \
   void clew_op_gather##suffix(const clew_exec *x, const clew_step *s);                                                 \
   void clew_op_store##suffix(const clew_exec *x, const clew_step *s);                                                  \
+  void clew_op_metric##suffix(const clew_exec *x, const clew_step *s);                                                 \
   void clew_op_loss##suffix(const clew_exec *x, const clew_step *s);                                                   \
   void clew_op_edit##suffix(const clew_exec *x, const clew_step *s);                                                   \
   void clew_op_copy##suffix(const clew_exec *x, const clew_step *s);                                                   \

@@ -164,21 +164,17 @@ typedef struct R(loss_job) {
   size_t n_rows, row_blocks, col_blocks;
 } R(loss_job);
 
-/* Maximum, sum of exponentials and the target's logit of one block of the vocabulary. */
-static void R(loss_block_task)(void *ctx, size_t index, unsigned slot) {
-  const R(loss_job) *job = ctx;
+/* Logits of some rows and of one block of the vocabulary. tile: [rows, cols] */
+static R(tile) R(logits_tile)(real *tile, const R(loss_job) * job, size_t row, size_t block) {
   const clew_exec *x = job->x;
   const R(clew_kernels) *kernels = R(clew_get_kernels)();
   const clew_matrix *w = &x->model->W_U;
-  const size_t row = index % job->row_blocks * CLEW_LOSS_ROWS, block = index / job->row_blocks;
   const size_t col = block * CLEW_LOSS_COLS;
   const R(tile) t = {.row = row,
                      .rows = clew_min(CLEW_LOSS_ROWS, job->n_rows - row),
                      .col = col,
                      .cols = clew_min(CLEW_LOSS_COLS, w->n - col),
                      .group_col = col};
-  real *tile = (real *)(x->slots + slot * x->plan->slot_bytes);
-  real *maximum = tile + (size_t)CLEW_LOSS_ROWS * CLEW_LOSS_COLS, *sum = maximum + CLEW_LOSS_ROWS;
   R(multiply)(tile, (ptrdiff_t)t.cols, x, w, job->s->loss.in, &t);
   if (x->model->b_U != NULL) {
     kernels->bias_add(NULL, 0, tile, (ptrdiff_t)t.cols, (const real *)x->model->b_U + col, NULL, 0, t.rows, t.cols);
@@ -186,15 +182,26 @@ static void R(loss_block_task)(void *ctx, size_t index, unsigned slot) {
   if (x->model->config.logit_softcap > 0) {
     kernels->softcap(tile, (ptrdiff_t)t.cols, t.rows, t.cols, (real)x->model->config.logit_softcap);
   }
-  kernels->log_sum(maximum, sum, tile, (ptrdiff_t)t.cols, t.rows, t.cols);
+  return t;
+}
+
+/* Maximum, sum of exponentials and the target's logit of one block of the vocabulary. */
+static void R(loss_block_task)(void *ctx, size_t index, unsigned slot) {
+  const R(loss_job) *job = ctx;
+  const clew_exec *x = job->x;
+  const size_t row = index % job->row_blocks * CLEW_LOSS_ROWS, block = index / job->row_blocks;
+  real *tile = (real *)(x->slots + slot * x->plan->slot_bytes);
+  real *maximum = tile + (size_t)CLEW_LOSS_ROWS * CLEW_LOSS_COLS, *sum = maximum + CLEW_LOSS_ROWS;
+  const R(tile) t = R(logits_tile)(tile, job, row, block);
+  R(clew_get_kernels)()->log_sum(maximum, sum, tile, (ptrdiff_t)t.cols, t.rows, t.cols);
   real *partial = clew_buffer_data(x, job->s->loss.partial); /* [rows, blocks, 3] */
   for (size_t i = 0; i < t.rows; i++) {
     real *p = partial + ((row + i) * job->col_blocks + block) * 3;
     p[0] = maximum[i], p[1] = sum[i], p[2] = 0;
     if (row + i + 1 < job->n_rows) {
       const size_t target = (size_t)x->input->tokens[row + i + 1]; /* of another sequence behind a last row: unused */
-      if (target >= col && target < col + t.cols) {
-        p[2] = tile[i * t.cols + target - col];
+      if (target >= t.col && target < t.col + t.cols) {
+        p[2] = tile[i * t.cols + target - t.col];
       }
     }
   }
@@ -231,4 +238,76 @@ void R(clew_op_loss)(const clew_exec *x, const clew_step *s) {
   job.col_blocks = (x->model->W_U.n + CLEW_LOSS_COLS - 1) / CLEW_LOSS_COLS;
   clew_pool_for(job.row_blocks * job.col_blocks, R(loss_block_task), &job, x->n_slots, x->cancel);
   clew_pool_for((size_t)x->plan->n_seq, R(loss_rows_task), &job, x->n_slots, x->cancel);
+}
+
+/* ---- Metrics: one number for each sequence, of its last logits -------------------------------------------------- */
+
+/* A block's maximum, sum of exponentials, and the target's logit or Σ p (log p − logit). */
+static void R(metric_block_task)(void *ctx, size_t index, unsigned slot) {
+  const R(loss_job) *job = ctx;
+  const clew_exec *x = job->x;
+  const size_t block = index / job->row_blocks, row = index % job->row_blocks * CLEW_LOSS_ROWS;
+  real *tile = (real *)(x->slots + slot * x->plan->slot_bytes);
+  real *maximum = tile + (size_t)CLEW_LOSS_ROWS * CLEW_LOSS_COLS, *sum = maximum + CLEW_LOSS_ROWS;
+  const R(tile) t = R(logits_tile)(tile, job, row, block);
+  R(clew_get_kernels)()->log_sum(maximum, sum, tile, (ptrdiff_t)t.cols, t.rows, t.cols);
+  double *partial = clew_buffer_data(x, job->s->loss.partial); /* [n_seq, blocks, 3] */
+  const size_t vocab = x->model->W_U.n;
+  for (size_t i = 0; i < t.rows; i++) {
+    const real *logits = tile + i * t.cols; /* [t.cols] */
+    double *p = partial + ((row + i) * job->col_blocks + block) * 3;
+    p[0] = (double)maximum[i], p[1] = (double)sum[i], p[2] = 0;
+    const size_t pick = (size_t)x->input->picks[2 * (row + i)];
+    if (x->plan->logits == CLEW_LOGITS_KL) {
+      const double *log_p = x->input->reference + pick * vocab + t.col;
+      for (size_t j = 0; j < t.cols; j++) {
+        p[2] += log_p[j] > -INFINITY ? exp(log_p[j]) * (log_p[j] - (double)logits[j]) : 0;
+      }
+    } else if (pick >= t.col && pick < t.col + t.cols) {
+      p[2] = (double)logits[pick - t.col];
+    }
+  }
+}
+
+/* One logit. in: [d_model] */
+static double R(one_logit)(const clew_model *model, const real *in, size_t token) {
+  const clew_matrix *w = &model->W_U;
+  const real *column = (const real *)w->data + (ptrdiff_t)token * w->cs;
+  double sum = model->b_U != NULL ? (double)((const real *)model->b_U)[token] : 0;
+  for (size_t i = 0; i < w->k; i++) {
+    sum += (double)in[i] * (double)column[(ptrdiff_t)i * w->rs];
+  }
+  const double cap = model->config.logit_softcap;
+  return cap > 0 ? cap * tanh(sum / cap) : sum;
+}
+
+void R(clew_op_metric)(const clew_exec *x, const clew_step *s) {
+  const size_t n_seq = (size_t)x->plan->n_seq, d = clew_cols(x, s->loss.in);
+  double *out = clew_output_data(x, s->loss.output, 0); /* [n_seq] */
+  if (x->plan->logits == CLEW_LOGITS_DIFFERENCE) {
+    const real *in = clew_buffer_data(x, s->loss.in); /* [n_seq, d_model] */
+    for (size_t i = 0; i < n_seq; i++) {
+      out[i] = R(one_logit)(x->model, in + i * d, (size_t)x->input->picks[2 * i]) -
+               R(one_logit)(x->model, in + i * d, (size_t)x->input->picks[2 * i + 1]);
+    }
+    return;
+  }
+  R(loss_job) job = {.x = x, .s = s, .n_rows = n_seq};
+  job.row_blocks = (n_seq + CLEW_LOSS_ROWS - 1) / CLEW_LOSS_ROWS;
+  job.col_blocks = (x->model->W_U.n + CLEW_LOSS_COLS - 1) / CLEW_LOSS_COLS;
+  clew_pool_for(job.row_blocks * job.col_blocks, R(metric_block_task), &job, x->n_slots, x->cancel);
+  const double *partial = clew_buffer_data(x, s->loss.partial);
+  for (size_t i = 0; i < n_seq; i++) {
+    const double *p = partial + i * job.col_blocks * 3;
+    double most = -INFINITY, sum = 0, third = 0;
+    for (size_t b = 0; b < job.col_blocks; b++) {
+      most = p[3 * b] > most ? p[3 * b] : most;
+      third += p[3 * b + 2];
+    }
+    for (size_t b = 0; b < job.col_blocks; b++) {
+      sum += p[3 * b + 1] * exp(p[3 * b] - most);
+    }
+    const double normaliser = most + log(sum);
+    out[i] = x->plan->logits == CLEW_LOGITS_KL ? third + normaliser : third - normaliser;
+  }
 }

@@ -170,7 +170,7 @@ static clew_status add_output(clew_builder *b, clew_site site, const int32_t *at
   for (int32_t d = 0; d < o->info.n_dims; d++) {
     size_t length = site_axis(b, axes[d]);
     if (site == CLEW_LOGITS && axes[d] == 'p') {
-      length = plan->logits == CLEW_LOGITS_LAST ? 1 : (size_t)plan->longest;
+      length = clew_last_only(plan->logits) ? 1 : (size_t)plan->longest;
     }
     o->info.shape[d] = length;
     overflow = __builtin_mul_overflow(values, length, &values) || overflow;
@@ -179,6 +179,10 @@ static clew_status add_output(clew_builder *b, clew_site site, const int32_t *at
   if (site == CLEW_LOGITS && plan->logits == CLEW_LOGITS_LOSS) {
     o->info.n_dims = 2, o->info.shape[1] = (size_t)plan->longest - 1, o->cols = 1;
     values = b->item * o->info.shape[0] * o->info.shape[1];
+  }
+  if (site == CLEW_LOGITS && clew_is_metric(plan->logits)) {
+    o->info.n_dims = 1, o->info.is_double = true, o->cols = 1;
+    values = sizeof(double) * o->info.shape[0];
   }
   o->layer_bytes = values;
   overflow = __builtin_mul_overflow(values, (size_t)o->info.n_layers, &values) || overflow;
@@ -472,7 +476,7 @@ static clew_status copy_edit(clew_plan *plan, const clew_edit *from, const clew_
     return clew_fail(err, CLEW_ERROR_SITE, "edit of %s: it is not computed, the run covers blocks %d to %d%s", name,
                      first, last, embedding ? " and starts behind the embedding" : "");
   }
-  if (e->site == CLEW_LOGITS && (r->logits == CLEW_LOGITS_NONE || r->logits == CLEW_LOGITS_LOSS)) {
+  if (e->site == CLEW_LOGITS && (r->logits == CLEW_LOGITS_NONE || r->logits >= CLEW_LOGITS_LOSS)) {
     return clew_fail(err, CLEW_ERROR_SITE, "edit of logits: the run keeps none");
   }
   if (e->kind == CLEW_EDIT_TANGENT && r->objective != CLEW_OBJECTIVE_TANGENTS) {
@@ -561,7 +565,7 @@ static size_t slot_bytes(const clew_builder *b) {
     } else if (s->op == CLEW_OP_ATTENTION_GRAD || s->op == CLEW_OP_SOFTMAX_GRAD) {
       const size_t queries = (size_t)plan->longest < CLEW_QUERY_BLOCK ? (size_t)plan->longest : CLEW_QUERY_BLOCK;
       values = 3 * queries * (size_t)plan->most_keys + 3 * CLEW_QUERY_BLOCK;
-    } else if (s->op == CLEW_OP_LOSS) {
+    } else if (s->op == CLEW_OP_LOSS || s->op == CLEW_OP_METRIC) {
       values = (size_t)CLEW_LOSS_ROWS * CLEW_LOSS_COLS + 2 * CLEW_LOSS_ROWS;
     } else if (s->op == CLEW_OP_LINEAR && s->linear.part[0].out != CLEW_NONE &&
                plan->buffers[s->linear.part[0].out].scattered) {
@@ -585,7 +589,7 @@ clew_status clew_plan_new(clew_plan **out, const clew_model *model, const clew_r
     return clew_fail(err, CLEW_ERROR_VALUE, "a run that stops after block %d has no logits", r->stop_layer);
   }
   const bool tangents = r->objective == CLEW_OBJECTIVE_TANGENTS;
-  if (tangents && (r->positions != NULL || r->logits == CLEW_LOGITS_LAST || r->logits == CLEW_LOGITS_LOSS)) {
+  if (tangents && (r->positions != NULL || (r->logits != CLEW_LOGITS_ALL && r->logits != CLEW_LOGITS_NONE))) {
     return clew_fail(err, CLEW_ERROR_VALUE, "derivatives forward are taken at all positions");
   }
   if (r->recompute && (!r->weight_gradients || r->n_wrt > 0 || r->n_edits > 0)) {
@@ -727,17 +731,30 @@ size_t clew_plan_n_objective_rows(const clew_plan *plan) {
 }
 
 void clew_plan_describe(const clew_plan *plan, size_t index, char *text, size_t size) {
-  static const char *const names[CLEW_N_OPS] = {
-      "embed",       "input",          "norm",         "linear",       "rotary",
-      "attention",   "result",         "add",          "spread",       "gather",
-      "store",       "loss",           "edit",         "call",         "copy",
-      "scale",       "normalize",      "affine",       "heads",        "sum_heads",
-      "act",         "scores",         "softmax",      "weigh",        "append",
-      "objective",   "objective_call", "zero",         "add_into",     "linear_dx",
-      "linear_dw",   "act_grad",       "softcap_grad", "norm_grad",    "rescale_grad",
-      "rotary_grad", "attention_grad", "weigh_grad",   "softmax_grad", "scores_grad",
-      "heads_grad",  "gather_grad",    "embed_grad",   "norm_tangent", "rescale_tangent",
-      "act_tangent", "scores_tangent"};
+  static const char *const names[CLEW_N_OPS] = {"embed",        "input",
+                                                "norm",         "linear",
+                                                "rotary",       "attention",
+                                                "result",       "add",
+                                                "spread",       "gather",
+                                                "store",        "metric",
+                                                "loss",         "edit",
+                                                "call",         "copy",
+                                                "scale",        "normalize",
+                                                "affine",       "heads",
+                                                "sum_heads",    "act",
+                                                "scores",       "softmax",
+                                                "weigh",        "append",
+                                                "objective",    "objective_call",
+                                                "zero",         "add_into",
+                                                "linear_dx",    "linear_dw",
+                                                "act_grad",     "softcap_grad",
+                                                "norm_grad",    "rescale_grad",
+                                                "rotary_grad",  "attention_grad",
+                                                "weigh_grad",   "softmax_grad",
+                                                "scores_grad",  "heads_grad",
+                                                "gather_grad",  "embed_grad",
+                                                "norm_tangent", "rescale_tangent",
+                                                "act_tangent",  "scores_tangent"};
   const clew_step *s = &plan->steps[index];
   const size_t rows = plan->rows[s->rowset].n_rows;
   int n = snprintf(text, size, "%4zu %-9s layer %d, %zu rows", index, names[s->op], s->layer, rows);

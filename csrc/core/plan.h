@@ -41,6 +41,7 @@ typedef enum clew_op {
   CLEW_OP_SPREAD,    /* the residual once for each head */
   CLEW_OP_GATHER,    /* rows of set 0 into set 1 */
   CLEW_OP_STORE,     /* rows to an output that is not laid out like the buffer: padding, chosen positions */
+  CLEW_OP_METRIC,    /* a number for each sequence from its last logits, without keeping them */
   CLEW_OP_LOSS,      /* unembedding and negative log-likelihood without keeping logits */
   /* What an intervention needs where steps above do several things at once */
   CLEW_OP_EDIT,      /* set, add or scale a part of a site's value */
@@ -150,8 +151,8 @@ typedef struct clew_step {
       int32_t output, in;
     } store;
     struct {
-      int32_t output, in, partial; /* partial: [rows, blocks, 3] maximum, sum, target's logit */
-    } loss;
+      int32_t output, in, partial; /* partial: [rows, blocks, 3] maximum, sum, target's logit; of METRIC doubles */
+    } loss;                        /* also METRIC */
     struct {
       int32_t out, in; /* may be one */
       int32_t edit;    /* index into the plan's edits */
@@ -294,8 +295,13 @@ struct clew_plan {
   clew_slab *_Atomic scratch; /* of weight gradients: kept from one step of training to the next */
 };
 
+static inline bool clew_is_metric(clew_logits logits) { return logits >= CLEW_LOGITS_DIFFERENCE; }
+/* Are only the last positions' logits looked at? */
+static inline bool clew_last_only(clew_logits logits) { return logits == CLEW_LOGITS_LAST || clew_is_metric(logits); }
+
 /* Attention works on blocks of so many queries and keys, losses on so many logits at a time. */
 #define CLEW_NORM_CHUNKS 16
+
 #define CLEW_QUERY_BLOCK 64
 #define CLEW_KEY_BLOCK 512
 #define CLEW_LOSS_ROWS 256

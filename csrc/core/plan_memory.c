@@ -48,6 +48,7 @@ void clew_step_visit(clew_step *s, void (*visit)(void *ctx, int32_t *buffer, boo
   case CLEW_OP_STORE:
     READ(s->store.in);
     break;
+  case CLEW_OP_METRIC:
   case CLEW_OP_LOSS:
     WRITE(s->loss.partial), READ(s->loss.in);
     break;
@@ -300,6 +301,7 @@ static bool keep_step(const clew_plan *plan, clew_step *s) {
   case CLEW_OP_LINEAR_DW:
   case CLEW_OP_EMBED_GRAD:
   case CLEW_OP_STORE:
+  case CLEW_OP_METRIC:
   case CLEW_OP_LOSS:
   case CLEW_OP_APPEND:
   case CLEW_N_OPS:
@@ -479,6 +481,9 @@ double clew_step_flops(const clew_plan *plan, const clew_step *s) {
     return matrix_flops(plan, s->rowset, s->heads.w);
   case CLEW_OP_RESULT:
     return matrix_flops(plan, s->rowset, s->result.w);
+  case CLEW_OP_METRIC:
+    return plan->logits == CLEW_LOGITS_DIFFERENCE ? 4.0 * plan->n_seq * c->d_model
+                                                  : matrix_flops(plan, s->rowset, &plan->model->W_U);
   case CLEW_OP_LOSS:
     return matrix_flops(plan, s->rowset, &plan->model->W_U);
   case CLEW_OP_LINEAR_DX:

@@ -19,21 +19,22 @@ struct clew_run {
     [CLEW_OP_RESULT] = clew_op_result##suffix, [CLEW_OP_ADD] = clew_op_add##suffix,                                    \
     [CLEW_OP_SPREAD] = clew_op_spread##suffix, [CLEW_OP_GATHER] = clew_op_gather##suffix,                              \
     [CLEW_OP_STORE] = clew_op_store##suffix, [CLEW_OP_LOSS] = clew_op_loss##suffix,                                    \
-    [CLEW_OP_EDIT] = clew_op_edit##suffix, [CLEW_OP_COPY] = clew_op_copy##suffix,                                      \
-    [CLEW_OP_SCALE] = clew_op_rescale##suffix, [CLEW_OP_NORMALIZE] = clew_op_rescale##suffix,                          \
-    [CLEW_OP_AFFINE] = clew_op_rescale##suffix, [CLEW_OP_HEADS] = clew_op_heads##suffix,                               \
-    [CLEW_OP_SUM_HEADS] = clew_op_sum_heads##suffix, [CLEW_OP_ACT] = clew_op_act##suffix,                              \
-    [CLEW_OP_SCORES] = clew_op_scores##suffix, [CLEW_OP_SOFTMAX] = clew_op_softmax##suffix,                            \
-    [CLEW_OP_WEIGH] = clew_op_weigh##suffix, [CLEW_OP_APPEND] = clew_op_append##suffix,                                \
-    [CLEW_OP_OBJECTIVE] = clew_op_objective##suffix, [CLEW_OP_ZERO] = clew_op_zero##suffix,                            \
-    [CLEW_OP_ADD_INTO] = clew_op_add_into##suffix, [CLEW_OP_LINEAR_DX] = clew_op_linear_dx##suffix,                    \
-    [CLEW_OP_LINEAR_DW] = clew_op_linear_dw##suffix, [CLEW_OP_ACT_GRAD] = clew_op_act_grad##suffix,                    \
-    [CLEW_OP_SOFTCAP_GRAD] = clew_op_act_grad##suffix, [CLEW_OP_NORM_GRAD] = clew_op_norm_grad##suffix,                \
-    [CLEW_OP_RESCALE_GRAD] = clew_op_rescale_grad##suffix, [CLEW_OP_ROTARY_GRAD] = clew_op_rotary_grad##suffix,        \
-    [CLEW_OP_ATTENTION_GRAD] = clew_op_attention_grad##suffix, [CLEW_OP_WEIGH_GRAD] = clew_op_weigh_grad##suffix,      \
-    [CLEW_OP_SOFTMAX_GRAD] = clew_op_softmax_grad##suffix, [CLEW_OP_SCORES_GRAD] = clew_op_scores_grad##suffix,        \
-    [CLEW_OP_HEADS_GRAD] = clew_op_heads_grad##suffix, [CLEW_OP_GATHER_GRAD] = clew_op_gather_grad##suffix,            \
-    [CLEW_OP_EMBED_GRAD] = clew_op_embed_grad##suffix, [CLEW_OP_NORM_TANGENT] = clew_op_norm_tangent##suffix,          \
+    [CLEW_OP_METRIC] = clew_op_metric##suffix, [CLEW_OP_EDIT] = clew_op_edit##suffix,                                  \
+    [CLEW_OP_COPY] = clew_op_copy##suffix, [CLEW_OP_SCALE] = clew_op_rescale##suffix,                                  \
+    [CLEW_OP_NORMALIZE] = clew_op_rescale##suffix, [CLEW_OP_AFFINE] = clew_op_rescale##suffix,                         \
+    [CLEW_OP_HEADS] = clew_op_heads##suffix, [CLEW_OP_SUM_HEADS] = clew_op_sum_heads##suffix,                          \
+    [CLEW_OP_ACT] = clew_op_act##suffix, [CLEW_OP_SCORES] = clew_op_scores##suffix,                                    \
+    [CLEW_OP_SOFTMAX] = clew_op_softmax##suffix, [CLEW_OP_WEIGH] = clew_op_weigh##suffix,                              \
+    [CLEW_OP_APPEND] = clew_op_append##suffix, [CLEW_OP_OBJECTIVE] = clew_op_objective##suffix,                        \
+    [CLEW_OP_ZERO] = clew_op_zero##suffix, [CLEW_OP_ADD_INTO] = clew_op_add_into##suffix,                              \
+    [CLEW_OP_LINEAR_DX] = clew_op_linear_dx##suffix, [CLEW_OP_LINEAR_DW] = clew_op_linear_dw##suffix,                  \
+    [CLEW_OP_ACT_GRAD] = clew_op_act_grad##suffix, [CLEW_OP_SOFTCAP_GRAD] = clew_op_act_grad##suffix,                  \
+    [CLEW_OP_NORM_GRAD] = clew_op_norm_grad##suffix, [CLEW_OP_RESCALE_GRAD] = clew_op_rescale_grad##suffix,            \
+    [CLEW_OP_ROTARY_GRAD] = clew_op_rotary_grad##suffix, [CLEW_OP_ATTENTION_GRAD] = clew_op_attention_grad##suffix,    \
+    [CLEW_OP_WEIGH_GRAD] = clew_op_weigh_grad##suffix, [CLEW_OP_SOFTMAX_GRAD] = clew_op_softmax_grad##suffix,          \
+    [CLEW_OP_SCORES_GRAD] = clew_op_scores_grad##suffix, [CLEW_OP_HEADS_GRAD] = clew_op_heads_grad##suffix,            \
+    [CLEW_OP_GATHER_GRAD] = clew_op_gather_grad##suffix, [CLEW_OP_EMBED_GRAD] = clew_op_embed_grad##suffix,            \
+    [CLEW_OP_NORM_TANGENT] = clew_op_norm_tangent##suffix,                                                             \
     [CLEW_OP_RESCALE_TANGENT] = clew_op_rescale_tangent##suffix, [CLEW_OP_ACT_TANGENT] = clew_op_act_tangent##suffix,  \
     [CLEW_OP_SCORES_TANGENT] = clew_op_scores_tangent##suffix                                                          \
   }
@@ -72,6 +73,28 @@ static clew_status check_objective(const clew_plan *plan, const clew_input *inpu
   return total > 0 ? CLEW_OK : clew_fail(err, CLEW_ERROR_VALUE, "no row has a target: their weights sum to 0");
 }
 
+static clew_status check_metric(const clew_plan *plan, const clew_input *input, clew_error *err) {
+  if (!clew_is_metric(plan->logits)) {
+    return CLEW_OK;
+  }
+  const bool kl = plan->logits == CLEW_LOGITS_KL;
+  if (input->picks == NULL || (kl && input->reference == NULL)) {
+    return clew_fail(err, CLEW_ERROR_VALUE, "a metric needs the tokens that it reads%s", kl ? " and a reference" : "");
+  }
+  const size_t n = kl ? input->n_reference : (size_t)plan->model->config.d_vocab_out;
+  const int used = plan->logits == CLEW_LOGITS_DIFFERENCE ? 2 : 1;
+  for (size_t i = 0; i < (size_t)plan->n_seq; i++) {
+    for (int j = 0; j < used; j++) {
+      const int32_t pick = input->picks[2 * i + (size_t)j];
+      if (pick < 0 || (size_t)pick >= n) {
+        return clew_fail(err, CLEW_ERROR_TOKEN, "%s %d of sequence %zu: there are %zu", kl ? "reference" : "logit",
+                         pick, i, n);
+      }
+    }
+  }
+  return CLEW_OK;
+}
+
 static clew_status check_input(const clew_plan *plan, const clew_input *input, clew_error *err) {
   if (plan->from_embeddings && input->embeddings == NULL) {
     return clew_fail(err, CLEW_ERROR_SHAPE, "the run starts from embeddings, but none are given");
@@ -98,7 +121,8 @@ static clew_status check_input(const clew_plan *plan, const clew_input *input, c
                        seq, input->cache ? input->cache->n_seq : 0, input->cache ? input->cache->capacity : 0);
     }
   }
-  const clew_status status = check_objective(plan, input, err);
+  clew_status status = check_objective(plan, input, err);
+  status = status != CLEW_OK ? status : check_metric(plan, input, err);
   if (status != CLEW_OK) {
     return status;
   }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 Array = NDArray[Any]
+_DIFFERENCE, _LOG_PROB, _KL = 4, 5, 6
 __all__ = ["Metric", "kl", "log_prob", "logit_diff", "loss"]
 
 
@@ -61,6 +62,13 @@ class Metric:
         examples [n]: which example of the batch each row belongs to, for metrics with one token for each example.
         """
         raise NotImplementedError
+
+    def in_core(self, examples: Array) -> tuple[int, Array, Array | None] | None:
+        """How the core computes it without keeping logits, for sequences that are these examples of the batch.
+
+        Its number, tokens int32 [n, 2] and reference log-probabilities [m, vocab] or None. None: it cannot.
+        """
+        return None
 
     def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
         """Values [n] of logits [n, 1, vocab] and their gradients by the logits, of the same shape and dtype."""
@@ -108,6 +116,10 @@ class logit_diff(_Tokens):  # noqa: N801 (reads as the function it stands for)
     def __init__(self, a: ArrayLike, b: ArrayLike) -> None:
         super().__init__(a, b)
 
+    def in_core(self, examples: Array) -> tuple[int, Array, Array | None] | None:
+        picks = [_pick(ids, len(examples), examples) for ids in self.ids]
+        return _DIFFERENCE, np.stack(picks, axis=1).astype(np.int32), None
+
     def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
         x = _last(logits)
         rows = np.arange(len(x))
@@ -133,6 +145,10 @@ class log_prob(_Tokens):  # noqa: N801
 
     def __init__(self, a: ArrayLike) -> None:
         super().__init__(a)
+
+    def in_core(self, examples: Array) -> tuple[int, Array, Array | None] | None:
+        pick = _pick(self.ids[0], len(examples), examples)
+        return _LOG_PROB, np.stack([pick, pick], axis=1).astype(np.int32), None
 
     def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
         x = _last(logits)
@@ -169,6 +185,12 @@ class kl(Metric):  # noqa: N801
             raise ShapeError(
                 f"kl: the reference has logits {list(self.log_p.shape)}, the model {model.config.d_vocab_out} tokens"
             )
+
+    def in_core(self, examples: Array) -> tuple[int, Array, Array | None] | None:
+        which = np.asarray(examples) if len(self.log_p) > 1 else np.zeros(len(examples), int)
+        if which.max() >= len(self.log_p):
+            raise ShapeError(f"kl: the reference has {len(self.log_p)} examples, the batch {int(which.max()) + 1}")
+        return _KL, np.stack([which, which], axis=1).astype(np.int32), np.ascontiguousarray(self.log_p)
 
     def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
         x = _last(logits)

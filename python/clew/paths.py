@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, SiteError
 from .metrics import Metric, as_metric
-from .replay import LOGITS_LAST, Base, CoreEdit, Ints, Source
+from .replay import Base, CoreEdit, Ints, Source
 from .sites import SITES, Site
 from .sweep import Sweep, axis_labels, choose, chunks, find_kind, first_difference, same_prompts, swept_axes
 
@@ -147,9 +147,8 @@ def path_patch(
                 held_layers, array = heard[s]
                 told.append(_set_rows(s, n, array[held_layers.index(n)] if s.layered else array, head))
             start = min((n for s, n, _ in later if s.layered), default=n_layers - 1)
-            kept = base.replay(which, begin, start, told, logits=LOGITS_LAST)
-            logits = next(a for s, (_, a) in kept.items() if s.name == "logits")
-            out[np.repeat(chunk, [len(e) for e in examples]), which] = measure(logits, which)
+            values = base.measure(measure, which, begin, start, told)
+            out[np.repeat(chunk, [len(e) for e in examples]), which] = values
     values = out.reshape(*(len(where[a]) for a in axes), -1)
     labels = tuple(tuple(axis_labels(model, base, a, where[a])) for a in axes)
     return Sweep(values, axes, labels, baseline, reference, kind.name, measure.name, keep_batch)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from . import _core
 from .inputs import Batch
-from .sites import SITES, Site
+from .sites import LOGITS, SITES, Site
 
 if TYPE_CHECKING:
+    from .metrics import Metric
     from .model import Model
 
 Array = NDArray[Any]
@@ -94,11 +95,12 @@ class Base:
         capture: Sequence[tuple[Site, int]] = (),
         logits: int = LOGITS_LAST,
         calls: Sequence[Callable[..., Any]] = (),
+        read: tuple[Array | None, Array | None] = (None, None),
     ) -> dict[Site, tuple[tuple[int, ...], Array]]:
         """Runs variants: sequence i is example examples[i] from position starts[i] and block `layer` on.
 
         layer -1 begins with the embedding. Edits count positions as the whole prompt does. Captured arrays hold the
-        computed positions only.
+        computed positions only. read: what the metric that `logits` may stand for reads (`Metric.in_core`).
         """
         lengths = (self.lengths[examples] - starts).astype(np.int32)
         ends = np.cumsum(lengths)
@@ -111,7 +113,25 @@ class Base:
         if self.causal and starts.any():
             more |= {"past": starts, "past_seq": examples}
         plan = core_plan(self.model, lengths, capture, layer, logits, layer >= 0, **more)
-        return stacks(plan.run(tokens, embeddings, list(calls), self.cache if "past" in more else None))
+        cache = self.cache if "past" in more else None
+        return stacks(plan.run(tokens, embeddings, list(calls), cache, *read))
+
+    def measure(
+        self,
+        metric: Metric,
+        examples: Ints,
+        starts: Ints,
+        layer: int,
+        edits: Sequence[CoreEdit],
+        calls: Sequence[Callable[..., Any]] = (),
+    ) -> Array:
+        """A metric of last logits, of every variant [sequence]: read off in the core where it can be."""
+        told = None if any(SITES[e[0]] is LOGITS for e in edits) else metric.in_core(examples)
+        if told is None:
+            kept = self.replay(examples, starts, layer, edits, calls=calls)
+            return metric(kept[LOGITS][1], examples)
+        number, picks, reference = told
+        return self.replay(examples, starts, layer, edits, (), number, calls, (picks, reference))[LOGITS][1]
 
 
 class Source:

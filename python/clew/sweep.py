@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import ConfigError, ShapeError, SiteError
 from .metrics import Metric, as_metric
 from .replay import LOGITS_LAST, LOGITS_LOSS, Base, CoreEdit, Ints, Source
-from .sites import SITES, Site
+from .sites import LOGITS, SITES, Site
 
 if TYPE_CHECKING:
     from .edit import Edit
@@ -149,10 +149,12 @@ def _measure(base: Base, variants: Sequence[_Variant], metric: Metric, baseline:
                 n += len(own)
             which = np.concatenate(examples)
             starts = np.concatenate([variants[i].starts[e] for i, e in zip(chunk, examples, strict=True)])
-            logits = LOGITS_LOSS if metric.wants_loss else LOGITS_LAST
-            kept = base.replay(which, starts, layer, core, logits=logits, calls=variants[chunk[0]].calls)
-            result = next(a for s, (_, a) in kept.items() if s.name == "logits")
-            values = _splice_losses(base, which, starts, result) if metric.wants_loss else metric(result, which)
+            calls = variants[chunk[0]].calls
+            if metric.wants_loss:
+                kept = base.replay(which, starts, layer, core, logits=LOGITS_LOSS, calls=calls)
+                values = _splice_losses(base, which, starts, kept[LOGITS][1])
+            else:
+                values = base.measure(metric, which, starts, layer, core, calls)
             out[np.repeat(chunk, [len(e) for e in examples]), which] = values
     return out
 

@@ -369,6 +369,8 @@ static clew_status make_plan_run(void *ctx, clew_error *err) {
   static const double value[4] = {0.5, 0.25, 1, 2};
   static const float value_f32[4] = {0.5f, 0.25f, 1, 2};
   static const int32_t zeros[2] = {0, 0}, past[2] = {2, 2}, targets[10] = {1, 2, -1, 3, 4, 0, 1, 2, 3, 4};
+  static const int32_t picks[4] = {1, 0, 0, 4};
+  static const double reference[10] = {-1, -2, -3, -4, -5, -5, -4, -3, -2, -1};
   clew_edit edits[2 * CLEW_N_SITES];
   clew_slab *cache_slab = NULL;
   const size_t cache_bytes = (size_t)2 * 8 * 2 * 4 * sizeof(double);
@@ -417,7 +419,10 @@ static clew_status make_plan_run(void *ctx, clew_error *err) {
                               .cache = w->cached ? &cache : NULL,
                               .call = show,
                               .call_ctx = &kept,
-                              .targets = targets};
+                              .targets = targets,
+                              .picks = picks,
+                              .reference = reference,
+                              .n_reference = 2};
     status = clew_run_new(&run, plan, &input, NULL, err);
   }
   clew_slab_release(cache_slab);
@@ -440,6 +445,8 @@ static void test_out_of_memory(clew_dtype dtype) {
       {.f = &f, .positions = positions, .logits = CLEW_LOGITS_LAST, .capture = true},
       {.f = &f, .logits = CLEW_LOGITS_LOSS, .capture = true},
       {.f = &f, .logits = CLEW_LOGITS_LAST},
+      {.f = &f, .logits = CLEW_LOGITS_DIFFERENCE},
+      {.f = &f, .logits = CLEW_LOGITS_KL, .capture = true},
       {.f = &f, .logits = CLEW_LOGITS_ALL, .capture = true, .edited = true},
       {.f = &f, .logits = CLEW_LOGITS_LAST, .edited = true},
       {.f = &f, .logits = CLEW_LOGITS_ALL, .capture = true, .cached = true},
@@ -577,6 +584,18 @@ static void test_refused_requests(clew_dtype dtype) {
   CHECK(clew_run_new(&run, plan, &(clew_input){.tokens = good}, NULL, &err) == CLEW_OK && run, "%s", err.message);
   clew_run_free(run);
   clew_plan_free(plan);
+  r.logits = CLEW_LOGITS_KL;
+  CHECK(clew_plan_new(&plan, model, &r, &err) == CLEW_OK);
+  const int32_t picks[4] = {1, 0, 2, 0};
+  const double reference[10] = {0};
+  clew_input metric = {.tokens = good, .picks = picks};
+  CHECK(clew_run_new(&run, plan, &metric, NULL, &err) == CLEW_ERROR_VALUE && strstr(err.message, "and a reference"));
+  metric.reference = reference, metric.n_reference = 2;
+  CHECK(clew_run_new(&run, plan, &metric, NULL, &err) == CLEW_ERROR_TOKEN &&
+            strstr(err.message, "reference 2 of sequence 1: there are 2"),
+        "%s", err.message);
+  clew_plan_free(plan);
+  r.logits = CLEW_LOGITS_ALL;
   r.from_embeddings = true;
   CHECK(clew_plan_new(&plan, model, &r, &err) == CLEW_OK);
   CHECK(clew_run_new(&run, plan, &(clew_input){.tokens = good}, NULL, &err) == CLEW_ERROR_SHAPE && run == NULL);

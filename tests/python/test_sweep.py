@@ -353,3 +353,50 @@ def test_sites_cover_every_kind() -> None:
     for name in ("gpt2", "gemma3", "qwen3", "gpt_neox", "llama"):
         seen |= set(kinds(make(ZOO[name])[0]))
     assert seen == set(SITES)
+
+
+# ---- Metrics in the core ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n, c in zoo().items() if c.d_in is None and c.d_out is None])
+def test_metrics_read_in_the_core_equal_those_of_logits(name: str) -> None:
+    config = zoo()[name]
+    model, _ = make(config)
+    tokens = random_tokens(config, 9, batch=3, pos=5)
+    logits = model.run(tokens, logits="last").logits
+    v = config.d_vocab_out
+    reference = np.cos(np.arange(3.0 * v)).reshape(3, v)
+    reference[1, 4 % v] = -np.inf if v > 1 else 0
+    change = edit.scale("hook_embed", 1.25)
+    other = model.run(tokens, logits="last", edits=[change]).logits
+    for metric in (
+        metrics.logit_diff([1 % v, 2 % v, v - 1], 3 % v),
+        metrics.log_prob([0, v - 1, 5 % v]),
+        metrics.log_prob(7 % v),
+        metrics.kl(reference),
+        metrics.kl(reference[:1]),
+    ):
+        got = model.sweep(tokens, edits=[change], metric=metric)
+        assert np.abs(got.per_example[0] - metric(other)).max() <= 1e-12, metric
+        assert np.abs(got.baseline - metric(logits)).max() <= 1e-12
+
+
+def test_metrics_of_a_large_vocabulary_in_float32() -> None:
+    """More blocks of the vocabulary than one, and a KL near zero, where rounding shows."""
+    config = clew.ModelConfig(n_layers=1, d_model=16, n_heads=2, n_ctx=8, d_vocab=2500, tie_word_embeddings=True)
+    model = clew.Model.from_config(config, seed=1)
+    tokens = random_tokens(config, 3, batch=2, pos=4)
+    clean = model.run(tokens, logits="last")
+    change = edit.add("resid_post", 1e-3, neurons=[2])
+    other = model.run(tokens, logits="last", edits=[change]).logits.astype(np.float64)
+    for metric in (metrics.kl(clean), metrics.log_prob([2400, 1024]), metrics.logit_diff(1023, 1024)):
+        got = model.sweep(tokens, edits=[change], metric=metric).per_example[0]
+        assert np.abs(got - metric(other)).max() <= 1e-6, metric
+
+
+def test_a_metric_of_edited_logits_sees_the_edit() -> None:
+    model, _ = make(zoo()["gpt2"])
+    tokens = random_tokens(model.config, 3, batch=1, pos=4)
+    got = model.sweep(tokens, edits=[edit.set("logits", 2.0, neurons=[3])], metric=metrics.logit_diff(3, 5))
+    plain = model.run(tokens, logits="last").logits[0, 0]
+    assert got.per_example[0, 0] == pytest.approx(2.0 - plain[5], abs=1e-12)
