@@ -14,7 +14,7 @@ from typing import Any
 import clew
 from clew import memory
 
-from . import cost, interventions, models
+from . import cost, interventions, models, training
 from .floor import Gemm, Reading, flops
 from .report import Figure, at_least, at_most, of_times, skipped
 from .timing import Times, alternate, median
@@ -218,6 +218,8 @@ PARTS: dict[str, Callable[[Setting], list[Figure]]] = {
     "scaling": scaling,
     "sweep": interventions.sweep,
     "edits": interventions.edits,
+    "decode": training.decode,
+    "training": training.training,
     "memory": lambda setting: cost.memory(setting.directory),
     "start": lambda setting: cost.start(setting.directory, setting.rounds + 4),
     "size": lambda setting: cost.size(),
