@@ -322,7 +322,7 @@ def _misfit(name: str, value: Array, region: tuple[int, ...], site: Site) -> str
     return f"edit of {name}: a value {list(value.shape)} does not fit the selected part {list(region)} [{axes}]"
 
 
-def _site_shape(model: Model, site: Site, lengths: Ints) -> tuple[int, ...]:
+def site_shape(model: Model, site: Site, lengths: Ints) -> tuple[int, ...]:
     c, longest = model.config, int(lengths.max())
     length = {
         "batch": len(lengths), "pos": longest, "key_pos": longest, "d_model": c.d_model, "head": c.n_heads,
@@ -371,7 +371,7 @@ def resolve(
 
 def _resolve_one(edit: Edit, site: Site, layer: int, model: Model, lengths: Ints) -> CoreEdit:
     name = site.full_name(layer)
-    full = _site_shape(model, site, lengths)
+    full = site_shape(model, site, lengths)
     has_heads = bool({"head", "kv_head"} & {*site.axes})
     if edit.heads is not None and not has_heads:
         raise SiteError(f"edit of {name}: it has no heads, its axes are [{', '.join(site.axes)}]")

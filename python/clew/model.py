@@ -336,7 +336,6 @@ class Model:
         """
         from .sweep import sweep, sweep_edits
 
-        self._refuse_edited("a sweep")
         if edits is not None:
             if corrupted is not None or layers or positions or heads or neurons:
                 raise ConfigError("a sweep over edits takes one prompt, the edits and a metric, nothing else")
@@ -536,7 +535,6 @@ class Model:
         """
         from .paths import path_patch
 
-        self._refuse_edited("path patching")
         return path_patch(
             self,
             clean,
@@ -775,7 +773,7 @@ class Model:
     def edited(self, edits: Edit | Iterable[Edit]) -> Iterator[Model]:
         """Edits every run of this model inside the `with` block, in this thread (or asyncio task).
 
-        Contexts add up, the outer one first; a run's own edits come last. Sweeps are refused inside.
+        Contexts add up, the outer one first; a run's own edits come last. A sweep inside is one of the edited model.
 
         >>> import clew
         >>> from clew import edit
@@ -803,10 +801,6 @@ class Model:
             yield
         finally:
             _ACTIVE.reset(token)
-
-    def _refuse_edited(self, what: str) -> None:
-        if self._active_edits():
-            raise ConfigError(f"{what} inside model.edited: its base and its variants would not be what they say")
 
     def plan(
         self,

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from .edit import resolve, site_shape
+from .errors import ConfigError
 from .inputs import Batch
 from .sites import LOGITS, SITES, Site
 
@@ -26,6 +28,7 @@ CoreEdit = tuple[Any, ...]
 
 LOGITS_LAST, LOGITS_LOSS = 1, 3
 _RESID_PRE = next(s for s in SITES if s.short == "resid_pre")
+_FRONT = min(s.index for s in SITES if s.layered)  # the embedding's sites lie before
 
 
 def core_plan(
@@ -56,18 +59,41 @@ def key_site(model: Model) -> Site:
     return next(s for s in SITES if s.short == name)
 
 
+def _gathered(value: Array, strides: tuple[int, ...], shape: tuple[int, ...], rows: Ints) -> tuple[Array, Any]:
+    """An edit's value for these of its sequences; shape: lengths of its four axes, which a stride of 0 repeats."""
+    sizes = [n if step else 1 for n, step in zip(shape, strides, strict=True)]
+    steps = [step * value.itemsize for step in strides]
+    chosen = np.lib.stride_tricks.as_strided(value, sizes, steps)
+    taken = np.ascontiguousarray(chosen[rows] if strides[0] else chosen)
+    own = [s // taken.itemsize if n > 1 else 0 for s, n in zip(taken.strides, taken.shape, strict=True)]
+    return taken.reshape(-1), tuple(own)
+
+
 class Base:
-    """A run that variants start from: its residual stream, keys and values of every layer."""
+    """A run that variants start from: its residual stream, keys and values of every layer.
+
+    Edits that hold (`model.edited`) hold in the run and in its variants. Raises ConfigError for those that call a
+    function.
+    """
 
     def __init__(self, model: Model, batch: Batch, capture: Sequence[tuple[Site, int]] = (), logits: int = LOGITS_LAST):
         assert batch.tokens is not None
         self.model, self.lengths, self.tokens = model, batch.lengths, batch.tokens
         n_layers = model.config.n_layers
+        self._held, calls = resolve(model._active_edits(), model, batch.lengths, None, None)
+        if calls:
+            raise ConfigError("a sweep inside model.edited with edit.call: its variants run in parts, not whole")
+        if logits == LOGITS_LOSS and self.is_edited(LOGITS, 0):
+            raise ConfigError(
+                "a sweep of losses inside model.edited with edits of logits: losses are not read off them"
+            )
         self.causal = model.config.attention_dir == "causal"
         k, v = key_site(model), next(s for s in SITES if s.short == "v")
         own = [(s, layer) for s in ((_RESID_PRE, k, v) if self.causal else (_RESID_PRE,)) for layer in range(n_layers)]
         pairs = sorted({(s.index, layer) for s, layer in [*own, *capture]})
-        plan = core_plan(model, batch.lengths, [(SITES[i], layer) for i, layer in pairs], -1, logits, False)
+        plan = core_plan(
+            model, batch.lengths, [(SITES[i], layer) for i, layer in pairs], -1, logits, False, edits=self._held
+        )
         self.kept = stacks(plan.run(batch.tokens, None))
         self.first = np.concatenate([[0], np.cumsum(batch.lengths)[:-1]])
         """[batch] where each prompt's tokens begin"""
@@ -80,6 +106,35 @@ class Base:
     def output(self) -> Array:
         """Logits of the last positions [batch, 1, vocab], or losses [batch, pos − 1]."""
         return next(a for s, (_, a) in self.kept.items() if s.name == "logits")
+
+    def is_edited(self, site: Site, layer: int) -> bool:
+        """Does an edit hold there?"""
+        return any(e[:2] == (site.index, layer) for e in self._held)
+
+    def _held_in(self, examples: Ints, layer: int) -> list[CoreEdit]:
+        """Edits that hold, for a run of these examples from a block on, whose input has been edited already."""
+        out = []
+        for site, at, kind, batch, positions, heads, neurons, value, strides, call in self._held:
+            what = SITES[site]
+            if layer >= 0 and (at < layer or what is _RESID_PRE and at == layer if what.layered else site < _FRONT):
+                continue
+            chosen = np.arange(len(self.lengths)) if batch is None else batch
+            number = np.full(len(self.lengths), -1)
+            number[chosen] = np.arange(len(chosen))
+            own = np.flatnonzero(number[examples] >= 0).astype(np.int32)
+            rows = number[examples[own]]
+            if not own.size:
+                continue
+            if positions is None and strides[1]:  # values count from the prompt's beginning, not the run's
+                positions = np.broadcast_to(np.arange(int(self.lengths.max())), (len(chosen), int(self.lengths.max())))
+            n_pos = 1 if positions is None else positions.shape[1]
+            n_heads = what.length(self.model, "head") if heads is None else len(heads)
+            width = site_shape(self.model, what, self.lengths)[-1] if neurons is None else len(neurons)
+            assert value is not None  # of an edit that calls nothing
+            placed, steps = _gathered(value, strides, (len(chosen), n_pos, n_heads, width), rows)
+            where = None if positions is None else np.ascontiguousarray(positions[rows], np.int32)
+            out.append((site, at, kind, own, where, heads, neurons, placed, steps, call))
+        return out
 
     def site(self, site: Site, layer: int) -> Array:
         """A captured site's array."""
@@ -109,7 +164,7 @@ class Base:
         seq = np.repeat(examples, lengths)
         tokens = np.ascontiguousarray(self.tokens[self.first[seq] + pos])
         embeddings = None if layer < 0 else np.ascontiguousarray(self.resid[layer][seq, pos])
-        more: dict[str, Any] = {"edits": list(edits)}
+        more: dict[str, Any] = {"edits": [*self._held_in(examples, layer), *edits]}
         if self.causal and starts.any():
             more |= {"past": starts, "past_seq": examples}
         plan = core_plan(self.model, lengths, capture, layer, logits, layer >= 0, **more)
@@ -126,7 +181,7 @@ class Base:
         calls: Sequence[Callable[..., Any]] = (),
     ) -> Array:
         """A metric of last logits, of every variant [sequence]: read off in the core where it can be."""
-        told = None if any(SITES[e[0]] is LOGITS for e in edits) else metric.in_core(examples)
+        told = None if any(SITES[e[0]] is LOGITS for e in (*edits, *self._held)) else metric.in_core(examples)
         if told is None:
             kept = self.replay(examples, starts, layer, edits, calls=calls)
             return metric(kept[LOGITS][1], examples)

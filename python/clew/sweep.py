@@ -306,6 +306,7 @@ def sweep(
             starts = base.lengths * 0 if pos is None else np.where(pos >= base.lengths, base.lengths, 0)
         changed = [at["layer"]] if "layer" in at else all_layers
         moved = kind is _RESID_POST and changed[0] + 1 < n_layers and len(changed) == 1
+        moved = moved and not base.is_edited(_RESID_PRE, changed[0] + 1)  # which comes between
         where = _RESID_PRE if moved else kind
 
         def make(sequences: Ints, examples: Ints) -> list[CoreEdit]:

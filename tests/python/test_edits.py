@@ -432,6 +432,4 @@ def test_more_refusals(model: clew.Model, tokens: Array) -> None:
         pass
     with pytest.raises(clew.ConfigError, match="expected a list"):
         model.run(tokens, edits=3)  # type: ignore[arg-type]
-    with model.edited(edit.zero("z")), pytest.raises(clew.ConfigError, match=r"inside model\.edited"):
-        model.sweep([1, 2], [1, 3], metric=clew.metrics.log_prob(0))
     assert repr(edit.zero("z", heads=[1], positions=[-1])) == "edit.zero('z', positions=[-1], heads=[1])"

@@ -400,3 +400,111 @@ def test_a_metric_of_edited_logits_sees_the_edit() -> None:
     got = model.sweep(tokens, edits=[edit.set("logits", 2.0, neurons=[3])], metric=metrics.logit_diff(3, 5))
     plain = model.run(tokens, logits="last").logits[0, 0]
     assert got.per_example[0, 0] == pytest.approx(2.0 - plain[5], abs=1e-12)
+
+
+# ---- Sweeps of an edited model ----------------------------------------------------------------------------------
+
+
+def held_edits(model: clew.Model, n: int) -> list[edit.Edit]:
+    """Of every kind, at sites before, at and behind what is swept; for some sequences, positions, heads, neurons."""
+    config = model.config
+    rng = np.random.default_rng(11)
+    shape = (n, POS, config.d_model)
+    out = [
+        edit.add("hook_embed", rng.standard_normal(shape)),
+        edit.scale(("resid_pre", 1), 1.3, positions=[-1]),
+        edit.add(("resid_pre", 1), rng.standard_normal((n, 1, config.d_model)), positions=[2]),
+        edit.zero(("z", 0), heads=[0], batch=[1]),
+        edit.add(("resid_post", 0), rng.standard_normal(config.d_model), positions=np.array([[1], [3]])),
+        edit.set(("attn_out", 1), rng.standard_normal(shape)[:1], batch=[0]),
+        edit.scale(("pattern", 0), rng.random((n, config.n_heads, POS, POS)) + 0.5),
+    ]
+    return out
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "gemma2", "gpt_neox", "qwen3", "rms_pre"])
+@pytest.mark.parametrize(
+    ("site", "over"),
+    [
+        ("resid_pre", ("layer", "pos")),
+        ("resid_post", ("layer", "pos")),
+        ("z", ("layer", "head")),
+        ("pattern", ("layer", "head")),
+        ("hook_embed", ("pos",)),
+        ("ln_final.hook_out", ("pos",)),
+    ],
+)
+@pytest.mark.parametrize("metric", [readout, metrics.logit_diff(1, 2), metrics.loss()], ids=["f", "diff", "loss"])
+def test_sweeps_of_an_edited_model_equal_edited_runs(name: str, site: str, over: tuple[str, ...], metric: Any) -> None:
+    model, _ = make(ZOO[name])
+    clean, corrupted = prompts(model.config)
+    held = held_edits(model, 2)
+    with model.edited(held):
+        got = model.sweep(clean, corrupted, site=site, over=over, metric=metric)
+        plain = metric if callable(metric) and not isinstance(metric, metrics.Metric) else None
+        source = model.run(clean, capture="*")
+        kind = model.sites().find(site)[0][0]
+        for at in np.ndindex(got.per_example.shape[:-1]):
+            where = dict(zip(over, at, strict=True))
+            value = source[kind.full_name(where.get("layer", 0))]
+            chosen: dict[str, Any] = {}
+            if "pos" in where:
+                chosen["positions"] = [where["pos"]]
+                value = np.take(value, [where["pos"]], axis=kind.axes.index("pos"))
+            if "head" in where:
+                chosen["heads"] = [where["head"]]
+                value = np.take(value, [where["head"]], axis=kind.axes.index("head"))
+            change = edit.set(kind.full_name(where.get("layer", 0)), value, **chosen)
+            if isinstance(metric, metrics.loss):
+                want = model.loss(corrupted, edits=[change]).mean(axis=-1)
+            else:
+                logits = model.run(corrupted, edits=[change]).logits
+                want = plain(logits) if plain else metric(logits)
+            assert np.abs(got.per_example[at] - want).max() <= 1e-10 * max(1, np.abs(want).max()), where
+
+
+def test_a_sweep_over_edits_of_an_edited_model() -> None:
+    model, _ = make(ZOO["gpt2"])
+    clean, _ = prompts(model.config)
+    variants = [edit.zero(("mlp_out", 1), batch=[1]), edit.scale(("resid_mid", 0), 2.0, positions=[3])]
+    with model.edited(held_edits(model, 2)):
+        got = model.sweep(clean, edits=variants, metric=metrics.log_prob(3))
+        for i, variant in enumerate(variants):
+            want = metrics.log_prob(3)(model.run(clean, edits=[variant]).logits)
+            assert np.abs(got.per_example[i] - want).max() <= 1e-11
+    with (
+        model.edited([edit.call("z", lambda x, name: None)]),
+        pytest.raises(clew.ConfigError, match=r"inside model\.edited with edit\.call"),
+    ):
+        model.sweep(clean, edits=variants, metric=metrics.log_prob(3))
+    with model.edited([edit.add("logits", 1.0)]), pytest.raises(clew.ConfigError, match="edits of logits"):
+        model.sweep(clean, edits=variants, metric=metrics.loss())
+
+
+def test_a_sweep_of_an_edited_model_that_is_not_causal() -> None:
+    model, _ = make(ZOO["linear_full"])
+    clean, corrupted = prompts(model.config)
+    held = [edit.scale(("z", 0), 0.5, heads=[0]), edit.add(("resid_pre", 1), 0.25, batch=[1], positions=[2])]
+    with model.edited(held):
+        got = model.sweep(clean, corrupted, site="resid_mid", over=("layer", "pos"), metric=readout)
+        source = model.run(clean, capture="resid_mid")
+        for layer, pos in np.ndindex(got.values.shape):
+            change = edit.set(("resid_mid", layer), source["resid_mid", layer][:, [pos]], positions=[pos])
+            want = readout(model.run(corrupted, edits=[change]).logits)
+            assert np.abs(got.per_example[layer, pos] - want).max() <= 1e-11
+
+
+def test_paths_of_an_edited_model() -> None:
+    """The same as the paths of a model whose weights do what the edit does."""
+    config = ZOO["gpt2"]
+    model, weights = make(config)
+    clean, corrupted = prompts(config)
+    other = dict(weights)
+    other["blocks.0.attn.W_O"] = (
+        weights["blocks.0.attn.W_O"] * np.array([0.5, *[1.0] * (config.n_heads - 1)])[:, None, None]
+    )
+    same = clew.Model(Checkpoint(config, other, np.dtype("f8")))
+    with model.edited([edit.scale(("result", 0), 0.5, heads=[0])]):
+        got = model.path_patch(clean, corrupted, metric=metrics.logit_diff(1, 2))
+    want = same.path_patch(clean, corrupted, metric=metrics.logit_diff(1, 2))
+    assert np.abs(got.per_example - want.per_example).max() <= 1e-11
