@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,12 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from . import _core
 from .config import ModelConfig
 from .edit import Edit, as_edits, resolve
-from .engine import WEIGHTS, core_config, place_weights, trainable_weights, weight_names
-from .errors import ConfigError, Error, ShapeError, SiteError, TokenError
-from .factored import FactoredMatrix
+from .engine import core_config, place_weights, trainable_weights, weight_names
+from .errors import ConfigError, Error, ShapeError, TokenError
 from .inputs import MOST_TOKENS, Batch, as_array, embedding_batch, token_batch, vector_batch
 from .run import Run
 from .sites import LOGITS, SITES, SiteTable, capture_list
+from .weights import BadValue, WeightAccess, Weights, whole
 
 if TYPE_CHECKING:
     from .generate import Generation, Step
@@ -55,52 +53,6 @@ def _losses(run: Run) -> Array:
     picked = np.take_along_axis(x, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     losses = np.log(np.exp(x).sum(axis=-1)) - picked
     return np.where(targets >= 0, losses, 0).astype(run.logits.dtype)
-
-
-class Weights(Mapping[str, Array]):
-    """Every weight by its full name, in classic layout; read-only views wherever the file's layout allows."""
-
-    def __init__(self, arrays: dict[str, Array]) -> None:
-        self._arrays: dict[str, Array] = {}
-        for name, array in arrays.items():
-            view = array.view()
-            view.flags.writeable = False
-            self._arrays[name] = view
-
-    def __getitem__(self, name: str) -> Array:
-        try:
-            return self._arrays[name]
-        except KeyError:
-            import difflib
-
-            same = [n for n in self._arrays if n.rsplit(".", 1)[-1] == name]
-            near = same[:3] or difflib.get_close_matches(name, self._arrays, n=3)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise KeyError(f"{name!r} is no weight of this model{hint}") from None
-
-    __eq__ = object.__eq__  # a Mapping's own would compare arrays
-    __hash__ = object.__hash__
-
-    def _ipython_key_completions_(self) -> list[str]:
-        return list(self._arrays)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{name:<32} {list(a.shape)} {a.dtype}" for name, a in self._arrays.items())
-
-
-@dataclass(frozen=True)
-class BadValue:
-    """A weight that is NaN or infinite."""
-
-    name: str
-    index: tuple[int, ...]
-    value: float
 
 
 class Plan:
@@ -137,7 +89,7 @@ class Plan:
         )
 
 
-class Model:
+class Model(WeightAccess):
     """A transformer whose every internal quantity can be seen.
 
     Made by :func:`clew.load` or :meth:`Model.from_config`; immutable, unless it is trained (:class:`clew.AdamW`). Two
@@ -553,99 +505,6 @@ class Model:
 
     # ---- weights --------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
-    def n_params(self) -> int:
-        """Number of parameters; a tied unembedding counts once."""
-        seen = {(a.__array_interface__["data"][0], a.size): a.size for a in self.weights.values()}
-        return sum(seen.values())
-
-    def __dir__(self) -> list[str]:
-        stacked = {full.rsplit(".", 1)[-1] for full, _, _ in WEIGHTS}
-        return sorted({*super().__dir__(), *(n for n in stacked if n.startswith(("W_", "b_")))})
-
-    def __getattr__(self, name: str) -> Any:
-        # W_Q, b_in, ...: only names that the table of weights holds reach this far
-        if name.startswith(("W_", "b_")):
-            for full, axes, layered in WEIGHTS:
-                if full.rsplit(".", 1)[-1] == name:
-                    return self._stacked(full, axes, layered)
-        raise AttributeError(f"Model has no attribute {name!r}")
-
-    def _stacked(self, name: str, axes: str, layered: bool) -> Array:
-        lengths = {
-            "v": self.config.d_vocab,
-            "u": self.config.d_vocab_out,
-            "d": self.config.d_model,
-            "h": self.config.n_heads,
-            "g": self.config.n_key_value_heads,
-            "e": self.config.d_head,
-            "f": self.config.d_mlp,
-            "c": self.config.n_ctx + self.config.pos_offset,
-        }
-        names = [f"blocks.{n}.{name}" for n in range(self.config.n_layers)] if layered else [name]
-        kept = [self.weights[n] for n in names if n in self.weights]
-        is_bias = name.rsplit(".", 1)[-1].startswith("b_")
-        if not kept and not is_bias:
-            raise AttributeError(f"this model has no {name}")
-        if not layered and kept:
-            return kept[0]
-        shape = tuple(lengths[a] for a in axes)
-        zero = np.zeros(shape, self.dtype)  # an absent bias
-        stack = np.stack([self.weights.get(n, zero) for n in names]) if layered else zero
-        stack.flags.writeable = False
-        return stack
-
-    def _kv_head(self, head: int) -> int:
-        head = _whole(head, "head")
-        if not -self.config.n_heads <= head < self.config.n_heads:
-            raise ConfigError(f"head {head}: the model has heads 0 to {self.config.n_heads - 1}")
-        return head % self.config.n_heads * self.config.n_key_value_heads // self.config.n_heads
-
-    def _factors(self, left: str, right: str, layer: int | None, head: int | None, what: str) -> tuple[Array, Array]:
-        """Two attention weights [..., d, e] or [..., e, d] of a layer and query head; None: a leading axis of all."""
-        group = self.config.n_heads // self.config.n_key_value_heads
-        if head is None:
-            query: Any = slice(None)
-            key: Any = slice(None) if group == 1 else np.arange(self.config.n_heads) // group
-        else:
-            query, key = _whole(head, "head"), self._kv_head(head)
-        if layer is not None:
-            layer = self._table.layer(_whole(layer, "layer"), what)
-        elif not self.config.n_layers:
-            raise SiteError(f"{what}: the model has no layers")
-        out = []
-        for name in (left, right):
-            # a slice of one layer is a view of the file's memory, all layers are stacked
-            weight = self.weights[f"blocks.{layer}.attn.{name}"] if layer is not None else getattr(self, name)
-            out.append(weight[..., key if name in ("W_K", "W_V") else query, :, :])
-        return out[0], out[1]
-
-    def QK(self, layer: int | None = None, head: int | None = None) -> FactoredMatrix:
-        """W_Q W_Kᵀ [d_model, d_model] of one head, factored: residual of the query × residual of the key.
-
-        None for the layer or the head: all of them, as leading axes [n_layers, n_heads, d_model, d_model].
-        Without the scale of the scores; rotary positions and query/key norms act between the factors.
-        """
-        W_Q, W_K = self._factors("W_Q", "W_K", layer, head, f"QK({layer}, {head})")
-        return FactoredMatrix(W_Q, np.swapaxes(W_K, -1, -2))
-
-    def OV(self, layer: int | None = None, head: int | None = None) -> FactoredMatrix:
-        """W_V W_O [d_model, d_model] of one head, factored: what attending to a residual writes.
-
-        None for the layer or the head: all of them, as leading axes [n_layers, n_heads, d_model, d_model].
-        """
-        return FactoredMatrix(*self._factors("W_V", "W_O", layer, head, f"OV({layer}, {head})"))
-
-    def check(self) -> list[BadValue]:
-        """First NaN or infinite value of every weight that has one; an empty list is a clean bill."""
-        bad = []
-        for name, array in self.weights.items():
-            at = _core.first_bad(array)
-            if at >= 0:
-                index = tuple(int(i) for i in np.unravel_index(at, array.shape))
-                bad.append(BadValue(name, index, float(array[index])))
-        return bad
-
     # ---- tokens ---------------------------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -706,7 +565,7 @@ class Model:
         if layer is None:
             return None
         n = self.config.n_layers
-        number = _whole(layer, what)
+        number = whole(layer, what)
         if not -n <= number < n:
             raise ConfigError(f"{what} = {layer}: the model has {f'layers 0 to {n - 1}' if n else 'no layers'}")
         return number % n
@@ -822,7 +681,7 @@ class Model:
         if pos is None:
             learned = self.weights["pos_embed.W_pos"].shape[0] if "pos_embed.W_pos" in self.weights else 1 << 30
             pos = min(1024, learned - self.config.pos_offset)
-        batch, pos = _whole(batch, "batch"), _whole(pos, "pos")
+        batch, pos = whole(batch, "batch"), whole(pos, "pos")
         if batch < 1 or pos < 1:
             raise TokenError(f"plan of {batch} × {pos} tokens: both must be at least 1")
         if batch * pos > MOST_TOKENS:
@@ -1030,14 +889,6 @@ class Model:
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._facts())
         return f"<table><caption>{self.config.model_name}</caption>{rows}</table>"
-
-
-def _whole(number: Any, what: str) -> int:
-    """A whole number, or a ConfigError that says what came instead."""
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise ConfigError(f"{what} = {number!r}: expected a whole number") from None
 
 
 def _logits_mode(logits: Logits) -> int:

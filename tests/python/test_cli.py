@@ -71,7 +71,7 @@ def test_info_of_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert clew.__version__ in out and "BLIS" in out
     bundled = next(line for line in out.splitlines() if line.startswith("bundled"))
-    assert bundled.split(None, 1)[1] == "shakespeare, stories260K"
+    assert bundled.split(None, 1)[1] == "english, shakespeare, stories260K"
 
 
 def test_info_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,12 +321,16 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(demo.lens_lines(view, range(1, 21))) <= set(lines)
     right = next(line for line in lines if line.startswith("first guess right")).split()[-4:]
     assert right == [f"{(view.ranks[n, 0, :-1] == 0).mean():.0%}" for n in range(4)]
-    assert lines[-1] == f"Made 3 figures in {out}: {', '.join(demo.FIGURES)}"
-    assert sorted(p.name for p in out.iterdir()) == sorted(["mine.txt", *demo.FIGURES])
+    figures = (*demo.FIGURES, *demo.CHANGED_FIGURES)
+    assert lines[-1] == f"Made 5 figures in {out}: {', '.join(figures)}"
+    assert sorted(p.name for p in out.iterdir()) == sorted(["mine.txt", *figures])
     assert (out / "mine.txt").read_text() == "kept"
-    for name in demo.FIGURES:
+    for name in figures:
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert max(map(len, lines[:-1])) <= 110
+    first, second = (float(x) for x in re.findall(r"(\d+\.\d+)", next(x for x in lines if x.startswith("Surprise: "))))
+    heads, back, beside = (float(line.split()[-1]) for line in lines if line.startswith("  without layer"))
+    assert second < 2 < 7 < first and min(heads, back) > second + 3 and abs(beside - second) < 1
 
 
 def test_demo_with_words(worded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

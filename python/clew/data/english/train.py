@@ -178,7 +178,7 @@ def main() -> None:
     config = clew.ModelConfig(
         n_layers=4, d_model=192, n_heads=6, n_ctx=CONTEXT, d_vocab=4096, act_fn="gelu_new", tie_word_embeddings=True,
         positional_embedding_type="rotary", rotary_dim=8, attn_types=("local", "global") * 2, window_size=4,
-        initializer_range=0.06,
+        initializer_range=0.06, model_name="english",
     )  # fmt: skip
     model = clew.Model.from_config(config, seed=SEED)
     print(f"{model.n_params:,} parameters, {len(stream):,} tokens to learn from, {every.size:,} held out", flush=True)
