@@ -71,7 +71,7 @@ def test_the_last_record_is_this_model(model: clew.Model, record: dict[str, Any]
     scores = np.mean([copying_weight(pattern[:, i]) for i in range(len(twice))], axis=0)
     assert np.abs(scores - np.array(last["induction_by_head"])).max() < 0.01
     for name, norm in last["weight_norms"].items():
-        assert np.linalg.norm(model.weights[name].astype(np.float64)) == pytest.approx(norm, rel=1e-3), name
+        assert np.linalg.norm(model.weights[name].astype(np.float64)) == pytest.approx(norm, rel=1e-3, abs=6e-4), name
 
 
 def test_held_out_loss(model: clew.Model, record: dict[str, Any]) -> None:

@@ -224,7 +224,8 @@ def main() -> None:
         "held_out_loss": round(float(model.loss(every, reduce="mean")), 4),
         "loss_curve": rows, "checkpoints": {str(step): kept[step] for step in sorted(kept)},
     }  # fmt: skip
-    (HERE / "training.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in result.items()]
+    (HERE / "training.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
