@@ -119,6 +119,30 @@ void R(clew_op_gather_grad)(const clew_exec *x, const clew_step *s) {
 
 /* ---- Products --------------------------------------------------------------------------------------------------- */
 
+#define CLEW_TURN_ROWS 32
+
+/* Some rows of a weight to columns of its transpose. */
+static void R(turn_task)(void *ctx, size_t index, unsigned slot) {
+  (void)slot;
+  const R(back_job) *job = ctx;
+  int32_t part = 0;
+  while (index >= job->first[part + 1]) {
+    part++;
+  }
+  const clew_matrix *w = job->s->dx.w[part];
+  const size_t begin = (index - job->first[part]) * CLEW_TURN_ROWS, end = clew_min(begin + CLEW_TURN_ROWS, w->k);
+  real *out = clew_buffer_data(job->x, job->s->dx.turned[part]); /* [groups · n, k] */
+  for (size_t group = 0; group < w->groups; group++) {
+    const real *in = (const real *)w->data + (ptrdiff_t)group * w->gs; /* [k, n], rows of stride rs */
+    for (size_t j = 0; j < w->n; j++) {
+      real *to = out + (group * w->n + j) * w->k;
+      for (size_t i = begin; i < end; i++) {
+        to[i] = in[(ptrdiff_t)i * w->rs + (ptrdiff_t)j];
+      }
+    }
+  }
+}
+
 /* A tile of dx (+)= Σ g Wᵀ over parts and groups. */
 static void R(dx_task)(void *ctx, size_t index, unsigned slot) {
   (void)slot;
@@ -135,6 +159,12 @@ static void R(dx_task)(void *ctx, size_t index, unsigned slot) {
     const clew_matrix *w = s->dx.w[i];
     const size_t n = w->n * w->groups;
     const real *g = (const real *)clew_buffer_data(x, s->dx.g[i]) + row * n;
+    if (s->dx.turned[i] != CLEW_NONE) {
+      const real *b = (const real *)clew_buffer_data(x, s->dx.turned[i]) + col;
+      (void)R(clew_gemm)(out, (ptrdiff_t)cols, 1, g, (ptrdiff_t)n, 1, b, (ptrdiff_t)w->k, 1, rows, width, n, 1, beta);
+      beta = 1;
+      continue;
+    }
     for (size_t group = 0; group < w->groups; group++) {
       const real *b = (const real *)w->data + (ptrdiff_t)group * w->gs + (ptrdiff_t)col * w->rs;
       (void)R(clew_gemm)(out, (ptrdiff_t)cols, 1, g + group * w->n, (ptrdiff_t)n, 1, b, w->cs, w->rs, rows, width, w->n,
@@ -146,6 +176,13 @@ static void R(dx_task)(void *ctx, size_t index, unsigned slot) {
 
 void R(clew_op_linear_dx)(const clew_exec *x, const clew_step *s) {
   R(back_job) job = {.x = x, .s = s, .n_rows = x->plan->rows[s->rowset].n_rows};
+  for (int32_t i = 0; i < s->dx.n_parts; i++) {
+    const bool turn = s->dx.turned[i] != CLEW_NONE;
+    job.first[i + 1] = job.first[i] + (turn ? (s->dx.w[i]->k + CLEW_TURN_ROWS - 1) / CLEW_TURN_ROWS : 0);
+  }
+  if (job.first[s->dx.n_parts] > 0) {
+    clew_pool_for(job.first[s->dx.n_parts], R(turn_task), &job, x->n_slots, x->cancel);
+  }
   job.tiling[0] = clew_tile(job.n_rows, clew_cols(x, s->dx.out));
   clew_pool_for(job.tiling[0].n_rows * job.tiling[0].n_cols, R(dx_task), &job, x->n_slots, x->cancel);
 }

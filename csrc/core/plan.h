@@ -195,7 +195,7 @@ typedef struct clew_step {
     struct {
       int32_t out, n_parts;
       bool add;
-      int32_t g[3];
+      int32_t g[3], turned[3]; /* turned: [n, k] the weight transposed, where that is faster; or CLEW_NONE */
       const clew_matrix *w[3];
     } dx;
     struct {

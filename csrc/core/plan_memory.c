@@ -99,7 +99,7 @@ void clew_step_visit(clew_step *s, void (*visit)(void *ctx, int32_t *buffer, boo
       READ(s->dx.out);
     }
     for (int32_t i = 0; i < s->dx.n_parts; i++) {
-      READ(s->dx.g[i]);
+      READ(s->dx.g[i]), WRITE(s->dx.turned[i]);
     }
     break;
   case CLEW_OP_LINEAR_DW:

@@ -82,6 +82,24 @@ def test_by_every_weight(name: str) -> None:
         assert_slope(float((grads[full] * along).sum()), slope(moved), full)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "gemma2", "qwen3", "attn_only", "window_3_learned"])
+def test_many_rows_equal_few(name: str) -> None:
+    """600 rows, where weights are transposed first, against the same sequences two at a time."""
+    config = TOKENS[name]
+    model, _ = make(config)
+    rng = np.random.default_rng(6)
+    n = 600 // 6
+    ids = rng.integers(0, config.d_vocab, (n, 6)).astype(np.int32)
+    targets = rng.integers(0, config.d_vocab_out, (n, 6)).astype(np.int32)
+    loss, grads = WeightGradients(model, [6] * n).run(ids.ravel(), targets.ravel())
+    few = WeightGradients(model, [6] * 2)
+    parts = [few.run(ids[i : i + 2].ravel(), targets[i : i + 2].ravel()) for i in range(0, n, 2)]
+    assert abs(loss - np.mean([value for value, _ in parts])) <= 1e-12
+    for full, gradient in grads.items():
+        want = np.mean([g[full] for _, g in parts], axis=0)  # of b_K zero, but for rounding
+        assert np.abs(gradient - want).max() <= 1e-11 * max(float(np.abs(want).max()), 1e-3), full
+
+
 @pytest.mark.parametrize("name", TOKENS)
 def test_recomputation_gives_the_same_bits(name: str) -> None:
     model, _ = make(TOKENS[name])
