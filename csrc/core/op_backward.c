@@ -119,6 +119,27 @@ void R(clew_op_gather_grad)(const clew_exec *x, const clew_step *s) {
 
 /* ---- Products --------------------------------------------------------------------------------------------------- */
 
+/* out [cols, rows] = the transpose of in [rows, cols], square by square. */
+static void R(turn)(real *out, size_t ld_out, const real *in, size_t ld_in, size_t cols, size_t rows) {
+  for (size_t r = 0; r < rows; r += 16) {
+    for (size_t c = 0; c < cols; c += 16) {
+      if (r + 16 <= rows && c + 16 <= cols) {
+        for (size_t j = 0; j < 16; j++) {
+          for (size_t i = 0; i < 16; i++) {
+            out[(c + j) * ld_out + r + i] = in[(r + i) * ld_in + c + j];
+          }
+        }
+        continue;
+      }
+      for (size_t j = c; j < clew_min(c + 16, cols); j++) {
+        for (size_t i = r; i < clew_min(r + 16, rows); i++) {
+          out[j * ld_out + i] = in[i * ld_in + j];
+        }
+      }
+    }
+  }
+}
+
 #define CLEW_TURN_ROWS 32
 
 /* Some rows of a weight to columns of its transpose. */
@@ -134,12 +155,7 @@ static void R(turn_task)(void *ctx, size_t index, unsigned slot) {
   real *out = clew_buffer_data(job->x, job->s->dx.turned[part]); /* [groups · n, k] */
   for (size_t group = 0; group < w->groups; group++) {
     const real *in = (const real *)w->data + (ptrdiff_t)group * w->gs; /* [k, n], rows of stride rs */
-    for (size_t j = 0; j < w->n; j++) {
-      real *to = out + (group * w->n + j) * w->k;
-      for (size_t i = begin; i < end; i++) {
-        to[i] = in[(ptrdiff_t)i * w->rs + (ptrdiff_t)j];
-      }
-    }
+    R(turn)(out + group * w->n * w->k + begin, w->k, in + (ptrdiff_t)begin * w->rs, (size_t)w->rs, w->n, end - begin);
   }
 }
 
@@ -190,7 +206,8 @@ void R(clew_op_linear_dx)(const clew_exec *x, const clew_step *s) {
 /* Tiles of a weight's gradient: enough for the threads, by shape only; each sums over all rows. */
 static clew_tiling R(dw_tiling)(const clew_matrix *w) {
   const size_t n = w->n * w->groups;
-  clew_tiling t = {.rows = w->k <= 128 ? (w->k + 1) / 2 : 128, .cols = n <= 256 ? n : 256};
+  clew_tiling t = {.rows = w->k <= CLEW_DW_ROWS ? (w->k + 1) / 2 : CLEW_DW_ROWS,
+                   .cols = n <= CLEW_DW_COLS ? n : CLEW_DW_COLS};
   t.n_rows = (w->k + t.rows - 1) / t.rows;
   t.n_cols = (n + t.cols - 1) / t.cols;
   return t;
@@ -199,7 +216,6 @@ static clew_tiling R(dw_tiling)(const clew_matrix *w) {
 #define CLEW_SUM_COLS 64
 
 static void R(dw_task)(void *ctx, size_t index, unsigned slot) {
-  (void)slot;
   const R(back_job) *job = ctx;
   const clew_exec *x = job->x;
   const clew_step *s = job->s;
@@ -228,8 +244,14 @@ static void R(dw_task)(void *ctx, size_t index, unsigned slot) {
   }
   real *out = (real *)clew_grad_data(x, s->dw.w[i]) + (ptrdiff_t)row * rs + (ptrdiff_t)col * cs;
   const real *in = (const real *)clew_buffer_data(x, s->dw.in[i]) + row;
-  (void)R(clew_gemm)(out, rs, cs, in, 1, (ptrdiff_t)w->k, g + col, (ptrdiff_t)n, 1, clew_min(t->rows, w->k - row),
-                     clew_min(t->cols, n - col), job->n_rows, 1, 0);
+  const size_t rows = clew_min(t->rows, w->k - row), cols = clew_min(t->cols, n - col);
+  real *turned = (real *)(x->slots + slot * x->plan->slot_bytes); /* [rows, CLEW_SUM_ROWS] */
+  for (size_t at = 0; at < job->n_rows; at += CLEW_SUM_ROWS) {
+    const size_t depth = clew_min(CLEW_SUM_ROWS, job->n_rows - at);
+    R(turn)(turned, CLEW_SUM_ROWS, in + at * w->k, w->k, rows, depth);
+    (void)R(clew_gemm)(out, rs, cs, turned, CLEW_SUM_ROWS, 1, g + at * n + col, (ptrdiff_t)n, 1, rows, cols, depth, 1,
+                       at > 0 ? 1 : 0);
+  }
 }
 
 void R(clew_op_linear_dw)(const clew_exec *x, const clew_step *s) {
