@@ -261,7 +261,7 @@ static void R(metric_block_task)(void *ctx, size_t index, unsigned slot) {
     if (x->plan->logits == CLEW_LOGITS_KL) {
       const double *log_p = x->input->reference + pick * vocab + t.col;
       for (size_t j = 0; j < t.cols; j++) {
-        p[2] += log_p[j] > -INFINITY ? exp(log_p[j]) * (log_p[j] - (double)logits[j]) : 0;
+        p[2] += log_p[j] == -INFINITY ? 0 : exp(log_p[j]) * (log_p[j] - (double)logits[j]);
       }
     } else if (pick >= t.col && pick < t.col + t.cols) {
       p[2] = (double)logits[pick - t.col];

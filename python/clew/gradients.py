@@ -209,6 +209,8 @@ def gradients(
     held = [*model._active_edits(), *as_edits(edits)]
     core, calls = resolve(held, model, batch.lengths, None, None) if held else ([], [])
     metric = as_metric(metric, model) if isinstance(metric, (Metric, type)) or not callable(metric) else metric
+    if isinstance(metric, Metric):
+        metric.check_batch(len(batch.lengths))
     value: list[Array] = []
 
     def shown(logits: Array, name: str) -> Array:

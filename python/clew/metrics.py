@@ -63,6 +63,9 @@ class Metric:
         """
         raise NotImplementedError
 
+    def check_batch(self, n: int) -> None:
+        """Raises ShapeError for a metric that is about another number of examples."""
+
     def in_core(self, examples: Array) -> tuple[int, Array, Array | None] | None:
         """How the core computes it without keeping logits, for sequences that are these examples of the batch.
 
@@ -103,6 +106,11 @@ class _Tokens(Metric):
                     f"{self.name}: token {int(outside[0])} has no logit: "
                     f"there are ids 0 to {model.config.d_vocab_out - 1}"
                 )
+
+    def check_batch(self, n: int) -> None:
+        for ids in self.ids:
+            if ids.ndim and len(ids) != n:
+                raise ShapeError(f"the metric has tokens for {len(ids)} examples, the batch has {n}")
 
 
 class logit_diff(_Tokens):  # noqa: N801 (reads as the function it stands for)
@@ -191,6 +199,10 @@ class kl(Metric):  # noqa: N801
         if which.max() >= len(self.log_p):
             raise ShapeError(f"kl: the reference has {len(self.log_p)} examples, the batch {int(which.max()) + 1}")
         return _KL, np.stack([which, which], axis=1).astype(np.int32), np.ascontiguousarray(self.log_p)
+
+    def check_batch(self, n: int) -> None:
+        if len(self.log_p) not in (1, n):
+            raise ShapeError(f"kl: the reference has {len(self.log_p)} examples, the batch {n}")
 
     def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
         x = _last(logits)

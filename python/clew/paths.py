@@ -112,6 +112,7 @@ def path_patch(
     base, source = Base(model, into, held), Base(model, from_batch, [(kind, layer) for layer in where["layer"]])
     sources = {layer: Source(kind, source.site(kind, layer)) for layer in where["layer"]}
     everyone = np.arange(len(base.lengths), dtype=np.int32)
+    measure.check_batch(len(everyone))
     baseline, reference = measure(base.output, everyone), measure(source.output, everyone)
     differs = first_difference(base, source.tokens) if base.causal else base.lengths * 0
     variants = [dict(zip(axes, at, strict=True)) for at in itertools.product(*(where[a] for a in axes))]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .edit import resolve, site_shape
-from .errors import ConfigError
+from .errors import ConfigError, UnsupportedModelError
 from .inputs import Batch
 from .sites import LOGITS, SITES, Site
 
@@ -77,7 +77,10 @@ class Base:
     """
 
     def __init__(self, model: Model, batch: Batch, capture: Sequence[tuple[Site, int]] = (), logits: int = LOGITS_LAST):
-        assert batch.tokens is not None
+        if batch.tokens is None:
+            raise UnsupportedModelError(
+                f"sweeps patch prompts of tokens: this model reads vectors, d_in = {model.config.d_in}"
+            )
         self.model, self.lengths, self.tokens = model, batch.lengths, batch.tokens
         n_layers = model.config.n_layers
         self._held, calls = resolve(model._active_edits(), model, batch.lengths, None, None)

@@ -169,6 +169,7 @@ def _splice_losses(base: Base, examples: Ints, starts: Ints, losses: Array) -> A
 
 def _baseline(base: Base, metric: Metric) -> Array:
     """The metric of the base itself [batch]."""
+    metric.check_batch(len(base.lengths))
     everyone = np.arange(len(base.lengths), dtype=np.int32)
     if metric.wants_loss:
         return _splice_losses(base, everyone, base.lengths, np.zeros((len(everyone), 0)))
@@ -182,7 +183,10 @@ def choose(what: str, given: Iterable[int] | None, n: int, site: str) -> list[in
     """Indices along one axis, negative ones counted from its end."""
     if given is None:
         return list(range(n))
-    chosen = [int(i) for i in np.atleast_1d(np.asarray(given))]
+    array = np.atleast_1d(np.asarray(given if isinstance(given, (list, tuple, np.ndarray, int)) else list(given)))
+    if array.size and array.dtype.kind not in "iu":
+        raise ShapeError(f"{what}s of {site} must be integers, not {array.dtype} {list(array.shape)}")
+    chosen = [int(i) for i in array.ravel()]
     for i in chosen:
         if not -n <= i < n:
             raise ShapeError(f"{what} {i} of {site}: there are {n}")

@@ -35,7 +35,7 @@ class Tangents(Run):
 def _directions(direction: Direction) -> list[Edit]:
     if isinstance(direction, Mapping):
         return [edit_add(site, value) for site, value in direction.items()]
-    edits = list(as_edits(direction))
+    edits = [direction] if isinstance(direction, str) else list(as_edits(direction))
     for one in edits:
         if not isinstance(one, Edit) or one.kind != _ADD:
             raise ConfigError(f"the direction of a derivative is an edit.add or {{site: array}}, not {one!r}")
@@ -55,11 +55,11 @@ def tangents(
     pushed = _directions(direction)
     if not pushed:
         raise ConfigError("jvp along what? direction= an edit.add, a list of them, or {site: array}")
-    wanted = model.sites().resolve(of, start_at_layer, None)
+    start = model._layer(start_at_layer, "start_at_layer")
+    wanted = model.sites().resolve(of, start, None)
     if not wanted:
         raise SiteError("jvp of what? of= sites whose derivative is wanted")
     batch = model._batch(tokens, embeddings, start_at_layer)
-    start = model._layer(start_at_layer, "start_at_layer")
     along, _ = resolve(pushed, model, batch.lengths, start, None)
     if any(SITES[e[0]] is LOGITS for e in along):
         raise SiteError("a direction at logits: nothing is computed of them")

@@ -143,6 +143,10 @@ def test_refuses() -> None:
         model.jvp([1, 2], [])
     with pytest.raises(clew.ConfigError, match=r"edit\.add or \{site: array\}, not edit\.zero"):
         model.jvp([1, 2], edit.zero("z"))
+    with pytest.raises(clew.ConfigError, match="not 'resid_pre'"):
+        model.jvp([1, 2], "resid_pre")  # type: ignore[arg-type]
+    with pytest.raises(clew.ConfigError, match="start_at_layer = 9"):
+        model.jvp(None, push, embeddings=np.zeros((1, 2, model.config.d_model)), start_at_layer=9)
     with pytest.raises(clew.SiteError, match="resid_pr"):
         model.jvp([1, 2], {"resid_pr": 1.0})
     with pytest.raises(clew.SiteError, match="resid_posst"):

@@ -508,3 +508,38 @@ def test_paths_of_an_edited_model() -> None:
         got = model.path_patch(clean, corrupted, metric=metrics.logit_diff(1, 2))
     want = same.path_patch(clean, corrupted, metric=metrics.logit_diff(1, 2))
     assert np.abs(got.per_example - want.per_example).max() <= 1e-11
+
+
+def test_metrics_about_another_number_of_examples() -> None:
+    model, _ = make(ZOO["gpt2"])
+    clean, corrupted = prompts(model.config)
+    v = model.config.d_vocab_out
+    for metric, words in (
+        (metrics.log_prob([1, 2, 3]), "tokens for 3 examples, the batch has 2"),
+        (metrics.kl(np.zeros((3, v))), "reference has 3 examples, the batch 2"),
+    ):
+        with pytest.raises(clew.ShapeError, match=words):
+            model.sweep(clean, corrupted, metric=metric)
+        with pytest.raises(clew.ShapeError, match=words):
+            model.sweep(clean, edits=[edit.zero("z")], metric=metric)
+        with pytest.raises(clew.ShapeError, match=words):
+            model.path_patch(clean, corrupted, metric=metric)
+        with pytest.raises(clew.ShapeError, match=words):
+            model.gradients(clean, metric)
+    unknown = metrics.kl(np.full((1, v), np.nan))
+    assert np.isnan(model.sweep(clean, edits=[edit.zero("z")], metric=unknown).per_example).all()
+    for chosen in ([0.5], [True], np.array([1.0])):
+        with pytest.raises(clew.ShapeError, match="layers of blocks.L.hook_resid_pre must be integers, not"):
+            model.sweep(clean, corrupted, metric=metrics.log_prob(1), layers=chosen)
+    by_range = model.sweep(clean, corrupted, metric=metrics.log_prob(1), layers=range(1), positions=(i for i in [2, 1]))
+    assert by_range.labels == ((0,), (2, 1))
+
+
+def test_sweeps_of_a_model_of_vectors_are_refused() -> None:
+    config = clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_in=3, d_out=2)
+    model = clew.Model.from_config(config)
+    x = np.zeros((1, 4, 3))
+    with pytest.raises(clew.UnsupportedModelError, match="reads vectors, d_in = 3"):
+        model.sweep(x, x, metric=readout)
+    with pytest.raises(clew.UnsupportedModelError, match="reads vectors"):
+        model.sweep(x, edits=[edit.zero("z")], metric=readout)

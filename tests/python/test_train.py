@@ -258,16 +258,14 @@ def test_targets_and_masks_that_do_not_fit() -> None:
         with pytest.raises(error, match=words):
             model.train_step(*arguments, **{"optimizer": optimizer, **more})
 
-    refused(clew.ShapeError, r"targets have shape \[2, 4\], expected \[2, 5\]", tokens, tokens[:, 1:])
-    refused(clew.ShapeError, r"targets have shape \[2, 5, 1\], expected \[2, 5\]", tokens, tokens[..., None])
+    refused(clew.ShapeError, r"targets: shape \[2, 4\], expected \[2, 5\]", tokens, tokens[:, 1:])
+    refused(clew.ShapeError, r"targets: shape \[2, 5, 1\], expected \[2, 5\]", tokens, tokens[..., None])
     refused(clew.ShapeError, "targets must be integer token ids, not float64", tokens, tokens * 1.0)
-    refused(
-        clew.ShapeError, r"targets of prompt 1 have shape \[2\], expected \[3\]", [[1, 2], [1, 2, 3]], [[1, 2], [1, 2]]
-    )
+    refused(clew.ShapeError, r"targets of prompt 1: shape \[2\], expected \[3\]", [[1, 2], [1, 2, 3]], [[1, 2], [1, 2]])
     refused(clew.TokenError, "target 31 at position 2 of prompt 1: the model has logits 0 to 30", [[1, 2], [1, 2, 3]],
             [[1, 2], [1, 2, 31]])  # fmt: skip
     refused(clew.TokenError, "target -1 at position 0 of prompt 0", tokens, tokens * 0 - 1)
-    refused(clew.ShapeError, r"loss_mask have shape \[5\], expected \[2, 5\]", tokens, None, np.ones(5))
+    refused(clew.ShapeError, r"loss_mask: shape \[5\], expected \[2, 5\]", tokens, None, np.ones(5))
     refused(clew.ShapeError, "loss_mask holds -0.5", tokens, None, tokens * 0 - 0.5)
     refused(clew.ShapeError, "loss_mask holds nan", tokens, None, tokens * math.nan)
     refused(clew.ShapeError, "loss_mask must be bool or real", tokens, None, np.full((2, 5), "yes"))
@@ -281,7 +279,7 @@ def test_targets_and_masks_that_do_not_fit() -> None:
     model, optimizer = start("vectors")
     x = np.zeros((2, 5, 5))
     refused(clew.ConfigError, "no targets: with d_in = 5, d_out = 3", x)
-    refused(clew.ShapeError, r"targets have shape \[2, 5\], expected \[2, 5, 3\]", x, np.zeros((2, 5)))
+    refused(clew.ShapeError, r"targets: shape \[2, 5\], expected \[2, 5, 3\]", x, np.zeros((2, 5)))
     refused(clew.ShapeError, "targets must be real numbers, not complex128", x, np.zeros((2, 5, 3), complex))
     refused(clew.ShapeError, r"\[5, 4\], expected \[pos, 5\]", np.zeros((2, 5, 4)), np.zeros((2, 5, 3)))
     assert optimizer.steps == 0

@@ -79,15 +79,13 @@ def _rows(value: Any, lengths: NDArray[np.int32], width: int | None, what: str) 
         rows = [np.asarray(v) for v in value]
         for i, row in enumerate(rows):
             if list(row.shape) not in ([int(lengths[i]), *tail], [longest, *tail]):
-                raise ShapeError(
-                    f"{what} of prompt {i} have shape {list(row.shape)}, expected {[int(lengths[i]), *tail]}"
-                )
+                raise ShapeError(f"{what} of prompt {i}: shape {list(row.shape)}, expected {[int(lengths[i]), *tail]}")
         return np.concatenate([row[:length] for row, length in zip(rows, lengths, strict=True)])
     array = as_array(value, what)
     if array.ndim == rank and n == 1:
         array = array[None]
     if list(array.shape) != [n, longest, *tail]:
-        raise ShapeError(f"{what} have shape {list(array.shape)}, expected {[n, longest, *tail]}")
+        raise ShapeError(f"{what}: shape {list(array.shape)}, expected {[n, longest, *tail]}")
     return np.asarray(array[np.arange(longest) < lengths[:, None]])
 
 
