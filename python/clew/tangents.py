@@ -35,7 +35,7 @@ class Tangents(Run):
 def _directions(direction: Direction) -> list[Edit]:
     if isinstance(direction, Mapping):
         return [edit_add(site, value) for site, value in direction.items()]
-    edits = [direction] if isinstance(direction, str) else list(as_edits(direction))
+    edits: list[Any] = [direction] if isinstance(direction, str) else list(as_edits(direction))
     for one in edits:
         if not isinstance(one, Edit) or one.kind != _ADD:
             raise ConfigError(f"the direction of a derivative is an edit.add or {{site: array}}, not {one!r}")
