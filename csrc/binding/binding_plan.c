@@ -10,7 +10,7 @@ typedef struct clew_plan_object {
   PyObject *edits; /* list of tuples: keeps the values alive */
   npy_intp n_rows; /* Σ lengths */
   npy_intp n_seq;
-  int vectors;     /* the run's floats are what a model with vector_input reads, not embeddings */
+  int vectors; /* the run's floats are what a model with vector_input reads, not embeddings */
   int objective;
   bool metric; /* of CLEW_LOGITS_DIFFERENCE and the others */
 } clew_plan_object;
