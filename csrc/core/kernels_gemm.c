@@ -26,6 +26,8 @@
 #define DOT_ROWS 2
 #endif
 #define DOT_COLS 4
+#define ONE_ROW_BLOCK 8
+#define ONE_ROW_COLUMNS 2048
 #define ROWS_AT_ONCE 32
 #define PANEL_ROWS 64
 #define PANEL_K (256 / REAL_BYTES)
@@ -169,8 +171,50 @@ INLINE void give_tile(real *c, ptrdiff_t ld_c, const real *tile, size_t ld, size
   }
 }
 
+/* One row of c: ONE_ROW_BLOCK rows of b at a time, side by side, while the next ones are prefetched. c and a: [n], [k]
+ */
+static void row_by_rows(real *c, const real *a, const real *b, ptrdiff_t rs_b, size_t n, size_t k, real alpha,
+                        real beta) {
+  real tile[ONE_ROW_COLUMNS] __attribute__((aligned(64)));
+  for (size_t first = 0; first < n; first += ONE_ROW_COLUMNS) {
+    const size_t here = n - first < ONE_ROW_COLUMNS ? n - first : ONE_ROW_COLUMNS, whole = here / LANES * LANES;
+    const real *columns = b + first;
+    take_row(tile, c + first, here, beta);
+    size_t p = 0;
+    for (; p + ONE_ROW_BLOCK <= k; p += ONE_ROW_BLOCK) {
+      const real *rows = columns + (ptrdiff_t)p * rs_b;
+      const ptrdiff_t ahead = p + 2 * ONE_ROW_BLOCK <= k ? ONE_ROW_BLOCK * rs_b : 0;
+      vec factor[ONE_ROW_BLOCK];
+#pragma GCC unroll 8
+      for (size_t t = 0; t < ONE_ROW_BLOCK; t++)
+        factor[t] = splat(alpha * a[p + t]);
+      for (size_t j = 0; j < whole; j += LANES) {
+        vec sum = load(tile + j);
+#pragma GCC unroll 8
+        for (size_t t = 0; t < ONE_ROW_BLOCK; t++) {
+          const real *at = rows + (ptrdiff_t)t * rs_b + j;
+          PREFETCH(at + ahead);
+          sum = fma_vec(factor[t], load(at), sum);
+        }
+        store(tile + j, sum);
+      }
+      for (size_t j = whole; j < here; j++)
+        for (size_t t = 0; t < ONE_ROW_BLOCK; t++)
+          tile[j] = fma_real(alpha * a[p + t], rows[(ptrdiff_t)t * rs_b + (ptrdiff_t)j], tile[j]);
+    }
+    for (; p < k; p++)
+      for (size_t j = 0; j < here; j++)
+        tile[j] = fma_real(alpha * a[p], columns[(ptrdiff_t)p * rs_b + (ptrdiff_t)j], tile[j]);
+    memcpy(c + first, tile, here * sizeof *c);
+  }
+}
+
 static void rows_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,
                             size_t m, size_t n, size_t k, real alpha, real beta) {
+  if (m == 1) {
+    row_by_rows(c, a, b, rs_b, n, k, alpha, beta);
+    return;
+  }
   real packed[ROWS_AT_ONCE * K_BLOCK] __attribute__((aligned(64)));
   real tile[(C_BYTES + ROWS_AT_ONCE * LINE) / REAL_BYTES] __attribute__((aligned(64)));
   const size_t width = C_BYTES / REAL_BYTES / m / (2 * LANES) * (2 * LANES);
@@ -271,8 +315,31 @@ INLINE void dot_rows(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, con
 #undef ROWS
 }
 
+/* One row of c: columns one after the other, as they lie in memory; side by side they take a quarter longer. */
+static void row_by_columns(real *c, const real *a, const real *b, ptrdiff_t cs_b, size_t n, size_t k, real alpha,
+                           real beta) {
+  for (size_t j = 0; j < n; j++) {
+    const real *column = b + (ptrdiff_t)j * cs_b;
+    vec sum[4] = {{0}};
+    size_t p = 0;
+    for (; p + 4 * LANES <= k; p += 4 * LANES)
+#pragma GCC unroll 4
+      for (size_t t = 0; t < 4; t++)
+        sum[t] = fma_vec(load(a + p + t * LANES), load(column + p + t * LANES), sum[t]);
+    real total = lane_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (; p < k; p++)
+      total = fma_real(a[p], column[p], total);
+    total *= alpha;
+    c[j] = beta == (real)0 ? total : fma_real(beta, c[j], total);
+  }
+}
+
 static void columns_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t cs_b,
                                size_t m, size_t n, size_t k, real alpha, real beta) {
+  if (m == 1) {
+    row_by_columns(c, a, b, cs_b, n, k, alpha, beta);
+    return;
+  }
   const size_t passes = (m + DOT_ROWS - 1) / DOT_ROWS;
   const size_t share = passes < 4 ? DOT_COLS / 2 : 1; /* of the next columns, in each pass */
   size_t j = 0;
