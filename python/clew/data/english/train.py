@@ -8,8 +8,8 @@ schedule; a second run gives the same bits, and one that was stopped goes on fro
 A text this small hardly rewards looking back: trained on it alone, the model grows no induction heads. So it learns to
 look back first: in a first stage, on random tokens in short windows that say a passage again and again. In the second
 stage three of four windows are text; the fourth says passages of text or random tokens again between other text.
-Layers see the last four positions and all of them in turn: then heads that look one token back
-form within 50 steps and copying heads within 250, when a trial with global layers only had none yet.
+Layers see the last four positions and all of them in turn: then a head that looks one token back forms within 150
+steps and copying heads within 250, when a trial with global layers only had none yet.
 
 Writes config.json, model.safetensors (float16), tokenizer.json and training.json (losses in nats per token, and
 statistics of the checkpoints) beside this file.
