@@ -95,10 +95,15 @@ class WeightGradients:
             raise ConfigError(f'loss = {loss!r}: "cross_entropy" or "mse"')
         self.model, self.loss = model, loss
         self.lengths = np.ascontiguousarray(lengths, np.int32)
-        objective = _CROSS_ENTROPY if loss == "cross_entropy" else _SQUARED
+        self._recompute = recompute
+        self._compile()
+
+    def _compile(self) -> None:
+        objective = _CROSS_ENTROPY if self.loss == "cross_entropy" else _SQUARED
         nothing = np.zeros((0, 2), np.int32)
+        self._core = self.model._core
         self._plan = _core.Plan(
-            model._core,
+            self._core,
             self.lengths,
             nothing,
             None,
@@ -108,7 +113,7 @@ class WeightGradients:
             _ALL,
             weights=True,
             objective=objective,
-            recompute=recompute,
+            recompute=self._recompute,
         )
 
     @property
@@ -134,6 +139,8 @@ class WeightGradients:
 
         Raises TokenError, ShapeError, ConfigError (no row has a target).
         """
+        if self._core is not self.model._core:  # the model was made trainable meanwhile: its weights have moved
+            self._compile()
         ids = self.loss == "cross_entropy"
         dtype = np.int32 if ids else self.model.dtype
         inputs = np.asarray(tokens)

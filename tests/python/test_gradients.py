@@ -111,6 +111,16 @@ def test_recomputation_gives_the_same_bits(name: str) -> None:
     assert more[model.config.n_layers > 1]
 
 
+def test_weights_that_move_when_a_model_is_trained() -> None:
+    model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=10))
+    ids, targets = np.array([1, 2, 3], np.int32), np.array([2, 3, -1], np.int32)
+    early = WeightGradients(model, [3])
+    before = early.run(ids, targets)[0]
+    model.train_step([1, 2, 3], optimizer=clew.AdamW(model, lr=0.1))
+    after = WeightGradients(model, [3]).run(ids, targets)[0]
+    assert early.run(ids, targets)[0] == after < before
+
+
 def test_recomputation_saves_what_it_says() -> None:
     config = clew.ModelConfig(n_layers=8, d_model=32, n_heads=4, n_ctx=64, d_vocab=50)
     model = clew.Model.from_config(config)

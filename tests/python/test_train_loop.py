@@ -361,6 +361,13 @@ def test_memory_sets_the_micro_batch(straight: Trainer) -> None:
         trainer(memory=sizes[1] - 1, recompute=False).run()
 
 
+def test_training_inside_edited_is_refused() -> None:
+    run = trainer(steps=2)
+    with run.model.edited(clew.edit.zero("z")), pytest.raises(clew.ConfigError, match=r"inside model\.edited"):
+        run.step()
+    assert run.optimizer.steps == 0
+
+
 def test_recomputation_in_the_trainer(straight: Trainer) -> None:
     from clew.train.step import gradients_for
 

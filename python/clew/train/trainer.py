@@ -250,6 +250,10 @@ class Trainer:
 
     def step(self) -> float:
         """One step; the mean loss of its batch. Raises TrainingError as :meth:`run`."""
+        if self.model._active_edits():
+            raise ConfigError(
+                "training inside model.edited(): the gradient would be that of the model without its edits"
+            )
         if self.micro_batch is None:
             self.plan()
         assert self.micro_batch is not None
