@@ -185,7 +185,10 @@ def _indices(which: Which, n: int, axis: str, name: str) -> Ints | None:
                 raise ShapeError(f"edit of {name}: a mask {list(array.shape)} for {n} {axis}")
             out = np.flatnonzero(array)
         elif array.dtype.kind in "iu" and array.ndim <= 1:
-            out = np.atleast_1d(array).astype(np.int64)
+            out = np.atleast_1d(array)
+            if out.dtype.kind == "u" and out.size and int(out.max()) >= n:  # before a cast could wrap
+                raise ShapeError(f"edit of {name}: {axis} {int(out.max())}, but there are {n}")
+            out = out.astype(np.int64)
         elif array.size == 0 and array.ndim == 1:
             out = np.zeros(0, np.int64)
         else:
@@ -246,6 +249,10 @@ def _mean(reference: Any, site: Site, layer: int, model: Model) -> Array:
             raise ShapeError(
                 f"edit.mean_ablate of {name}: the reference has shape {list(reference.shape)}, the site "
                 f"[{', '.join(site.axes)}]"
+            )
+        if reference.size == 0:
+            raise ShapeError(
+                f"edit.mean_ablate of {name}: the reference {list(reference.shape)} holds nothing to average"
             )
         return np.asarray(reference.mean(axis=(0, 1), keepdims=True, dtype=np.float64))
     logits: Any = "all" if site.name == "logits" else None

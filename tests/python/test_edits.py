@@ -433,3 +433,11 @@ def test_more_refusals(model: clew.Model, tokens: Array) -> None:
     with pytest.raises(clew.ConfigError, match="expected a list"):
         model.run(tokens, edits=3)  # type: ignore[arg-type]
     assert repr(edit.zero("z", heads=[1], positions=[-1])) == "edit.zero('z', positions=[-1], heads=[1])"
+
+
+def test_huge_indices_and_empty_references(model: clew.Model, tokens: Array) -> None:
+    with pytest.raises(clew.ShapeError, match=r"heads 18446744073709551615, but there are"):
+        model.run(tokens, edits=[edit.zero("blocks.0.attn.hook_z", heads=np.array([2**64 - 1], np.uint64))])
+    model.run(tokens, edits=[edit.zero("blocks.0.attn.hook_z", heads=np.array([0], np.uint64))])
+    with pytest.raises(clew.ShapeError, match="holds nothing to average"):
+        model.run(tokens, edits=[edit.mean_ablate("blocks.0.attn.hook_z", np.zeros((0, 4, 2, 8)))])
