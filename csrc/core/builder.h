@@ -27,6 +27,16 @@ int32_t clew_add_flat(clew_builder *b, size_t values);
 /* [n_seq, h, queries of the row set, keys] */
 int32_t clew_add_square(clew_builder *b, int32_t rowset);
 
+/* A buffer of the same shape. */
+int32_t clew_add_like(clew_builder *b, int32_t buffer);
+/* A product of a LINEAR step: out = in w + bias, to which the caller may add an epilogue. */
+clew_part *clew_add_part(clew_step *s, const char *name, const clew_matrix *w, const void *bias, int32_t in,
+                         int32_t out);
+/* A derivative of attention or its parts, none of its buffers set. */
+clew_step *clew_add_attention_grad(clew_builder *b, clew_op op, const clew_step *s);
+/* The derivatives of the sites of wrt that step s makes go to their outputs; of: derivative of each buffer. */
+void clew_store_derivatives(clew_builder *b, clew_step *s, const int32_t *of, bool *stored);
+
 /* The output that keeps this site, or CLEW_NONE. */
 int32_t clew_find_output(const clew_plan *plan, clew_site site, int32_t layer);
 size_t clew_output_offset(const clew_kept *output, int32_t layer);

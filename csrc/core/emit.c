@@ -200,8 +200,8 @@ static int32_t emit_head_norm(clew_builder *b, clew_site site, const clew_norm_w
 
 /* ---- Products ----------------------------------------------------------------------------------------------- */
 
-static clew_part *add_part(clew_step *s, const char *name, const clew_matrix *w, const void *bias, int32_t in,
-                           int32_t out) {
+clew_part *clew_add_part(clew_step *s, const char *name, const clew_matrix *w, const void *bias, int32_t in,
+                         int32_t out) {
   clew_part *p = &s->linear.part[s->linear.n_parts++];
   *p = (clew_part){.name = name,
                    .w = w,
@@ -304,16 +304,16 @@ static int32_t emit_attention(clew_builder *b, int32_t layer, int32_t normed, in
   clew_step *s = NULL;
   if (inputs.q == CLEW_NONE) {
     s = clew_add_step(b, CLEW_OP_LINEAR, layer, rowset);
-    add_part(s, "q", &block->W_Q, block->b_Q, q_rows, q);
+    clew_add_part(s, "q", &block->W_Q, block->b_Q, q_rows, q);
   }
   if ((inputs.k == CLEW_NONE || inputs.v == CLEW_NONE) && (s == NULL || rowset != 0)) { /* other rows: other step */
     s = clew_add_step(b, CLEW_OP_LINEAR, layer, 0);
   }
   if (inputs.k == CLEW_NONE) {
-    add_part(s, "k", &block->W_K, block->b_K, normed, k);
+    clew_add_part(s, "k", &block->W_K, block->b_K, normed, k);
   }
   if (inputs.v == CLEW_NONE) {
-    add_part(s, "v", &block->W_V, block->b_V, normed, v);
+    clew_add_part(s, "v", &block->W_V, block->b_V, normed, v);
   }
   q = finish_site(b, CLEW_Q, layer, q);
   k = finish_site(b, CLEW_K, layer, k);
@@ -403,7 +403,7 @@ static int32_t emit_branch_end(clew_builder *b, int32_t layer, const clew_branch
     if (ready == CLEW_NONE) {
       ready = clew_add_buffer(b, rowset, d);
       s = clew_add_step(b, CLEW_OP_LINEAR, layer, rowset);
-      add_part(s, branch->name, branch->w, branch->bias, in, ready);
+      clew_add_part(s, branch->name, branch->w, branch->bias, in, ready);
     }
     /* the norm's output is what the branch adds: one value under two names */
     int32_t out = emit_norm(b, branch->norm_name, branch->scale_site, branch->post_norm, layer, ready, branch->site);
@@ -418,13 +418,13 @@ static int32_t emit_branch_end(clew_builder *b, int32_t layer, const clew_branch
   int32_t out = own ? site_buffer(b, branch->site, layer, rowset, d) : CLEW_NONE;
   if (is_split(b, branch->site, layer)) {
     s = clew_add_step(b, CLEW_OP_LINEAR, layer, rowset);
-    add_part(s, branch->name, branch->w, branch->bias, in, out);
+    clew_add_part(s, branch->name, branch->w, branch->bias, in, out);
     out = finish_site(b, branch->site, layer, out);
     return emit_add(b, branch->sum_site, layer, branch->sum_layer, resid, out);
   }
   const int32_t sum = site_buffer(b, branch->sum_site, branch->sum_layer, rowset, d);
   s = clew_add_step(b, CLEW_OP_LINEAR, layer, rowset);
-  clew_part *p = add_part(s, branch->name, branch->w, branch->bias, in, own ? out : sum);
+  clew_part *p = clew_add_part(s, branch->name, branch->w, branch->bias, in, own ? out : sum);
   p->epilogue = CLEW_EPILOGUE_RESIDUAL, p->resid = resid, p->sum = sum;
   captured(b, branch->site, layer, out);
   return sum;
@@ -448,9 +448,9 @@ static int32_t emit_mlp(clew_builder *b, int32_t layer, int32_t in) {
   int32_t post;
   if (apart) {
     clew_step *s = clew_add_step(b, CLEW_OP_LINEAR, layer, rowset);
-    add_part(s, "mlp", w, bias, in, pre);
+    clew_add_part(s, "mlp", w, bias, in, pre);
     if (c->gated) {
-      add_part(s, "mlp linear", &block->W_in, block->b_in, in, linear);
+      clew_add_part(s, "mlp linear", &block->W_in, block->b_in, in, linear);
       linear = finish_site(b, CLEW_MLP_PRE_LINEAR, layer, linear);
     }
     pre = finish_site(b, CLEW_MLP_PRE, layer, pre);
@@ -460,7 +460,7 @@ static int32_t emit_mlp(clew_builder *b, int32_t layer, int32_t in) {
   } else {
     post = site_buffer(b, CLEW_MLP_POST, layer, rowset, f);
     clew_step *s = clew_add_step(b, CLEW_OP_LINEAR, layer, rowset);
-    clew_part *p = add_part(s, "mlp", w, bias, in, own ? pre : post);
+    clew_part *p = clew_add_part(s, "mlp", w, bias, in, own ? pre : post);
     p->epilogue = c->gated ? CLEW_EPILOGUE_GATE : CLEW_EPILOGUE_ACT;
     p->post = post;
     if (c->gated) {
@@ -607,7 +607,7 @@ static int32_t emit_vectors(clew_builder *b) {
   s->input.out = in;
   int32_t embed = site_buffer(b, own ? CLEW_EMBED : CLEW_RESID_PRE, 0, 0, d);
   s = clew_add_step(b, CLEW_OP_LINEAR, 0, 0);
-  add_part(s, "embed", &b->model->W_E, NULL, in, embed);
+  clew_add_part(s, "embed", &b->model->W_E, NULL, in, embed);
   embed = finish_site(b, CLEW_EMBED, 0, embed);
   if (learned) {
     int32_t pos = site_buffer(b, CLEW_POS_EMBED, 0, 0, d);
@@ -670,7 +670,7 @@ static void emit_head(clew_builder *b, int32_t resid) {
   if (plan->objective != CLEW_OBJECTIVE_NONE) {
     b->logits = clew_add_buffer(b, rowset, (size_t)c->d_vocab_out);
     clew_step *s = clew_add_step(b, CLEW_OP_LINEAR, 0, rowset);
-    add_part(s, "logits", &b->model->W_U, b->model->b_U, normed, b->logits)->epilogue =
+    clew_add_part(s, "logits", &b->model->W_U, b->model->b_U, normed, b->logits)->epilogue =
         c->logit_softcap > 0 ? CLEW_EPILOGUE_SOFTCAP : CLEW_EPILOGUE_BIAS;
     b->logits = finish_site(b, CLEW_LOGITS, 0, b->logits);
     return;
@@ -697,7 +697,7 @@ static void emit_head(clew_builder *b, int32_t resid) {
   plan->buffers[logits].offset = plan->outputs[output].info.offset;
   plan->buffers[logits].scattered = plan->ragged && rowset == 0;
   clew_step *s = clew_add_step(b, CLEW_OP_LINEAR, 0, rowset);
-  clew_part *p = add_part(s, "logits", &b->model->W_U, b->model->b_U, normed, logits);
+  clew_part *p = clew_add_part(s, "logits", &b->model->W_U, b->model->b_U, normed, logits);
   p->epilogue = c->logit_softcap > 0 ? CLEW_EPILOGUE_SOFTCAP : CLEW_EPILOGUE_BIAS;
   for (size_t i = 0; i < plan->n_edits; i++) { /* where they are: no other value is made of them */
     if (plan->edits[i].site == CLEW_LOGITS) {

@@ -140,10 +140,7 @@ static bool is_wanted(const clew_backward *w, int32_t buffer) {
   return buffer != CLEW_NONE && (size_t)buffer < w->n && w->wanted[buffer];
 }
 
-static int32_t like(const clew_backward *w, int32_t buffer) {
-  const clew_buffer from = w->plan->buffers[buffer];
-  return from.square ? clew_add_square(w->b, from.rowset) : clew_add_buffer(w->b, from.rowset, from.cols);
-}
+static int32_t like(const clew_backward *w, int32_t buffer) { return clew_add_like(w->b, buffer); }
 
 /* Where a step that can add writes the gradient of a buffer; *add tells whether something is there already. */
 static int32_t target(clew_backward *w, int32_t buffer, bool *add) {
@@ -334,8 +331,8 @@ static void rescale_back(clew_backward *w, const clew_step *s) {
   }
 }
 
-static clew_step *attention_step(clew_backward *w, clew_op op, const clew_step *s) {
-  clew_step *a = clew_add_step(w->b, op, s->layer, s->rowset);
+clew_step *clew_add_attention_grad(clew_builder *b, clew_op op, const clew_step *s) {
+  clew_step *a = clew_add_step(b, op, s->layer, s->rowset);
   a->attention_grad.dq = a->attention_grad.dk = a->attention_grad.dv = a->attention_grad.dz = CLEW_NONE;
   a->attention_grad.q = a->attention_grad.k = a->attention_grad.v = CLEW_NONE;
   a->attention_grad.dpattern = a->attention_grad.pattern = CLEW_NONE;
@@ -350,7 +347,7 @@ static void attention_back(clew_backward *w, const clew_step *s) {
     return;
   }
   const int32_t dq = like(w, q), dk = like(w, k), dv = like(w, v);
-  clew_step *a = attention_step(w, CLEW_OP_ATTENTION_GRAD, s);
+  clew_step *a = clew_add_attention_grad(w->b, CLEW_OP_ATTENTION_GRAD, s);
   a->attention_grad.dq = dq, a->attention_grad.dk = dk, a->attention_grad.dv = dv, a->attention_grad.dz = g;
   a->attention_grad.q = q, a->attention_grad.k = k, a->attention_grad.v = v;
   a->attention_grad.window = s->attention.window, a->attention_grad.scale = s->attention.scale;
@@ -366,7 +363,7 @@ static void weigh_back(clew_backward *w, const clew_step *s) {
   }
   const int32_t pattern = s->attention.pattern_in, v = s->attention.v;
   const int32_t dpattern = like(w, pattern), dv = like(w, v);
-  clew_step *a = attention_step(w, CLEW_OP_WEIGH_GRAD, s);
+  clew_step *a = clew_add_attention_grad(w->b, CLEW_OP_WEIGH_GRAD, s);
   a->attention_grad.dz = g, a->attention_grad.dv = dv, a->attention_grad.v = v;
   a->attention_grad.dpattern = dpattern, a->attention_grad.pattern = pattern;
   deliver(w, pattern, dpattern, s->layer);
@@ -379,7 +376,7 @@ static void softmax_back(clew_backward *w, const clew_step *s) {
     return;
   }
   const int32_t dscores = like(w, s->softmax.in);
-  clew_step *a = attention_step(w, CLEW_OP_SOFTMAX_GRAD, s);
+  clew_step *a = clew_add_attention_grad(w->b, CLEW_OP_SOFTMAX_GRAD, s);
   a->attention_grad.dscores = dscores, a->attention_grad.scores = s->softmax.in;
   a->attention_grad.dpattern = g, a->attention_grad.pattern = s->softmax.out;
   a->attention_grad.window = s->softmax.window;
@@ -392,7 +389,7 @@ static void scores_back(clew_backward *w, const clew_step *s) {
     return;
   }
   const int32_t dq = like(w, q), dk = like(w, k);
-  clew_step *a = attention_step(w, CLEW_OP_SCORES_GRAD, s);
+  clew_step *a = clew_add_attention_grad(w->b, CLEW_OP_SCORES_GRAD, s);
   a->attention_grad.dq = dq, a->attention_grad.dk = dk, a->attention_grad.q = q, a->attention_grad.k = k;
   a->attention_grad.dscores = g, a->attention_grad.scores = s->attention.scores_out;
   a->attention_grad.window = s->attention.window, a->attention_grad.scale = s->attention.scale;
@@ -625,18 +622,18 @@ static void find_wanted(clew_backward *w, size_t n_steps) {
   }
 }
 
-/* Gradients that are complete now: of the sites whose values this step makes. */
-static void store_gradients(clew_backward *w, clew_step *s, bool *stored) {
-  for (size_t i = 0; i < w->plan->n_wrt; i++) {
-    const clew_site_ref ref = w->plan->wrt[i];
-    const int32_t value = clew_site_value(w->plan, ref);
+void clew_store_derivatives(clew_builder *b, clew_step *s, const int32_t *of, bool *stored) {
+  const clew_plan *plan = b->plan;
+  for (size_t i = 0; i < plan->n_wrt; i++) {
+    const clew_site_ref ref = plan->wrt[i];
+    const int32_t value = clew_site_value(plan, ref);
     if (stored[i] || value == CLEW_NONE || !clew_step_writes(s, value)) {
       continue;
     }
     stored[i] = true;
-    const int32_t output = clew_find_gradient(w->plan, ref.site, ref.layer), g = w->grad[value];
-    const int32_t rowset = w->plan->buffers[value].rowset;
-    clew_step *t = clew_add_step(w->b, g == CLEW_NONE ? CLEW_OP_ZERO : CLEW_OP_STORE, ref.layer, rowset);
+    const int32_t output = clew_find_gradient(plan, ref.site, ref.layer), g = of[value];
+    const clew_op op = g == CLEW_NONE ? CLEW_OP_ZERO : CLEW_OP_STORE;
+    clew_step *t = clew_add_step(b, op, ref.layer, plan->buffers[value].rowset);
     if (g == CLEW_NONE) {
       t->zero.buffer = t->zero.grad = CLEW_NONE, t->zero.output = output;
     } else {
@@ -696,8 +693,8 @@ static void steps_back(clew_backward *w, size_t n_steps, bool *stored) {
       compute_again(w, layer);
       first = w->plan->n_steps;
     }
-    clew_step s = w->plan->steps[i]; /* a copy: the list moves as it grows */
-    store_gradients(w, &s, stored);
+    clew_step s = w->plan->steps[i];                /* a copy: the list moves as it grows */
+    clew_store_derivatives(b, &s, w->grad, stored); /* complete now */
     step_back(w, &s);
     if (layer >= 0 && i == b->block_step[layer]) {
       if (again) {

@@ -14,10 +14,7 @@ static int32_t tangent(const clew_tangents *t, int32_t buffer) {
   return buffer == CLEW_NONE ? CLEW_NONE : t->of[buffer];
 }
 
-static int32_t like(const clew_tangents *t, int32_t buffer) {
-  const clew_buffer from = t->plan->buffers[buffer];
-  return from.square ? clew_add_square(t->b, from.rowset) : clew_add_buffer(t->b, from.rowset, from.cols);
-}
+static int32_t like(const clew_tangents *t, int32_t buffer) { return clew_add_like(t->b, buffer); }
 
 /* x + y, either of which may be zero. */
 static int32_t sum(const clew_tangents *t, const clew_step *s, int32_t x, int32_t y) {
@@ -38,16 +35,7 @@ static int32_t product(const clew_tangents *t, const clew_step *s, const clew_pa
   }
   const int32_t out = like(t, value);
   clew_step *l = clew_add_step(t->b, CLEW_OP_LINEAR, s->layer, s->rowset);
-  l->linear.n_parts = 1;
-  l->linear.part[0] = (clew_part){.name = from->name,
-                                  .w = w,
-                                  .epilogue = CLEW_EPILOGUE_BIAS,
-                                  .in = in,
-                                  .out = out,
-                                  .out2 = CLEW_NONE,
-                                  .post = CLEW_NONE,
-                                  .resid = CLEW_NONE,
-                                  .sum = CLEW_NONE};
+  clew_add_part(l, from->name, w, NULL, in, out);
   return out;
 }
 
@@ -141,23 +129,13 @@ static void rotary_forward(clew_tangents *t, const clew_step *s) {
   t->of[to] = out;
 }
 
-/* A step of attention's parts with none of its buffers set. */
-static clew_step *attention_step(clew_tangents *t, clew_op op, const clew_step *s) {
-  clew_step *a = clew_add_step(t->b, op, s->layer, s->rowset);
-  a->attention_grad.dq = a->attention_grad.dk = a->attention_grad.dv = a->attention_grad.dz = CLEW_NONE;
-  a->attention_grad.q = a->attention_grad.k = a->attention_grad.v = CLEW_NONE;
-  a->attention_grad.dpattern = a->attention_grad.pattern = CLEW_NONE;
-  a->attention_grad.dscores = a->attention_grad.scores = CLEW_NONE;
-  return a;
-}
-
 static void scores_forward(clew_tangents *t, const clew_step *s) {
   const int32_t dq = tangent(t, s->attention.q), dk = tangent(t, s->attention.k), to = s->attention.scores_out;
   if (dq == CLEW_NONE && dk == CLEW_NONE) {
     return;
   }
   const int32_t out = like(t, to);
-  clew_step *a = attention_step(t, CLEW_OP_SCORES_TANGENT, s);
+  clew_step *a = clew_add_attention_grad(t->b, CLEW_OP_SCORES_TANGENT, s);
   a->attention_grad.dscores = out, a->attention_grad.scores = to;
   a->attention_grad.q = s->attention.q, a->attention_grad.k = s->attention.k;
   a->attention_grad.dq = dq, a->attention_grad.dk = dk;
@@ -171,7 +149,7 @@ static void softmax_forward(clew_tangents *t, const clew_step *s) {
     return;
   }
   const int32_t out = like(t, s->softmax.out);
-  clew_step *a = attention_step(t, CLEW_OP_SOFTMAX_GRAD, s);
+  clew_step *a = clew_add_attention_grad(t->b, CLEW_OP_SOFTMAX_GRAD, s);
   a->attention_grad.dscores = out, a->attention_grad.scores = s->softmax.in;
   a->attention_grad.dpattern = in, a->attention_grad.pattern = s->softmax.out;
   a->attention_grad.window = s->softmax.window;
@@ -285,26 +263,6 @@ static void step_forward(clew_tangents *t, const clew_step *s) {
   }
 }
 
-/* Tangents that this step completes, of sites that are asked for. */
-static void store_tangents(clew_tangents *t, clew_step *s, bool *stored) {
-  for (size_t i = 0; i < t->plan->n_wrt; i++) {
-    const clew_site_ref ref = t->plan->wrt[i];
-    const int32_t value = clew_site_value(t->plan, ref);
-    if (stored[i] || value == CLEW_NONE || !clew_step_writes(s, value)) {
-      continue;
-    }
-    stored[i] = true;
-    const int32_t output = clew_find_gradient(t->plan, ref.site, ref.layer), g = t->of[value];
-    clew_step *to =
-        clew_add_step(t->b, g == CLEW_NONE ? CLEW_OP_ZERO : CLEW_OP_STORE, ref.layer, t->plan->buffers[value].rowset);
-    if (g == CLEW_NONE) {
-      to->zero.buffer = to->zero.grad = CLEW_NONE, to->zero.output = output;
-    } else {
-      to->store.output = output, to->store.in = g;
-    }
-  }
-}
-
 clew_status clew_emit_tangents(clew_builder *b, clew_error *err) {
   clew_plan *plan = b->plan;
   const size_t n_steps = plan->n_steps, n = plan->n_buffers;
@@ -322,7 +280,7 @@ clew_status clew_emit_tangents(clew_builder *b, clew_error *err) {
   for (size_t i = 0; i < n_steps && !b->out_of_memory; i++) {
     clew_step s = plan->steps[i]; /* a copy: the list moves as it grows */
     step_forward(&t, &s);
-    store_tangents(&t, &s, stored);
+    clew_store_derivatives(b, &s, t.of, stored);
   }
   if (t.why != NULL) {
     status = clew_fail(err, CLEW_ERROR_UNSUPPORTED, "%s", t.why);

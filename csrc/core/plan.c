@@ -74,6 +74,11 @@ int32_t clew_add_square(clew_builder *b, int32_t rowset) {
   return id;
 }
 
+int32_t clew_add_like(clew_builder *b, int32_t buffer) {
+  const clew_buffer from = b->plan->buffers[buffer];
+  return from.square ? clew_add_square(b, from.rowset) : clew_add_buffer(b, from.rowset, from.cols);
+}
+
 bool clew_is_split(const clew_plan *plan, clew_site site, int32_t layer) {
   for (size_t i = 0; i < plan->n_edits; i++) {
     if (plan->edits[i].site == site && plan->edits[i].layer == layer) {

@@ -561,6 +561,10 @@ static void test_refused_requests(clew_dtype dtype) {
   REFUSED_REQUEST(r.stop_layer = 0, CLEW_ERROR_VALUE, "stops after block 0 has no logits");
   const double one = 1;
   const clew_edit push = {.site = CLEW_Z, .kind = CLEW_EDIT_TANGENT, .value = &one};
+  REFUSED_REQUEST(r.recompute = true, CLEW_ERROR_VALUE, "recomputation is for gradients by weights alone");
+  const clew_edit on_logits = {.site = CLEW_LOGITS, .kind = CLEW_EDIT_SET, .value = &one};
+  REFUSED_REQUEST((r.logits = CLEW_LOGITS_DIFFERENCE, r.edits = &on_logits, r.n_edits = 1), CLEW_ERROR_SITE,
+                  "keeps none");
 #define FORWARD r.objective = CLEW_OBJECTIVE_TANGENTS
   REFUSED_REQUEST((r.edits = &push, r.n_edits = 1), CLEW_ERROR_VALUE, "takes no derivatives forward");
   REFUSED_REQUEST((FORWARD, r.logits = CLEW_LOGITS_LAST), CLEW_ERROR_VALUE, "taken at all positions");
@@ -588,7 +592,10 @@ static void test_refused_requests(clew_dtype dtype) {
   CHECK(clew_plan_new(&plan, model, &r, &err) == CLEW_OK);
   const int32_t picks[4] = {1, 0, 2, 0};
   const double reference[10] = {0};
-  clew_input metric = {.tokens = good, .picks = picks};
+  clew_input metric = {.tokens = good};
+  CHECK(clew_run_new(&run, plan, &metric, NULL, &err) == CLEW_ERROR_VALUE &&
+        strstr(err.message, "tokens that it reads"));
+  metric.picks = picks;
   CHECK(clew_run_new(&run, plan, &metric, NULL, &err) == CLEW_ERROR_VALUE && strstr(err.message, "and a reference"));
   metric.reference = reference, metric.n_reference = 2;
   CHECK(clew_run_new(&run, plan, &metric, NULL, &err) == CLEW_ERROR_TOKEN &&
