@@ -543,3 +543,18 @@ def test_sweeps_of_a_model_of_vectors_are_refused() -> None:
         model.sweep(x, x, metric=readout)
     with pytest.raises(clew.UnsupportedModelError, match="reads vectors"):
         model.sweep(x, edits=[edit.zero("z")], metric=readout)
+
+
+def test_the_core_checks_what_a_metric_reads() -> None:
+    from clew import _core
+
+    model, _ = make(ZOO["gpt2"])
+    nothing = np.zeros((0, 2), np.int32)
+    plan = _core.Plan(model._core, np.array([2], np.int32), nothing, None, -1, -1, False, 6)
+    ids, picks = np.array([1, 2], np.int32), np.zeros((1, 2), np.int32)
+    for wrong in (np.zeros((2, 2), np.int32), picks.astype(np.int64), [0, 0]):
+        with pytest.raises(ValueError, match=r"a metric's tokens must be int32 \[1, 2\]"):
+            plan.run(ids, None, (), None, wrong, None)
+    for wrong in (np.zeros((1, 3)), np.zeros((1, model.config.d_vocab_out), np.float32)):
+        with pytest.raises(ValueError, match="a metric's reference must be float64"):
+            plan.run(ids, None, (), None, picks, wrong)
