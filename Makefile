@@ -20,7 +20,7 @@ TORCH_INDEX ?=
 
 VENV := .venv
 PEERS := .venv-peers
-EXTRAS := text,hub,gguf,plot,notebook,test
+EXTRAS := text,hub,gguf,plot,dist,notebook,test
 TOOLS := ruff==0.17.6 mypy==2.4.1 clang-format==14.0.6 build
 REFERENCES := safetensors sentencepiece
 TORCH := torch==2.13.0
