@@ -95,7 +95,7 @@ def dmmse(
     Raises ConfigError for noise that is not positive, ShapeError for no tasks or tasks of another d.
 
     >>> dmmse([[[1.0], [1.0], [1.0]]], [[1.0, 1.0, 1.0]], tasks=[[1.0], [-1.0]], noise_var=0.5).round(4).tolist()
-    [[0.0, 0.9993, 1.0]]
+    [[0.0, 0.964, 0.9993]]
     """
     given = examples(X, y)
     return _dmmse(given.d, tasks, noise_var, log_prior).prefixes(given, weights)
