@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import ShapeError
+from ..errors import ConfigError, ShapeError
 from ._inputs import (
     Array,
     count,
@@ -161,8 +161,13 @@ def bayes(
 def _log_evidence(y: Array, yhat: Array, variance: Array) -> Array:
     """Σ log N(y; yhat, variance) up to and with each example, float64."""
     v = variance.astype(np.float64)
-    error = y.astype(np.float64) - yhat
-    return np.asarray(np.cumsum(-0.5 * (np.log(2 * math.pi * v) + error * error / v), axis=1))
+    with np.errstate(over="ignore"):
+        error = y.astype(np.float64) - yhat
+        out = np.cumsum(-0.5 * (np.log(2 * math.pi * v) + error * error / v), axis=1)
+    if not np.isfinite(out).all():
+        b, i = np.argwhere(~np.isfinite(out))[0]
+        raise ConfigError(f"the log evidence of sequence {b} is beyond the range of float64 at row {i}: rescale y")
+    return np.asarray(out)
 
 
 # ---- Iterations -----------------------------------------------------------------------------------------------------
