@@ -39,7 +39,7 @@ typedef struct clew_stream_settings {
   const void *matrices; /* GD: preconditioners [n_matrices, d, d], NULL: none; BAYES: the lower factor [d, d] */
   size_t n_matrices;    /* 1: the same at every step; or steps */
   const void *mean;     /* BAYES: [d]; NULL: 0 */
-  size_t max_sweeps;    /* LASSO */
+  size_t max_iterations;    /* LASSO */
 } clew_stream_settings;
 
 #define CLEW_DECLARE_STREAMS(suffix, real)                                                                                \

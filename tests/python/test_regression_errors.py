@@ -121,7 +121,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("momentum", {"beta": -1}, ConfigError, "beta = -1: must be a finite number at least 0"),
     ("sgd", {"lr": np.nan}, ConfigError, "lr = nan: must be a finite number"),
     ("lasso", {"alpha": 0}, ConfigError, "alpha = 0: must be a finite number above 0 (without a penalty it is ols)"),
-    ("lasso", {"alpha": 1e-4, "max_sweeps": 1}, ConfigError, "lasso: 1 sweeps did not bring the duality gap"),
+    ("lasso", {"alpha": 1e-4, "max_iter": 1}, ConfigError, "lasso: 1 iterations did not bring the duality gap"),
     ("knn", {"k": 0}, ConfigError, "k = 0: must be a whole number, at least 1"),
     ("nadaraya_watson", {"scale": np.inf}, ConfigError, "scale = inf: must be a finite number"),
     ("dmmse", {"noise_var": 0.0}, ConfigError, "noise_var = 0.0: must be a finite number above 0"),
