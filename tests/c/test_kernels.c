@@ -539,13 +539,16 @@ static bool F(seen)(const clew_mask *mask, size_t i, size_t j) {
   if (!mask)
     return true;
   const ptrdiff_t q = mask->q0 + (ptrdiff_t)i, k = mask->k0 + (ptrdiff_t)j;
-  return !(mask->causal && q < k) && !(mask->window > 0 && q - k >= mask->window) && !(mask->exclude_self && q == k);
+  return !(mask->causal && q < k) && !(mask->window > 0 && q - k >= mask->window) && !(mask->exclude_self && q == k) &&
+         !(mask->has_end && k >= mask->end);
 }
 
 static clew_mask F(some_mask)(size_t m, size_t n) {
   clew_mask mask = {(ptrdiff_t)below(n + 8), (ptrdiff_t)below(n + 8), 0, below(4) > 0, below(2)};
   if (below(2))
     mask.window = 1 + (ptrdiff_t)below(n + m);
+  if (below(3) == 0)
+    mask.has_end = true, mask.end = (ptrdiff_t)below(2 * n + 8);
   return mask;
 }
 
