@@ -298,7 +298,8 @@ static void F(gemm_case)(const char *isa, size_t m, size_t n, size_t k, bool col
 
   /* The same bits from any piece of it; with contiguous columns the number of rows decides how they are computed. */
   if (m * n > 1) {
-    const size_t i0 = columns ? 0 : below(m), rows = columns ? m : 1 + below(m - i0), j0 = below(n),
+    const bool whole = rs_b == 1; /* one column lies as contiguous columns do, too */
+    const size_t i0 = whole ? 0 : below(m), rows = whole ? m : 1 + below(m - i0), j0 = below(n),
                  cols = 1 + below(n - j0);
     T *piece = F(matrix)(rows, cols);
     for (size_t i = 0; i < rows; i++)
@@ -544,7 +545,8 @@ static bool F(seen)(const clew_mask *mask, size_t i, size_t j) {
 }
 
 static clew_mask F(some_mask)(size_t m, size_t n) {
-  clew_mask mask = {(ptrdiff_t)below(n + 8), (ptrdiff_t)below(n + 8), 0, below(4) > 0, below(2)};
+  clew_mask mask = {.q0 = (ptrdiff_t)below(n + 8), .k0 = (ptrdiff_t)below(n + 8)};
+  mask.causal = below(4) > 0, mask.exclude_self = below(2);
   if (below(2))
     mask.window = 1 + (ptrdiff_t)below(n + m);
   if (below(3) == 0)
@@ -658,7 +660,7 @@ static void F(test_scores)(const char *isa) {
   CHECK(none[0] == 0 && none[3] == 0, "%s softmax of an empty row", isa);
   /* masked entries may hold anything */
   T poison[4] = {1, (T)NAN, (T)INFINITY, (T)NAN}, top = -(T)INFINITY, total = 0, factor;
-  const clew_mask first = {0, 0, 0, true, false};
+  const clew_mask first = {.causal = true};
   F(kernels)->softmax_block(poison, 4, &top, &total, &factor, 1, 4, 1, 0, &first);
   CHECK(poison[0] == 1 && poison[1] == 0 && poison[2] == 0 && poison[3] == 0 && top == 1 && total == 1 && factor == 0,
         "%s softmax_block reads masked entries", isa);

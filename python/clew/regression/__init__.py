@@ -1,0 +1,1 @@
+"""In-context regression: settings, constructed transformers, trained learners."""
