@@ -136,7 +136,9 @@ class Construction:
 
     def _read(self, prompts: Any, positions: NDArray[np.int64], layers: bool) -> Array:
         """What the unembedding reads at some positions [layers + 1, prompts, positions], or at the end of it [1, …]."""
-        capture = ["blocks.0.hook_resid_pre", "resid_post"] if layers else [f"resid_post.{self.model.config.n_layers - 1}"]
+        capture = (
+            ["blocks.0.hook_resid_pre", "resid_post"] if layers else [f"resid_post.{self.model.config.n_layers - 1}"]
+        )
         run = self.model.run(prompts, capture=capture, positions=positions, logits=None)
         stream = run.stack("resid_post")
         if layers:
@@ -170,7 +172,9 @@ def _joined(x: Float, y: Float, query: Float) -> Float:
 def _rates(name: str, value: ArrayLike, steps: int) -> Float:
     rates = as_array(value, name)
     if rates.shape not in ((), (steps,)) or rates.dtype.kind not in "iuf":
-        raise ShapeError(f"{name}: {rates.dtype} {list(rates.shape)}, expected a number or one for each of {steps} steps")
+        raise ShapeError(
+            f"{name}: {rates.dtype} {list(rates.shape)}, expected a number or one for each of {steps} steps"
+        )
     if not np.isfinite(rates).all():
         raise ConfigError(f"{name} = {value!r}: must be finite")
     return np.broadcast_to(rates.astype(np.float64), (steps,))
