@@ -257,6 +257,7 @@ def test_error_of_least_squares_and_of_averaging() -> None:
         (lambda: tasks.dense(2, weight_cov=[1, math.inf]), "holds inf"),
         (lambda: tasks.dense(2, weight_cov=[1, 2, 3]), r"\[3\], expected variances \[2\] or a matrix \[2, 2\]"),
         (lambda: tasks.correlated(3.0), "correlated: cov"),
+        (lambda: tasks.correlated([3.0], weights="ones"), "weights = 'ones'"),  # type: ignore[arg-type]
         (lambda: tasks.sparse(3, 4), "sparse: nonzero = 4, at most 3"),
         (lambda: tasks.mixture(3, 0), "mixture: M = 0"),
         (lambda: tasks.mixture(3, 2, seed=-1), "seed = -1"),

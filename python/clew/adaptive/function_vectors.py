@@ -52,8 +52,8 @@ class Task:
 class Template:
     """What stands around inputs and outputs; the defaults, for text, are those of Todd et al.
 
-    A prompt is (before + input + between + output + after) for each example, then before + input + between. Of a task in
-    token ids these are ids, too: `Template((), (), ())` puts nothing between them.
+    A prompt is (before + input + between + output + after) for each example, then before + input + between. Of a task
+    in token ids these are ids, too: `Template((), (), ())` puts nothing between them.
     """
 
     before: Piece = "Q: "
@@ -158,7 +158,7 @@ def make_prompts(
     return TaskPrompts(tokens, np.array(answers, np.int64))
 
 
-# ---- Heads ------------------------------------------------------------------------------------------------------------
+# ---- Heads ----------------------------------------------------------------------------------------------------------
 
 
 def mean_heads(model: Model, prompts: TaskPrompts, batch: int = 32) -> Float:
@@ -290,7 +290,7 @@ def extract(
     return FunctionVectors(effects, heads, means, vectors)
 
 
-# ---- Zero-shot transfer -----------------------------------------------------------------------------------------------
+# ---- Zero-shot transfer ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,8 @@ class Transfer:
     def __repr__(self) -> str:
         rows = [f"  {layer:>5} {a:>9.3f} {p:>12.4f}" for layer, a, p in
                 zip(self.layers, self.accuracy, self.probability, strict=True)]  # fmt: skip
-        head = f"Transfer over {self.n} prompts; without: accuracy {self.base_accuracy:.3f}, probability {self.base_probability:.4f}"
+        without = f"without: accuracy {self.base_accuracy:.3f}, probability {self.base_probability:.4f}"
+        head = f"Transfer over {self.n} prompts; {without}"
         return "\n".join([head, "  layer  accuracy  probability", *rows])
 
 
@@ -344,8 +345,8 @@ def transfer(
 ) -> Transfer:
     """Adds a vector [d_model] to the residual stream leaving a layer, at the last token, and looks at the answers.
 
-    shots = 0: prompts without any example (zero-shot transfer); with `shots` and `shuffled` those that show no function.
-    Controls: another task's vector, or a random one of the same length. layers: None, every one.
+    shots = 0: prompts without any example (zero-shot transfer); with `shots` and `shuffled` those that show no
+    function. Controls: another task's vector, or a random one of the same length. layers: None, every one.
 
     Raises ShapeError, ConfigError.
     """

@@ -10,11 +10,11 @@ They run through the ordinary engine (`clew.Model`, attention without a softmax 
 be captured, edited and differentiated. Which solvers have a construction, and what it rests on:
 
 * k steps of gradient descent, preconditioned or not, and GD++: k layers of linear attention over tokens (x_j, y_j)
-  that all but the query are keys of (von Oswald et al. 2022, Proposition 1 and Appendix A.10; Ahn et al. 2023, Lemma 1).
-* Newton–Schulz iteration, and by it ridge regression in closed form to rounding: d memory tokens hold the rows of the
-  iterate, every layer squares its error. This construction is this library's own: the papers' are of gradient steps, in
-  whose limit alone they reach ridge. The one number that attention cannot make, the scale of the first iterate, comes
-  with the prompt.
+  that all but the query are keys of (von Oswald et al. 2022, Proposition 1; Ahn et al. 2023).
+* Newton–Schulz iteration, and by it ridge regression in closed form to rounding: d memory tokens hold the columns of
+  the iterate, two layers make a step, which squares its error. This construction is this library's own: the papers' are
+  of gradient steps, which reach ridge in the limit only. The one number that attention without a softmax cannot make,
+  the scale of the first iterate, comes with the prompt.
 * Nadaraya–Watson: one layer of softmax attention.
 
 One prompt of a causal transformer cannot hold k-step descent for every prefix at once (its examples would have to carry
@@ -36,11 +36,13 @@ from ..errors import ConfigError, ShapeError
 from ..inputs import as_array
 from ..loaders.checkpoint import Checkpoint
 from ..model import Model
-from .tasks import _number, _pair, _whole
+from .tasks import _covariance, _number, _pair, _whole
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
 Kernel = Literal["dot", "gaussian"]
+Heads = tuple[Array, Array, Array, Array]
+"""One head: W_Q, W_K, W_V [d_model, d_head], W_O [d_head, d_model]."""
 
 _PLAIN: dict[str, Any] = dict(
     normalization_type=None, final_norm=False, positional_embedding_type="none", attn_only=True, use_attn_scale=False,
@@ -91,7 +93,7 @@ class Construction:
 
     def predict(self, X: ArrayLike, y: ArrayLike) -> Array:  # noqa: N803
         """Predictions [batch, n]: that of example i from examples 0 … i − 1, as the solvers of `clew.regression`."""
-        return self._predictions(X, y, layers=False)[-1]
+        return np.asarray(self._predictions(X, y, layers=False)[-1])
 
     def layers(self, X: ArrayLike, y: ArrayLike) -> Array:  # noqa: N803
         """Predictions behind every layer [n_layers + 1, batch, n], read from the residual stream; the first is 0."""
@@ -99,7 +101,7 @@ class Construction:
 
     def fit_predict(self, X: ArrayLike, y: ArrayLike, Xq: ArrayLike) -> Array:  # noqa: N803
         """Predictions [batch, m] at Xq [batch, m, d] from all examples; no example at all (n = 0) gives 0."""
-        return self._answers(self.prompts(X, y, Xq), np.shape(Xq)[1], layers=False)[-1]
+        return np.asarray(self._answers(self.prompts(X, y, Xq), np.shape(Xq)[1], layers=False)[-1])
 
     def fit_layers(self, X: ArrayLike, y: ArrayLike, Xq: ArrayLike) -> Array:  # noqa: N803
         """The same behind every layer [n_layers + 1, batch, m]."""
@@ -146,9 +148,8 @@ class Construction:
         return np.asarray(stream @ self.model.W_U[:, 0])
 
 
-def _build(config: ModelConfig, layers: Sequence[Sequence[tuple[Array, Array, Array, Array]]], read: Array,
-           dtype: Any) -> Model:  # fmt: skip
-    """A model of given heads. layers: of each, its heads' (W_Q, W_K, W_V [d_model, d_head], W_O [d_head, d_model])."""
+def _build(config: ModelConfig, layers: Sequence[Sequence[Heads]], read: Array, dtype: Any) -> Model:
+    """A model of given heads by layer, whose output is the residual stream times `read`."""
     kind, c = np.dtype(dtype), config
     if kind not in (np.float32, np.float64):
         raise ShapeError(f"dtype {kind}: a model computes in float32 or float64")
@@ -161,7 +162,7 @@ def _build(config: ModelConfig, layers: Sequence[Sequence[tuple[Array, Array, Ar
     return Model(Checkpoint(c, {name: w.astype(kind) for name, w in weights.items()}, kind))
 
 
-# ---- Gradient descent ---------------------------------------------------------------------------------------------
+# ---- Gradient descent -----------------------------------------------------------------------------------------------
 
 
 def _joined(x: Float, y: Float, query: Float) -> Float:
@@ -189,23 +190,6 @@ def _preconditioners(value: ArrayLike | None, steps: int, d: int) -> Float:
     if not np.isfinite(array).all():
         raise ConfigError(f"precond holds {array[~np.isfinite(array)][0]}")
     return np.broadcast_to(array.astype(np.float64), (steps, d, d))
-
-
-def _descent(name: str, d: int, steps: int, rates: Float, precond: Float, gammas: Float, dtype: Any) -> Construction:
-    n = d + 1
-    config = ModelConfig(
-        **_PLAIN, n_layers=steps, d_model=n, n_heads=1, d_head=n, d_in=n, d_out=1, attention_kind="linear",
-        attention_dir="bidirectional", exclude_last=True, model_name=name,
-    )  # fmt: skip
-    layers = []
-    for rate, a, gamma in zip(rates, precond, gammas, strict=True):
-        query, key = np.zeros((n, n)), np.zeros((n, n))
-        query[:d, :d], key[:d, :d] = np.eye(d), a.T
-        value, out = np.diag([1.0] * d + [1.0]), np.diag([-gamma] * d + [-rate])
-        layers.append([(query, key, value, out)])
-    read = np.zeros(n)
-    read[d] = -1
-    return Construction(name, _build(config, layers, read, dtype), d, _joined)
 
 
 def gd(d: int, steps: int, lr: ArrayLike, precond: ArrayLike | None = None, dtype: Any = "float64") -> Construction:
@@ -238,24 +222,49 @@ def gd(d: int, steps: int, lr: ArrayLike, precond: ArrayLike | None = None, dtyp
            [0.  , 0.96]])
     """
     d, steps = _whole("gd: d", d, 1), _whole("gd: steps", steps, 1)
-    rates = _rates("lr", lr, steps)
-    return _descent(
-        f"gd(d={d}, steps={steps})", d, steps, rates, _preconditioners(precond, steps, d), np.zeros(steps), dtype
-    )
+    n = d + 1
+    config = ModelConfig(
+        **_PLAIN, n_layers=steps, d_model=n, n_heads=1, d_head=n, d_in=n, d_out=1, attention_kind="linear",
+        attention_dir="bidirectional", exclude_last=True, model_name="gd",
+    )  # fmt: skip
+    inputs, label = np.diag([1.0] * d + [0.0]), np.diag([0.0] * d + [1.0])
+    layers = []
+    for rate, a in zip(_rates("lr", lr, steps), _preconditioners(precond, steps, d), strict=True):
+        key = inputs.copy()
+        key[:d, :d] = a.T
+        layers.append([(inputs, key, label, -rate * label)])
+    return Construction(f"gd(d={d}, steps={steps})", _build(config, layers, -label[d], dtype), d, _joined)
 
 
 def gd_pp(d: int, steps: int, lr: ArrayLike, gamma: ArrayLike, dtype: Any = "float64") -> Construction:
-    """GD++: every layer also moves the inputs, x_j ← x_j − (γ/n) Σ_i x_i (x_i·x_j), the query's too (von Oswald et al.).
+    """GD++: every layer also moves the inputs, x_j ← x_j − γ Σ_i x_i (x_i·x_j), the query's too (von Oswald et al.).
 
-    A step of descent on the inputs that the last layer left; the Hessian H's eigenvalues λ become λ (1 − γλ)².
-    γ multiplies the mean (1/n) Σ x_i x_iᵀ; von Oswald et al.'s own multiplies the sum.
+    A step of descent on the inputs that the last layer left: the eigenvalues λ of Σ x xᵀ become λ (1 − γλ)². Labels
+    move by a mean over examples, inputs by a sum. Tokens are (x_j, k x_j, y_j), so that one head's mean of k examples
+    is the sum that the other needs; in the paper k is fixed and part of the weights.
 
     Raises as :func:`gd`.
     """
     d, steps = _whole("gd_pp: d", d, 1), _whole("gd_pp: steps", steps, 1)
-    name = f"gd_pp(d={d}, steps={steps})"
-    rates, gammas = _rates("lr", lr, steps), _rates("gamma", gamma, steps)
-    return _descent(name, d, steps, rates, _preconditioners(None, steps, d), gammas, dtype)
+    n = 2 * d + 1
+    config = ModelConfig(
+        **_PLAIN, n_layers=steps, d_model=n, n_heads=2, d_head=n, d_in=n, d_out=1, attention_kind="linear",
+        attention_dir="bidirectional", exclude_last=True, model_name="gd_pp",
+    )  # fmt: skip
+    inputs, counted, label = np.eye(n), np.zeros((n, n)), np.zeros((n, n))
+    inputs[d:], label[-1, -1] = 0, 1
+    counted[d:-1, :d] = np.eye(d)  # k x_j where the other head has x_j
+    both = np.eye(n) - label
+    layers = [
+        [(inputs, inputs, label, -rate * label), (inputs, counted, both, -g * both)]
+        for rate, g in zip(_rates("lr", lr, steps), _rates("gamma", gamma, steps), strict=True)
+    ]
+
+    def layout(x: Float, y: Float, query: Float) -> Float:
+        tokens = _joined(x, y, query)
+        return np.concatenate([tokens[:, :d], len(x) * tokens[:, :d], tokens[:, d:]], axis=1)
+
+    return Construction(f"gd_pp(d={d}, steps={steps})", _build(config, layers, -label[-1], dtype), d, layout)
 
 
 def gd_causal(d: int, lr: float, dtype: Any = "float64") -> Construction:
@@ -283,21 +292,25 @@ def gd_causal(d: int, lr: float, dtype: Any = "float64") -> Construction:
     return Construction(f"gd_causal(d={d}, lr={rate:g})", model, d, layout, all_prefixes=all_prefixes)
 
 
-def ahn_optimum(cov: ArrayLike, n: int) -> Float:
-    """The preconditioner [d, d] of one step that is best for x ~ N(0, Σ), w ~ N(0, Σ⁻¹) and n examples.
+def ahn_optimum(cov: ArrayLike, n: int, weights: Literal["identity", "inverse"] = "identity") -> Float:
+    """The preconditioner [d, d] of one step that is best for x ~ N(0, Σ) and n examples without noise.
 
-    U diag(1 / ((n+1)/n λ_i + tr Σ / n)) Uᵀ with Σ = U diag(λ) Uᵀ (Ahn et al. 2023, Theorem 1).
+    For w ~ N(0, I): U diag(1 / ((n+1)/n λ_i + tr Σ / n)) Uᵀ with Σ = U diag(λ) Uᵀ (Ahn et al. 2023, Theorem 1). For
+    weights="inverse", w ~ N(0, Σ⁻¹), their setting of several layers: n / (n + 1 + d) Σ⁻¹ (ours, by the same argument).
+
+    Raises ShapeError, ConfigError.
 
     >>> ahn_optimum([1.0, 1.0], n=2)
     array([[0.4, 0. ],
            [0. , 0.4]])
     """
-    from .tasks import _covariance
-
     given, n = as_array(cov, "cov"), _whole("n", n, 1)
+    if weights not in ("identity", "inverse"):
+        raise ConfigError(f'ahn_optimum: weights = {weights!r}: "identity" or "inverse"')
     sigma = _covariance("cov", given, given.shape[-1] if given.ndim else 0)
     eigenvalues, u = np.linalg.eigh(sigma)
-    return np.asarray((u / ((n + 1) / n * eigenvalues + eigenvalues.sum() / n)) @ u.T)
+    spread = eigenvalues.sum() if weights == "identity" else len(sigma) * eigenvalues
+    return np.asarray((u / ((n + 1) / n * eigenvalues + spread / n)) @ u.T)
 
 
 # ---- Newton–Schulz and ridge ----------------------------------------------------------------------------------------
@@ -308,72 +321,71 @@ class _Slots:
 
     def __init__(self, d: int) -> None:
         self.d, self.width = d, 6 * d + 2
-        self.e, self.b, self.s, self.x, self.q, self.t = (slice(i * d, (i + 1) * d) for i in range(6))
+        self.e, self.b, self.v, self.x, self.q, self.t = (slice(i * d, (i + 1) * d) for i in range(6))
         self.y, self.out = slice(6 * d, 6 * d + 1), slice(6 * d + 1, 6 * d + 2)
 
-    def head(self, query: slice, key: slice, value: slice, out: slice, factor: float = 1.0) -> tuple[Array, ...]:
+    def take(self, **slots: float) -> Array:
+        """[width, d]: the sum of some slots, each by its factor."""
+        out = np.zeros((self.width, self.d))
+        for name, factor in slots.items():
+            slot = getattr(self, name)
+            out[slot] += factor * np.eye(slot.stop - slot.start, self.d)
+        return out
+
+    def head(self, query: Array, key: Array, value: Array, out: slice, factor: float = 1.0) -> Heads:
         """out += factor Σ_i value_i (key_i · query)"""
-        w = [np.zeros((self.width, self.d)) for _ in range(3)] + [np.zeros((self.d, self.width))]
-        for matrix, slot in zip(w, (query, key, value), strict=False):
-            matrix[slot] = np.eye(self.d)[: slot.stop - slot.start]
-        w[3][:, out] = factor * np.eye(self.d)[:, : out.stop - out.start]
-        return tuple(w)
-
-
-def first_scale(x: Float, lam: float) -> float:
-    """Scale α of Newton–Schulz's first iterate α I: 1 / ‖XᵀX + λI‖ in the Frobenius norm, 1 where that is 0."""
-    norm = float(np.linalg.norm(x.T @ x + lam * np.eye(x.shape[1])))
-    return 1 / norm if norm > 0 else 1.0
+        write = np.zeros((self.d, self.width))
+        write[:, out] = factor * np.eye(self.d, out.stop - out.start)
+        return query, key, value, write
 
 
 def newton_schulz(d: int, steps: int, lam: float = 0.0, dtype: Any = "float64") -> Construction:
-    """Newton–Schulz iteration for (XᵀX + λI)⁻¹ Xᵀy, as linear attention: steps + 3 layers of three heads.
+    """Newton–Schulz iteration V ← V (2I − A V) for A⁻¹, A = XᵀX + λI, and w = V Xᵀy: 2 · steps + 3 layers of two heads.
 
-    d memory tokens hold, by rows, E = I − A S and the iterate S, A = XᵀX + λI, from S = αI on. A layer puts E² for E
-    and (I + E) S for S, which is S ← S (2I − A S): attention over tokens (u_m; v_m) multiplies by Σ v_m u_mᵀ. Then
-    each query looks up S x_q, and with that as its query Σ y_i x_i · S x_q. α = 1 / ‖A‖_F comes with the prompt
-    (:func:`first_scale`). The iterate S: :func:`iterates`.
+    Column m of V stands in a memory token beside the unit vector e_m, so attention with keys e and values V e
+    multiplies by V, and over the examples, with keys and values x, by XᵀX. Layer 0 makes V = A / ‖A‖₁² (1/‖A‖₁² comes
+    with the prompt), two layers make a step: E = I − A V, then V + V E. The last two answer: each query looks up V x_q,
+    and with that as its query Σ y_i x_i · V x_q. Until then `layers` reads 0; for the iterates see :func:`iterates`.
 
-    Layer 0 makes E from the examples, layers 1 … steps iterate, the last two answer; `layers` is 0 before.
-
-    Raises ConfigError for sizes below 1 and negative λ.
+    Raises ConfigError for d below 1, negative steps and negative λ.
     """
-    d, steps, lam = _whole("newton_schulz: d", d, 1), _whole("newton_schulz: steps", steps, 0), _number("lam", lam)
+    d, steps = _whole("newton_schulz: d", d, 1), _whole("newton_schulz: steps", steps, 0)
+    lam = _number("newton_schulz: lam", lam)
     at = _Slots(d)
     config = ModelConfig(
-        **_PLAIN, n_layers=steps + 3, d_model=at.width, n_heads=3, d_head=d, d_in=at.width, d_out=1,
+        **_PLAIN, n_layers=2 * steps + 3, d_model=at.width, n_heads=2, d_head=d, d_in=at.width, d_out=1,
         attention_kind="linear", attention_dir="bidirectional", linear_attn_n=1, model_name="newton_schulz",
     )  # fmt: skip
-    iterate = [
-        at.head(at.b, at.e, at.b, at.b),  # E² …
-        at.head(at.b, at.e, at.e, at.b, -1),  # … in E's place
-        at.head(at.s, at.e, at.b, at.s),
+    e, x, v = at.take(e=1), at.take(x=1), at.take(v=1)
+    remainder = [  # b ← e − A v; what does not come from the examples is looked up among the unit vectors
+        at.head(v, x, x, at.b, -1),
+        at.head(at.take(e=1, b=-1, v=-lam), e, e, at.b),
     ]
+    improve = [at.head(at.take(b=1), e, v, at.v)]
     layers = [
-        [at.head(at.s, at.x, at.x, at.b, -1)],
-        *[iterate] * steps,
-        [at.head(at.q, at.e, at.s, at.t)],
-        [at.head(at.t, at.x, at.y, at.out)],
+        [at.head(at.take(t=1), x, x, at.v)],
+        *[remainder, improve] * steps,
+        [at.head(at.take(q=1), e, v, at.t)],
+        [at.head(at.take(t=1), x, at.take(y=1), at.out)],
     ]
 
-    def layout(x: Float, y: Float, query: Float) -> Float:
-        k, scale = len(x), first_scale(x, lam)
+    def layout(inputs: Float, labels: Float, query: Float) -> Float:
+        k = len(inputs)
+        norm = float(np.abs(inputs.T @ inputs + lam * np.eye(d)).sum(axis=0).max())
+        scale = 1 / norm**2 if norm > 0 else 1.0
         tokens = np.zeros((d + k + len(query), at.width))
         memory, examples = tokens[:d], tokens[d : d + k]
-        memory[:, at.e], memory[:, at.s] = np.eye(d), scale * np.eye(d)
-        memory[:, at.b] = (1 - scale * lam) * np.eye(d)
-        examples[:, at.x], examples[:, at.y] = x, y[:, None]
+        memory[:, at.e], memory[:, at.v], memory[:, at.t] = np.eye(d), scale * lam * np.eye(d), scale * np.eye(d)
+        examples[:, at.x], examples[:, at.y] = inputs, labels[:, None]
         tokens[d + k :, at.q] = query
         return tokens
 
-    read = np.zeros(at.width)
-    read[at.out] = 1
     name = f"newton_schulz(d={d}, steps={steps}, lam={lam:g})"
-    return Construction(name, _build(config, layers, read, dtype), d, layout, one_query=False)  # type: ignore[arg-type]
+    return Construction(name, _build(config, layers, at.take(out=1)[:, 0], dtype), d, layout, one_query=False)
 
 
 def iterates(construction: Construction, X: ArrayLike) -> Array:  # noqa: N803
-    """Newton–Schulz's iterates S [steps + 1, batch, d, d] for examples X [batch, n, d], read from memory tokens.
+    """Newton–Schulz's iterates V [steps + 1, batch, d, d] for examples X [batch, n, d], read from the memory tokens.
 
     Raises ConfigError for another construction, ShapeError.
     """
@@ -383,25 +395,25 @@ def iterates(construction: Construction, X: ArrayLike) -> Array:  # noqa: N803
     x = as_array(X, "X")
     prompts = construction.prompts(x, np.zeros(x.shape[:2]), np.zeros((len(x), 1, d)))
     run = model.run(prompts, capture="resid_post", positions=np.arange(d), logits=None)
-    return np.asarray(run.stack("resid_post")[:-2, ..., _Slots(d).s].swapaxes(-1, -2))
+    return np.asarray(run.stack("resid_post")[:-2:2, ..., _Slots(d).v].swapaxes(-1, -2))
 
 
-def ridge(d: int, lam: float, condition: float = 1e6, dtype: Any = "float64") -> Construction:
-    """Ridge regression (XᵀX + λI)⁻¹ Xᵀy in closed form: Newton–Schulz with as many layers as rounding needs.
+def ridge(d: int, lam: float, condition: float = 1e4, dtype: Any = "float64") -> Construction:
+    """Ridge regression (XᵀX + λI)⁻¹ Xᵀy in closed form: Newton–Schulz with as many steps as rounding needs.
 
-    The error is (1 − 1/κ')^(2^steps) with κ' = ‖A‖_F / λ_min(A): quadratic convergence. `condition` bounds κ'; a prompt
-    that is worse than this is not solved to rounding. In float64 its error is about κ' · 1e-16.
+    What is missing of V after so many steps is (1 − 1/κ²)^(2^steps), κ = ‖A‖₁ / λ_min(A) ≤ ‖A‖₁ / λ; `condition` is the
+    largest κ that is solved to rounding (an error of about κ · 1e-16 in float64).
 
-    Raises ConfigError as :func:`newton_schulz`, and for a condition below 1.
+    Raises ConfigError as :func:`newton_schulz`, for λ = 0 and for a condition below 1.
     """
     condition = _number("ridge: condition", condition, 1.0)
     if _number("ridge: lam", lam) == 0:
         raise ConfigError("ridge: lam = 0 has no bound on the condition: use newton_schulz")
     digits = -math.log(np.finfo(np.dtype(dtype)).eps)
-    return newton_schulz(d, math.ceil(math.log2(condition * digits)) + 1, lam, dtype)
+    return newton_schulz(d, math.ceil(math.log2(condition**2 * digits)), lam, dtype)
 
 
-# ---- Nadaraya–Watson --------------------------------------------------------------------------------------------------
+# ---- Nadaraya–Watson ------------------------------------------------------------------------------------------------
 
 
 def nadaraya_watson(d: int, scale: float, kernel: Kernel = "dot", dtype: Any = "float64") -> Construction:

@@ -7,8 +7,8 @@
     solvers = {"ridge": lambda X, y: regression.ridge(X, y, 0.25), "ols": regression.ols}
     print(learners.compare(learner, prompts, solvers))
 
-A trained model is one draw: what is said of it needs its seed, its steps and an interval over prompts, which the results
-here carry. `python/clew/data/icl` holds those of a few runs with the command that made them.
+A trained model is one draw: what is said of it needs its seed, its steps and an interval over prompts, which the
+results here carry. `python/clew/data/icl` holds those of a few runs with the command that made them.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Learner:
 
     def predict(self, X: ArrayLike, y: ArrayLike) -> Float:  # noqa: N803
         """Predictions [batch, n]: that of example i from examples 0 … i − 1, as the solvers of `clew.regression`."""
-        return self._read(X, y, layers=False)[-1]
+        return np.asarray(self._read(X, y, layers=False)[-1])
 
     def layers(self, X: ArrayLike, y: ArrayLike) -> Float:  # noqa: N803
-        """The same read by the final norm and unembedding behind every layer (a logit lens) [n_layers + 1, batch, n]."""
+        """The same as every layer's stream reads (a logit lens), the embedding first: [n_layers + 1, batch, n]."""
         return self._read(X, y, layers=True)
 
     def residuals(self, X: ArrayLike, y: ArrayLike) -> Array:  # noqa: N803
@@ -115,7 +115,7 @@ class Learner:
         return logits[:, positions, 0].astype(np.float64).reshape(1, *np.shape(y))
 
 
-# ---- Training -----------------------------------------------------------------------------------------------------
+# ---- Training -------------------------------------------------------------------------------------------------------
 
 
 def architecture(kind: Kind, d: int, n: int, n_layers: int, width: int | None = None, n_heads: int = 1) -> ModelConfig:
@@ -126,8 +126,9 @@ def architecture(kind: Kind, d: int, n: int, n_layers: int, width: int | None = 
     and no positions, width d + 1 unless given; linear attention sees the whole prompt but the query (von Oswald et al.;
     Ahn et al.).
     """
-    common: dict[str, Any] = dict(n_layers=_whole("n_layers", n_layers, 1), n_heads=_whole("n_heads", n_heads, 1), d_in=d + 1,
-                                  d_out=1)  # fmt: skip
+    common: dict[str, Any] = dict(
+        n_layers=_whole("n_layers", n_layers, 1), n_heads=_whole("n_heads", n_heads, 1), d_in=d + 1, d_out=1
+    )
     if kind == "gpt2":
         return ModelConfig(**common, d_model=width or 64, n_ctx=2 * n, unembed_bias=True)
     if kind not in ("softmax", "linear"):
@@ -145,8 +146,8 @@ def architecture(kind: Kind, d: int, n: int, n_layers: int, width: int | None = 
 def initial(config: ModelConfig, seed: int = 0, attention: float = 0.1) -> Model:
     """Seeded weights to train from, float32.
 
-    Attention-only learners begin with the tokens as they are: an embedding [I, 0] and an unembedding that reads minus the
-    label's place; attention N(0, attention²). "gpt2" ones begin as `Model.from_config` does.
+    Attention-only learners begin with the tokens as they are: an embedding [I, 0] and an unembedding that reads minus
+    the label's place; attention N(0, attention²). "gpt2" ones begin as `Model.from_config` does.
     """
     if not config.attn_only:
         return Model.from_config(config, seed)
@@ -208,10 +209,8 @@ def train(
     stream = Stream(setting, n + 1 if joined else n, "joined" if joined else "interleaved", curriculum, seed)
     steps = _whole("steps", steps, 1)
     rate = cosine(lr, steps, max(1, steps // 10) if steps > 1 else 0, lr / 10)
-    trainer = Trainer(
-        model, stream, steps, batch, **{"lr": rate, "weight_decay": 0.0, "clip": clip, "seed": seed, "progress": False}
-        | settings
-    )  # fmt: skip
+    own: dict[str, Any] = {"lr": rate, "weight_decay": 0.0, "clip": clip, "seed": seed, "progress": False}
+    trainer = Trainer(model, stream, steps, batch, **(own | settings))
     curve = trainer.run()
     record = dict(
         setting=setting.name, d=setting.d, n=n, noise_var=setting.noise_var, kind=kind, n_layers=n_layers,
@@ -374,7 +373,8 @@ def second_moments(X: ArrayLike, position: int = -1) -> Float:  # noqa: N803
     x = np.asarray(X, np.float64)
     x = x[:, : range(x.shape[1])[position]]
     gram = np.einsum("bni,bnj->bij", x, x) / max(1, x.shape[1])
-    return np.asarray(gram[(slice(None), *np.triu_indices(x.shape[2]))])
+    rows, columns = np.triu_indices(x.shape[2])
+    return np.asarray(gram[:, rows, columns])
 
 
 def probe(
@@ -420,13 +420,13 @@ class Diversity:
     """Learners trained on M tasks each, measured on tasks that they may never have seen: see :func:`diversity`."""
 
     rows: list[dict[str, Any]]
-    """M, seed, and Δ with its standard error to dMMSE and to ridge: `dmmse`, `dmmse_se`, `ridge`, `ridge_se` on new tasks,
-    the same with the prefix `old_` on the tasks of training; `apart`: Δ between the two solvers on new tasks."""
+    """M, seed, and Δ with its standard error to dMMSE and to ridge: `dmmse`, `dmmse_se`, `ridge`, `ridge_se` on new
+    tasks, with the prefix `old_` on those of training; `apart`: Δ between the two; `loss`: of the last steps."""
     record: dict[str, Any]
 
     @property
     def threshold(self) -> int | None:
-        """The least M from which on every learner is nearer to ridge than to dMMSE on new tasks; None: there is none."""
+        """The least M from which on every learner is nearer to ridge than to dMMSE on new tasks; None: no such."""
         finite = sorted({row["M"] for row in self.rows if row["M"] is not None})
         nearer = {m: all(r["ridge"] < r["dmmse"] for r in self.rows if r["M"] == m) for m in finite}
         return next((m for m in finite if all(nearer[k] for k in finite if k >= m)), None)
@@ -455,9 +455,9 @@ def diversity(
 ) -> Diversity:
     """Trains a learner for each number of tasks and seed, and asks whose predictions it makes (Raventós et al. 2023).
 
-    Δ = mean over positions of E (ŷ − ŷ_solver)² / d, on `prompts` prompts of tasks drawn anew from N(0, I) ("new") and of
-    the M tasks ("old"). dMMSE is the best predictor for the M tasks, ridge with λ = noise_var for all. With a small model
-    and few steps a learner may have reached neither: then both distances are large, and the rows say so.
+    Δ = mean over positions of E (ŷ − ŷ_solver)² / d, on `prompts` prompts of tasks drawn anew from N(0, I) ("new") and
+    of the M tasks ("old"). dMMSE is the best predictor for the M tasks, ridge with λ = noise_var for all. With a small
+    model and few steps a learner may have reached neither: then both distances are large, and the rows say so.
 
     Parameters
     ----------

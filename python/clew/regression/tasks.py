@@ -69,7 +69,7 @@ def _covariance(name: str, value: ArrayLike, d: int) -> Float:
     return array
 
 
-# ---- Prompts ----------------------------------------------------------------------------------------------------------
+# ---- Prompts --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Prompts:
         return self.f if self.fq is None else self.fq
 
 
-# ---- Inputs -----------------------------------------------------------------------------------------------------------
+# ---- Inputs ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def rotations(rng: np.random.Generator, batch: int, d: int) -> Float:
     return np.asarray(q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :])
 
 
-# ---- Targets ----------------------------------------------------------------------------------------------------------
+# ---- Targets --------------------------------------------------------------------------------------------------------
 
 
 class Target:
@@ -284,7 +284,7 @@ class ReLUNetworks(Target):
         return np.asarray(np.sqrt(2 / self.hidden) * np.einsum("bnr,br->bn", active, second))
 
 
-# ---- Settings ---------------------------------------------------------------------------------------------------------
+# ---- Settings -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -385,11 +385,14 @@ def uniform(d: int, half: float = 1.0) -> Setting:
     return Setting("uniform", d, Uniform(_number("uniform: half", half)), GaussianWeights())
 
 
-def correlated(cov: ArrayLike, noise_var: float = 0.0) -> Setting:
-    """x ~ N(0, Σ) and w ~ N(0, Σ⁻¹), Σ = `cov` [d, d] or variances [d] (Ahn et al.)."""
+def correlated(cov: ArrayLike, noise_var: float = 0.0, weights: Literal["identity", "inverse"] = "inverse") -> Setting:
+    """x ~ N(0, Σ), Σ = `cov` [d, d] or variances [d]; w ~ N(0, Σ⁻¹), or N(0, I) with weights="identity" (Ahn et al.)."""
+    if weights not in ("identity", "inverse"):
+        raise ConfigError(f'correlated: weights = {weights!r}: "identity" or "inverse"')
     given = as_array(cov, "correlated: cov")
     sigma = _covariance("correlated: cov", given, given.shape[-1] if given.ndim else 0)
-    return Setting("correlated", len(sigma), Gaussian(sigma), GaussianWeights(np.linalg.inv(sigma)), noise_var)
+    prior = GaussianWeights(np.linalg.inv(sigma) if weights == "inverse" else None)
+    return Setting("correlated", len(sigma), Gaussian(sigma), prior, noise_var)
 
 
 def normalised(d: int, noise_var: float = 0.0) -> Setting:
@@ -435,8 +438,8 @@ def tree_contexts(
     """x ~ N(0, I), w a latent context with the structure of a tree; this library's own specification.
 
     Depth K is the number of amplitudes, d = 2^K − 1, one coordinate for each inner node in breadth-first order. Under
-    "tree" w = Σ_l a_l s_l e_(node reached by s_1 … s_(l−1)), s_l = ±1; `latent` is the leaf, s_1 its highest bit. "flat"
-    has an independent sign on every node, "codebook" 2^K fixed codewords drawn by `seed`; both with the tree's
+    "tree" w = Σ_l a_l s_l e_(node reached by s_1 … s_(l−1)), s_l = ±1; `latent` is the leaf, s_1 its highest bit.
+    "flat" has an independent sign on every node, "codebook" 2^K fixed codewords drawn by `seed`; both with the tree's
     covariance, variance a_l² / 2^(l−1) on level l. mix = t: w = √(1 − t) · that + √t · a Gaussian of the same
     covariance. scatter: standard deviation of N(0, scatter² I) besides.
 
@@ -461,7 +464,7 @@ def tree_contexts(
     return Setting(f"{prior} contexts", (1 << len(values)) - 1, Gaussian(), target, noise_var)
 
 
-# ---- Curriculum -------------------------------------------------------------------------------------------------------
+# ---- Curriculum -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -498,7 +501,7 @@ class Curriculum:
         return dims, points
 
 
-# ---- Layouts ----------------------------------------------------------------------------------------------------------
+# ---- Layouts --------------------------------------------------------------------------------------------------------
 
 
 def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
