@@ -4,6 +4,7 @@
 #define NAME_OF_(isa) #isa
 #define NAME_OF(isa) NAME_OF_(isa)
 
+extern const R(clew_reg_kernels) K(clew_reg_table);
 extern const kernel_table K(clew_kernel_table);
 
 const kernel_table K(clew_kernel_table) = {
@@ -33,4 +34,5 @@ const kernel_table K(clew_kernel_table) = {
     .rotary_grad = K(rotary_grad),
     .cross_entropy = K(cross_entropy),
     .column_sums = K(column_sums),
+    .reg = &K(clew_reg_table),
 };

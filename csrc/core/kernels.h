@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels_reg.h"
 #include "real.h"
 
 typedef enum clew_act {
@@ -104,6 +105,7 @@ typedef struct clew_mask {
     /* One row: its negative log-likelihood; dlogits = weight (softmax − one-hot), not in the logits' place. */        \
     double (*cross_entropy)(real * dlogits, const real *logits, size_t target, size_t n, real weight);                   \
     void (*column_sums)(real * out, const real *x, ptrdiff_t ld, size_t rows, size_t n);                                 \
+    const clew_reg_kernels##suffix *reg; /* kernels_reg.h */                                                             \
   } clew_kernels##suffix;                                                                                                \
   const clew_kernels##suffix *clew_get_kernels##suffix(void);
 
