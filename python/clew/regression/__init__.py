@@ -16,11 +16,16 @@ one.
 
 from __future__ import annotations
 
-from . import constructed, learners, tasks
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .linear import averaging, bayes, gd, gd_pp, lasso, momentum, newton_schulz, ols, ridge, sgd
 from .mixtures import dmmse, mixture, model_average, tree, tree_leaves
 from .neighbours import kernel_ridge, knn, nadaraya_watson
 from .online import Online, fit_predict
+
+if TYPE_CHECKING:
+    from . import constructed, learners, tasks
 
 __all__ = [
     "Online",
@@ -47,3 +52,9 @@ __all__ = [
     "tree",
     "tree_leaves",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("constructed", "learners", "tasks"):  # on first use: they need models and training
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
