@@ -1,4 +1,4 @@
-"""Transformers by construction: each against a NumPy loop of its solver, layer by layer; and the papers' closed forms."""
+"""Transformers by construction, each against loops of its solver, layer by layer; and the papers' closed forms."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
+from clew import regression
 from clew.regression import constructed, tasks
 from numpy.typing import NDArray
 from support import relative_error
@@ -23,7 +24,7 @@ def prompts() -> tasks.Prompts:
     return tasks.dense(D, noise_var=0.1).sample(3, N, seed=0)
 
 
-# ---- Solvers, one prefix after the other -------------------------------------------------------------------------------
+# ---- Solvers, one prefix after the other ----------------------------------------------------------------------------
 
 
 def descent(x: Float, y: Float, rates: Any, precond: Any = None, gammas: Any = None) -> list[tuple[Float, Float]]:
@@ -312,6 +313,20 @@ def test_all_of_them(prompts: tasks.Prompts, name: str) -> None:
     edits = clew.edit.zero("attn_out")
     tokens = built.prompts(x, y, x[:, -1:])
     assert built.model.run(tokens, edits=edits).logits.shape[0] == 3
+
+
+def test_the_solvers_of_the_package_are_the_same(prompts: tasks.Prompts) -> None:
+    x, y = prompts.X, prompts.y
+    a = np.random.default_rng(0).standard_normal((3, D, D))
+    for built, want in [
+        (constructed.gd(D, 3, [0.1, 0.2, 0.3], a), regression.gd(x, y, 3, [0.1, 0.2, 0.3], a)),
+        (constructed.gd_pp(D, 3, 0.3, 0.02), regression.gd_pp(x, y, 3, 0.3, 0.02)),
+        (constructed.gd_causal(D, 1.0), regression.averaging(x, y)),
+        (constructed.newton_schulz(D, 5, 0.5), regression.newton_schulz(x, y, 5, 0.5)),
+        (constructed.ridge(D, 0.5), regression.ridge(x, y, 0.5)),
+        (constructed.nadaraya_watson(D, 0.7), regression.nadaraya_watson(x, y, 0.7)),
+    ]:
+        assert relative_error(built.predict(x, y), want) <= EXACT, built.name
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,8 @@ def make_prompts(
         shown = [task.pairs[i] for i in order[:shots]]
         if shuffled:
             shown = [(a, shown[j][1]) for (a, _), j in zip(shown, turned, strict=True)]
-        prompt, answer = _assemble(model, shown, *task.pairs[order[-1]], template, text)
+        query, wanted = task.pairs[order[-1]]
+        prompt, answer = _assemble(model, shown, query, wanted, template, text)
         tokens.append(prompt)
         answers.append(answer)
     return TaskPrompts(tokens, np.array(answers, np.int64))

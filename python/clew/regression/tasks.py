@@ -386,12 +386,12 @@ def uniform(d: int, half: float = 1.0) -> Setting:
 
 
 def correlated(cov: ArrayLike, noise_var: float = 0.0, weights: Literal["identity", "inverse"] = "inverse") -> Setting:
-    """x ~ N(0, Σ), Σ = `cov` [d, d] or variances [d]; w ~ N(0, Σ⁻¹), or N(0, I) with weights="identity" (Ahn et al.)."""
+    """x ~ N(0, Σ), Σ = `cov` [d, d] or variances [d]; w ~ N(0, Σ⁻¹), or with "identity" N(0, I) (Ahn et al.)."""
     if weights not in ("identity", "inverse"):
         raise ConfigError(f'correlated: weights = {weights!r}: "identity" or "inverse"')
     given = as_array(cov, "correlated: cov")
     sigma = _covariance("correlated: cov", given, given.shape[-1] if given.ndim else 0)
-    prior = GaussianWeights(np.linalg.inv(sigma) if weights == "inverse" else None)
+    prior = GaussianWeights(np.asarray(np.linalg.inv(sigma), np.float64) if weights == "inverse" else None)
     return Setting("correlated", len(sigma), Gaussian(sigma), prior, noise_var)
 
 
