@@ -205,6 +205,8 @@ def indirect_effects(model: Model, prompts: TaskPrompts, means: ArrayLike, batch
 def function_vector(model: Model, means: ArrayLike, heads: Iterable[Head]) -> Float:
     """v = Σ over (layer, head) of the mean output times W_O: what these heads add to the residual stream [d_model].
 
+    Where a norm stands behind attention (Gemma 2 and 3), before that norm.
+
     Raises ShapeError, and ConfigError for a head that the model does not have.
     """
     values = _means(model, means)

@@ -16,6 +16,7 @@ be captured, edited and differentiated. Which solvers have a construction, and w
   of gradient steps, which reach ridge in the limit only. The one number that attention without a softmax cannot make,
   the scale of the first iterate, comes with the prompt.
 * Nadaraya–Watson: one layer of softmax attention.
+* One layer of linear attention with any weights (Lu et al. 2024): `clew.regression.learners.fit_attention` fits them.
 
 One prompt of a causal transformer cannot hold k-step descent for every prefix at once (its examples would have to carry
 another residual for each), so `predict` runs a ragged batch of prefixes. One step can: :func:`gd_causal`.
@@ -290,6 +291,32 @@ def gd_causal(d: int, lr: float, dtype: Any = "float64") -> Construction:
 
     model = _build(config, [[(at, at, value, out)]], np.eye(n)[d + 1], dtype)
     return Construction(f"gd_causal(d={d}, lr={rate:g})", model, d, layout, all_prefixes=all_prefixes)
+
+
+def attention(gamma: ArrayLike, dtype: Any = "float64") -> Construction:
+    """One layer of linear attention, ⟨Γ, x_q [(d/n) Σ y_i x_iᵀ, (1/n) Σ y_i²]⟩ with Γ [d, d + 1] (Lu et al. 2024).
+
+    Raises ShapeError, ConfigError.
+    """
+    weights = as_array(gamma, "gamma")
+    if weights.ndim != 2 or weights.shape[1] != weights.shape[0] + 1 or weights.dtype.kind not in "iuf":
+        raise ShapeError(f"gamma: {list(weights.shape)}, expected [d, d + 1]")
+    if not np.isfinite(weights).all():
+        raise ConfigError(f"gamma holds {weights[~np.isfinite(weights)][0]}")
+    n = len(weights) + 1
+    config = ModelConfig(
+        **_PLAIN, n_layers=1, d_model=n + 1, n_heads=1, d_head=n, d_in=n + 1, d_out=1, attention_kind="linear",
+        attention_dir="bidirectional", exclude_last=True, model_name="attention",
+    )  # fmt: skip
+    query, key, value, out = np.zeros((n + 1, n)), np.eye(n + 1, n), np.zeros((n + 1, n)), np.zeros((n, n + 1))
+    query[: n - 1], key[: n - 1] = weights, (n - 1) * np.eye(n - 1, n)
+    value[n - 1, 0] = out[0, n] = 1
+
+    def layout(x: Float, y: Float, asked: Float) -> Float:
+        return np.column_stack([_joined(x, y, asked), np.zeros(len(x) + len(asked))])
+
+    model = _build(config, [[(query, key, value, out)]], np.eye(n + 1)[n], dtype)
+    return Construction(f"attention(d={n - 1})", model, n - 1, layout)
 
 
 def ahn_optimum(cov: ArrayLike, n: int, weights: Literal["identity", "inverse"] = "identity") -> Float:

@@ -32,6 +32,7 @@ from ..train.data import check_seed
 from ..train.schedule import cosine
 from ..train.trainer import Trainer
 from . import tasks
+from .constructed import Construction, attention
 from .tasks import Curriculum, Prompts, Setting, Stream, _number, _pair, _whole
 
 Array = NDArray[Any]
@@ -61,6 +62,12 @@ class Learner:
     def predict(self, X: ArrayLike, y: ArrayLike) -> Float:  # noqa: N803
         """Predictions [batch, n]: that of example i from examples 0 … i − 1, as the solvers of `clew.regression`."""
         return np.asarray(self._read(X, y, layers=False)[-1])
+
+    def fit_last(self, X: ArrayLike, y: ArrayLike) -> Float:  # noqa: N803
+        """The last of these predictions alone [batch], from one prompt of each sequence."""
+        x, t = _pair(X, y)
+        tokens = tasks.joined(Prompts(x, t, t)).tokens if self.joined else self._tokens(x, t)[0][:, :-1]
+        return np.asarray(self.model.run(tokens, logits="last").logits[:, 0, 0], np.float64)
 
     def layers(self, X: ArrayLike, y: ArrayLike) -> Float:  # noqa: N803
         """The same as every layer's stream reads (a logit lens), the embedding first: [n_layers + 1, batch, n]."""
@@ -219,6 +226,53 @@ def train(
     return Learner(model, kind, setting.d, n, curve, record)
 
 
+# ---- Training in closed form ----------------------------------------------------------------------------------------
+
+
+def attention_features(prompts: Prompts) -> Float:
+    """H = x_q [(d/l) Σ y_i x_iᵀ, (1/l) Σ y_i²] of every prompt, the last example asking [batch, d, d + 1] (Lu et al.).
+
+    Raises ConfigError for prompts of one example.
+    """
+    x, y = _pair(prompts.X, prompts.y)
+    if x.shape[1] < 2:
+        raise ConfigError("prompts of 1 example: at least 2, the last of which asks")
+    d, length = x.shape[2], x.shape[1] - 1
+    moments = d / length * np.einsum("bni,bn->bi", x[:, :-1], y[:, :-1])
+    squares = np.square(y[:, :-1]).mean(axis=1, keepdims=True)
+    seen = np.concatenate([moments, squares], axis=1)
+    return np.asarray(prompts.queries[:, -1, :, None] * seen[:, None, :], np.float64)
+
+
+def attention_weights(prompts: Prompts, lam: float) -> Float:
+    """Γ [d, d + 1] that makes Σ (y_q − ⟨Γ, H⟩)² + (n/d) lam ‖Γ‖² least over the n prompts (Lu et al.)."""
+    h = attention_features(prompts)
+    n, d = len(h), h.shape[1]
+    flat, penalty = h.reshape(n, -1), _number("lam", lam) * n / d
+    gram = flat.T @ flat + penalty * np.eye(flat.shape[1])
+    wanted = prompts.y[:, -1] if prompts.fq is None else prompts.fq[:, -1]
+    return np.asarray(np.linalg.lstsq(gram, flat.T @ wanted, rcond=None)[0].reshape(h.shape[1:]))
+
+
+def fit_attention(prompts: Prompts, lam: float) -> Construction:
+    """One layer of linear attention, pretrained in closed form by ridge regression over prompts (Lu et al. 2024).
+
+    Each prompt's last example is the query and what it should give. The result is a transformer:
+    `.fit_predict(X, y, Xq)`, `.model`.
+
+    Raises ConfigError for a negative lam and prompts of one example.
+
+    Example
+    -------
+    >>> from clew.regression import learners, tasks
+    >>> built = learners.fit_attention(tasks.normalised(d=3).sample(200, 9, seed=0), lam=1e-3)
+    >>> new = tasks.normalised(d=3).sample(2, 9, seed=1)
+    >>> built.fit_predict(new.X[:, :8], new.y[:, :8], new.X[:, 8:]).shape
+    (2, 1)
+    """
+    return attention(attention_weights(prompts, lam))
+
+
 # ---- By position ----------------------------------------------------------------------------------------------------
 
 
@@ -342,7 +396,7 @@ def gradient_steps(learner: Learner, prompts: Prompts, steps: int = 6, rates: Ar
 
 @dataclass(frozen=True)
 class Likeness:
-    """A learner's weight vector ∂ŷ/∂x beside a solver's, for the last query (von Oswald et al., Figure 2)."""
+    """A learner's weight vector ∂ŷ/∂x beside a solver's, for the last query (as von Oswald et al. compare them)."""
 
     cosine: float
     """Mean cosine of the angle between them."""
