@@ -34,28 +34,40 @@ _Static_assert((A_VALUES + DEPTH * COLUMNS) * REAL_BYTES <= CLEW_PACK_BYTES, "ro
 
 #define INLINE static inline __attribute__((always_inline))
 
+INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
+
 /* ---- A tile --------------------------------------------------------------------------------------------------- */
 
-/* c [rows, n] = Σ_p a[p] b[p] + beta · c; n ≤ width registers. a: [k, PANEL_ROWS], b: [k, TILE_COLS] */
-INLINE void tile(real *c, ptrdiff_t ld_c, const real *a, const real *b, size_t k, size_t n, real beta,
-                 const size_t rows, const size_t width) {
+/* One operand's rows of a tile: element (i, p) lies i · row + p · step bytes behind at. */
+typedef struct rows_of {
+  const char *at;
+  ptrdiff_t row, step;
+} rows_of;
+
+/* c [rows, n] = Σ_p a[p] b[p] + beta · c; n ≤ width registers. a: [rows, k], b: [k, TILE_COLS]
+ * Rows are addressed three by three, as an instruction adds no, one or two times a register: five pointers for 14. */
+INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, const size_t rows,
+                 const size_t width) {
   vec sum[TILE_ROWS][2];
+  const char *three[(TILE_ROWS + 2) / 3];
 #pragma GCC unroll 14
   for (size_t i = 0; i < rows; i++) {
     sum[i][0] = sum[i][1] = (vec){0};
     for (size_t v = 0; v < width; v++)
       __builtin_prefetch(c + (ptrdiff_t)i * ld_c + (ptrdiff_t)(v * LANES), 1);
+    if (i % 3 == 0)
+      three[i / 3] = a.at + (ptrdiff_t)i * a.row;
   }
-  for (size_t p = 0; p < k; p++, a += PANEL_ROWS, b += TILE_COLS) {
+  for (size_t p = 0; p < k; p++, b += TILE_COLS) {
     const vec b0 = load(b), b1 = width > 1 ? load(b + LANES) : b0;
-    for (size_t v = 0; v < width * VEC_BYTES; v += 64)
-      __builtin_prefetch((const char *)(b + 8 * TILE_COLS) + v);
 #pragma GCC unroll 14
     for (size_t i = 0; i < rows; i++) {
-      const vec factor = splat(a[i]);
+      const vec factor = splat(*(const real *)(three[i / 3] + (ptrdiff_t)(i % 3) * a.row));
       sum[i][0] = factor * b0 + sum[i][0];
       if (width > 1)
         sum[i][1] = factor * b1 + sum[i][1];
+      if (i % 3 == 2 || i + 1 == rows)
+        three[i / 3] += a.step;
     }
   }
   const vec old = splat(beta);
@@ -78,7 +90,7 @@ INLINE void tile(real *c, ptrdiff_t ld_c, const real *a, const real *b, size_t k
 }
 
 /* The same; the number of rows becomes a constant. */
-static void tile_of(real *c, ptrdiff_t ld_c, const real *a, const real *b, size_t k, size_t n, real beta, size_t rows) {
+static void tile_of(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, size_t rows) {
 #define TILE(count)                                                                                                    \
   case count:                                                                                                          \
     if (n <= LANES)                                                                                                    \
@@ -111,67 +123,71 @@ static void tile_of(real *c, ptrdiff_t ld_c, const real *a, const real *b, size_
 
 /* ---- Panels --------------------------------------------------------------------------------------------------- */
 
-/* out [k, width] = in [n, k] turned, zeros behind its n ≤ width columns; width is a number of registers. */
-INLINE void fill(real *out, const real *in, ptrdiff_t across, ptrdiff_t along, size_t n, size_t k, const size_t width) {
-  if (along == 1) { /* k is contiguous */
-    for (size_t j = 0; j < width; j += LANES) {
-      const size_t here = j >= n ? 0 : n - j < LANES ? n - j : LANES;
-      size_t p = 0;
-      for (; p + LANES <= k; p += LANES)
-        transpose(out + p * width + j, width, in + (ptrdiff_t)j * across + (ptrdiff_t)p, across, here);
-      for (; p < k; p++)
-        for (size_t l = 0; l < LANES; l++)
-          out[p * width + j + l] = l < here ? in[(ptrdiff_t)(j + l) * across + (ptrdiff_t)p] : (real)0;
-    }
-  } else if (across == 1 && n == width) {
-    for (size_t p = 0; p < k; p++)
-      for (size_t j = 0; j < width; j += LANES)
-        store(out + p * width + j, load(in + (ptrdiff_t)p * along + (ptrdiff_t)j));
-  } else {
-    for (size_t p = 0; p < k; p++)
-      for (size_t j = 0; j < width; j++)
-        out[p * width + j] = j < n ? in[(ptrdiff_t)j * across + (ptrdiff_t)p * along] : (real)0;
+/* Panels [k, width], one after the other, each of `step` columns of in [k, n], step ≤ width. What lies behind its own
+ * columns is 0 or anything else of in. Contiguous rows are read from end to end, contiguous columns turned in squares.
+ */
+INLINE void fill(real *out, const real *in, ptrdiff_t along, ptrdiff_t across, size_t k, size_t n, const size_t step,
+                 const size_t width) {
+  if (along == 1 && across != 1) {
+    for (size_t j = 0; j < n; j += step, out += k * width)
+      for (size_t l = 0; l < width; l += LANES) {
+        const size_t columns = least(step, n - j), here = l < columns ? least(LANES, columns - l) : 0;
+        const real *from = in + (ptrdiff_t)(j + l) * across;
+        size_t p = 0;
+        for (; p + LANES <= k; p += LANES)
+          transpose(out + p * width + l, width, from + p, across, here);
+        for (; p < k; p++)
+          for (size_t i = 0; i < LANES; i++)
+            out[p * width + l + i] = i < here ? from[(ptrdiff_t)i * across + (ptrdiff_t)p] : (real)0;
+      }
+    return;
+  }
+  for (size_t p = 0; p < k; p++) {
+    const real *row = in + (ptrdiff_t)p * along;
+    real *to = out + p * width;
+    size_t j = 0;
+    for (; across == 1 && j + width <= n; j += step, to += k * width)
+      for (size_t l = 0; l < width; l += LANES)
+        store(to + l, load(row + j + l));
+    for (; j < n; j += step, to += k * width)
+      for (size_t l = 0; l < width; l++)
+        to[l] = j + l < n ? row[(ptrdiff_t)(j + l) * across] : (real)0;
   }
 }
-
-INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
-
-/* First of part i of n things in so many parts as even as can be. */
-INLINE size_t begin_of(size_t n, size_t parts, size_t i) { return n / parts * i + least(i, n % parts); }
 
 void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k] */, ptrdiff_t rs_a, ptrdiff_t cs_a,
                     const real *b /* [k, n] */, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k,
                     real alpha, real beta, real *room) {
-  real *rows_of_a = room + DEPTH * COLUMNS; /* [panels, depth, PANEL_ROWS] */
-  real *columns = room;                     /* [panels, depth, TILE_COLS] */
+  const ptrdiff_t item = sizeof(real);
+  real *columns_of_b = room, *rows_of_a = room + DEPTH * COLUMNS; /* panels */
+  /* Contiguous rows of a serve as they are, but where their distance puts them into the same lines of the cache. */
+  const bool as_it_is = cs_a == 1 && alpha == (real)1 && rs_a * item % 2048 != 0;
   const size_t blocks = (k + DEPTH - 1) / DEPTH;
-  for (size_t block = 0; block < blocks; block++) {
-    const size_t p = begin_of(k, blocks, block), depth = begin_of(k, blocks, block + 1) - p;
+  for (size_t block = 0, p = 0, depth; block < blocks; block++, p += depth) {
+    depth = k / blocks + (block < k % blocks);
     const real old = block == 0 ? beta : (real)1;
     for (size_t first = 0; first < m; first += ROWS) {
-      const size_t n_rows = least(ROWS, m - first), panels = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
-      for (size_t i = 0; i < panels; i++) {
-        const size_t at = begin_of(n_rows, panels, i), count = begin_of(n_rows, panels, i + 1) - at;
-        real *panel = rows_of_a + i * depth * PANEL_ROWS;
-        const real *from = a + (ptrdiff_t)(first + at) * rs_a + (ptrdiff_t)p * cs_a;
-        /* Rows behind the panel's own are read with it where they belong to a: whole registers. */
-        fill(panel, from, rs_a, cs_a, cs_a != 1 && first + at + PANEL_ROWS <= m ? PANEL_ROWS : count, depth,
-             PANEL_ROWS);
-        if (alpha != (real)1)
-          for (size_t t = 0; t < depth * PANEL_ROWS; t++)
-            panel[t] *= alpha;
+      const size_t n_rows = least(ROWS, m - first);
+      const real *own = a + (ptrdiff_t)first * rs_a + (ptrdiff_t)p * cs_a;
+      rows_of rows = {(const char *)own, rs_a * item, cs_a * item};
+      ptrdiff_t next = TILE_ROWS * rows.row; /* from a tile's rows to the next ones */
+      if (!as_it_is) {
+        fill(rows_of_a, own, cs_a, rs_a, depth, n_rows, TILE_ROWS, PANEL_ROWS);
+        const size_t values = (n_rows + TILE_ROWS - 1) / TILE_ROWS * PANEL_ROWS * depth;
+        for (size_t t = 0; t < values && alpha != (real)1; t++)
+          rows_of_a[t] *= alpha;
+        rows = (rows_of){(const char *)rows_of_a, item, PANEL_ROWS * item};
+        next = (ptrdiff_t)(PANEL_ROWS * depth) * item;
       }
       for (size_t j = 0; j < n; j += COLUMNS) {
         const size_t n_cols = least(COLUMNS, n - j);
-        for (size_t l = 0; l < n_cols; l += TILE_COLS)
-          fill(columns + l * depth, b + (ptrdiff_t)(j + l) * cs_b + (ptrdiff_t)p * rs_b, cs_b, rs_b,
-               least(TILE_COLS, n_cols - l), depth, TILE_COLS);
-        for (size_t i = 0; i < panels; i++) {
-          const size_t at = begin_of(n_rows, panels, i), count = begin_of(n_rows, panels, i + 1) - at;
+        fill(columns_of_b, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p * rs_b, rs_b, cs_b, depth, n_cols, TILE_COLS,
+             TILE_COLS);
+        rows_of here = rows;
+        for (size_t i = 0; i < n_rows; i += TILE_ROWS, here.at += next)
           for (size_t l = 0; l < n_cols; l += TILE_COLS)
-            tile_of(c + (ptrdiff_t)(first + at) * ld_c + (ptrdiff_t)(j + l), ld_c, rows_of_a + i * depth * PANEL_ROWS,
-                    columns + l * depth, depth, least(TILE_COLS, n_cols - l), old, count);
-        }
+            tile_of(c + (ptrdiff_t)(first + i) * ld_c + (ptrdiff_t)(j + l), ld_c, here, columns_of_b + l * depth, depth,
+                    least(TILE_COLS, n_cols - l), old, least(TILE_ROWS, n_rows - i));
       }
     }
   }
