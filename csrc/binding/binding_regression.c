@@ -66,21 +66,21 @@ static int read_slab(const void **data, npy_intp *shape, int *typenum, PyObject 
   return 0;
 }
 
-/* (kind, steps, lam, noise_var, alpha, tol, momentum, rates, gammas, matrices, mean, max_sweeps) */
+/* (kind, steps, lam, noise_var, alpha, tol, momentum, rates, gammas, matrices, mean, max_iterations) */
 static int read_settings(clew_stream_settings *out, PyObject *tuple, size_t d, int typenum) {
   int kind;
-  Py_ssize_t steps, max_sweeps;
+  Py_ssize_t steps, max_iterations;
   PyObject *rates, *gammas, *matrices, *mean;
   *out = (clew_stream_settings){.d = d};
   if (!PyArg_ParseTuple(tuple, "indddddOOOOn", &kind, &steps, &out->lam, &out->noise_var, &out->alpha, &out->tol,
-                        &out->momentum, &rates, &gammas, &matrices, &mean, &max_sweeps)) {
+                        &out->momentum, &rates, &gammas, &matrices, &mean, &max_iterations)) {
     return -1;
   }
-  if (kind < 0 || kind >= CLEW_N_STREAMS || steps < 0 || max_sweeps < 0) {
+  if (kind < 0 || kind >= CLEW_N_STREAMS || steps < 0 || max_iterations < 0) {
     PyErr_SetString(PyExc_ValueError, "no such stream");
     return -1;
   }
-  out->kind = (clew_stream)kind, out->steps = (size_t)steps, out->max_sweeps = (size_t)max_sweeps;
+  out->kind = (clew_stream)kind, out->steps = (size_t)steps, out->max_iterations = (size_t)max_iterations;
   const int stepped = kind == CLEW_STREAM_GD || kind == CLEW_STREAM_GD_PP;
   void *data[4];
   size_t n_rates = stepped ? out->steps : 1, n_matrices = d * d;

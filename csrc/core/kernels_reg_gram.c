@@ -14,8 +14,8 @@ typedef struct K(gram_state) {
   lanes *count, *square; /* k, yᵀy */
   lanes *gram;           /* S: [d, d], symmetric */
   lanes *moment, *w;     /* b, the last weights: [d] */
-  lanes *a, *b;          /* [d]: scratch */
-  lanes *m[4];           /* [d, d]: scratch of GD++ and Newton–Schulz */
+  lanes *a, *b, *c, *e;  /* [d]: scratch */
+  lanes *m[4];           /* [d, d]: scratch; LASSO has the first, GD++ and Newton–Schulz have all */
 } K(gram_state);
 
 static K(gram_state) K(gram_of)(real *state, size_t d) {
@@ -27,18 +27,20 @@ static K(gram_state) K(gram_of)(real *state, size_t d) {
   s.w = at, at += d;
   s.a = at, at += d;
   s.b = at, at += d;
+  s.c = at, at += d;
+  s.e = at, at += d;
   for (int i = 0; i < 4; i++, at += d * d)
     s.m[i] = at;
   return s;
 }
 
 size_t K(gram_vectors)(const clew_stream_settings *s) {
-  const size_t matrices = s->kind == CLEW_STREAM_GD_PP || s->kind == CLEW_STREAM_NEWTON ? 5 : 1;
-  return 3 + matrices * s->d * s->d + 4 * s->d;
+  const size_t matrices = s->kind == CLEW_STREAM_GD ? 1 : s->kind == CLEW_STREAM_LASSO ? 2 : 5;
+  return 3 + matrices * s->d * s->d + 6 * s->d;
 }
 
 void K(gram_begin)(real *state, const clew_stream_settings *s) {
-  const size_t n = 3 + s->d * s->d + 4 * s->d;
+  const size_t n = 3 + s->d * s->d + 2 * s->d;
   for (size_t i = 0; i < n; i++)
     ((lanes *)state)[i] = (lanes){0};
 }
@@ -240,37 +242,103 @@ static lanes K(gap)(const K(gram_state) * s, const lanes *w, const lanes *g, rea
   return choose((lane_mask)(limit > zero), gap / limit, zero);
 }
 
-/* Cyclic coordinate descent from the last weights; a lane stops where its gap is at most tol · ½ yᵀy. Coordinates whose
- * column is zero stay 0. */
+#if REAL_IS_FLOAT
+#define DAMPING ((real)3e-4) /* of Newton's method, relative to S's diagonal */
+#else
+#define DAMPING ((real)1e-8)
+#endif
+
+/* w and g = b − S w after a step of Newton's method in the orthant of w's signs, over the coordinates that are not 0:
+ * the minimum of the quadratic there, or as far towards it as the first coordinate that comes to 0 and then stays
+ * there. Where S is singular on them the step is long and ends at such a coordinate. Lanes that are not active stay.
+ * Returns the active lanes that went all the way. */
+static lane_mask K(orthant_step)(const K(gram_state) * s, lane_mask active, real bound, size_t d) {
+  lanes *w = s->w, *g = s->a, *inverse = s->c, *step = s->e, *factor = s->m[0];
+  const lanes zero = {0}, one = all_lanes(1);
+  for (size_t i = 0; i < d; i++) {
+    const lane_mask here = active & (lane_mask)(w[i] != zero);
+    lanes *row = factor + i * d;
+    for (size_t j = 0; j < i; j++)
+      row[j] = choose(here & (lane_mask)(w[j] != zero), s->gram[i * d + j], zero);
+    for (size_t j = 0; j < i; j++)
+      row[j] = (row[j] - dot_lanes(row, factor + j * d, j)) * inverse[j];
+    const lanes square = choose(here, s->gram[i * d + i] * (1 + DAMPING), one), least = square * (DAMPING / 2);
+    const lanes pivot = square - dot_lanes(row, row, i);
+    row[i] = sqrt_lanes(choose((lane_mask)(pivot > least), pivot, least));
+    inverse[i] = one / row[i];
+    step[i] = choose(here, choose((lane_mask)(w[i] > zero), g[i] - bound, g[i] + bound), zero);
+  }
+  for (size_t i = 0; i < d; i++) /* L z = step, in place */
+    step[i] = (step[i] - dot_lanes(factor + i * d, step, i)) * inverse[i];
+  solve_upper(step, factor, inverse, d, d);
+  lanes length = one;
+  for (size_t i = 0; i < d; i++) {
+    const lane_mask crosses = active & (lane_mask)(w[i] * (w[i] + step[i]) < zero);
+    const lanes until = choose(crosses, -w[i] / step[i], one);
+    length = choose((lane_mask)(until < length), until, length);
+  }
+  for (size_t i = 0; i < d; i++) {
+    const lane_mask crosses = active & (lane_mask)(w[i] * (w[i] + step[i]) < zero);
+    const lane_mask stops = crosses & (lane_mask)(-w[i] / step[i] <= length);
+    w[i] = choose(stops, zero, choose(active, w[i] + length * step[i], w[i]));
+  }
+  K(apply)(step, s->gram, w, d);
+  for (size_t i = 0; i < d; i++)
+    g[i] = choose(active, s->moment[i] - step[i], g[i]);
+  return active & (lane_mask)(length == one);
+}
+
+/* The minimum along one coordinate, where `chosen`; g follows. */
+LANE_INLINE void coordinate_step(const K(gram_state) * s, lane_mask chosen, real bound, size_t j, size_t d) {
+  const lanes zero = {0}, square = s->gram[j * d + j], goal = s->a[j] + square * s->w[j];
+  const lanes low = goal + bound, high = goal - bound;
+  lanes next = choose((lane_mask)(high > zero), high, choose((lane_mask)(low < zero), low, zero));
+  next = choose((lane_mask)(square > zero), next / square, zero);
+  const lanes step = choose(chosen, next - s->w[j], zero);
+  s->w[j] = choose(chosen, next, s->w[j]);
+  add_lanes(s->a, -step, s->gram + j * d, d);
+}
+
+/* Coordinate descent from the last weights. The coordinate whose gradient is furthest beyond the bound is moved; then
+ * Newton's method finds the rest in the orthant of the signs. (Sweeps over all coordinates, the usual way, take
+ * thousands where examples are fewer than coordinates; one is made now and then, for the case that Newton's steps go in
+ * circles in rounding.) A lane stops where its gap is at most tol · ½ yᵀy. Coordinates whose column is zero stay 0. */
 void K(lasso_weights)(real *w_ /* [d, lanes] */, real *state, const clew_stream_settings *settings) {
   const size_t d = settings->d;
   const K(gram_state) s = K(gram_of)(state, d);
   const real count = (*s.count)[0], bound = (real)settings->alpha * count;
   const real floor = 8 * REAL_EPSILON * (real)(d + 4), tol = (real)settings->tol > floor ? (real)settings->tol : floor;
   const lanes zero = {0}, limit = *s.square * (real)0.5 * tol;
-  lanes *w = s.w, *g = s.a, *over = s.b;
+  lanes *w = s.w, *g = s.a;
   K(apply)(g, s.gram, w, d);
-  for (size_t j = 0; j < d; j++) {
-    const lanes square = s.gram[j * d + j];
+  for (size_t j = 0; j < d; j++)
     g[j] = s.moment[j] - g[j];
-    over[j] = choose((lane_mask)(square > zero), all_lanes(1) / square, zero);
-  }
   *s.excess = K(gap)(&s, w, g, bound, limit, d);
-  for (size_t sweep = 0; sweep < settings->max_sweeps; sweep++) {
+  for (size_t i = 0; i < settings->max_iterations; i++) {
     const lane_mask active = (lane_mask)(*s.excess > all_lanes(1));
     int any = 0;
     for (int l = 0; l < LANE_COUNT; l++)
       any |= active[l] != 0;
     if (!any)
       break;
-    for (size_t j = 0; j < d; j++) {
-      const lanes goal = g[j] + s.gram[j * d + j] * w[j];
-      const lanes low = goal + all_lanes(bound), high = goal - all_lanes(bound);
-      lanes next = choose((lane_mask)(high > zero), high, choose((lane_mask)(low < zero), low, zero)) * over[j];
-      next = choose(active, next, w[j]);
-      const lanes step = next - w[j];
-      w[j] = next;
-      add_lanes(g, -step, s.gram + j * d, d);
+    const lane_mask settled = K(orthant_step)(&s, active, bound, d);
+    if (i % (8 * d) == 8 * d - 1) {
+      for (size_t j = 0; j < d; j++)
+        coordinate_step(&s, active, bound, j, d);
+    } else {
+      lanes furthest = all_lanes(bound), which = all_lanes((real)-1);
+      for (size_t j = 0; j < d; j++) {
+        const lanes size = choose((lane_mask)(g[j] < zero), -g[j], g[j]);
+        const lane_mask better = (lane_mask)(size > furthest) & (lane_mask)(w[j] == zero);
+        furthest = choose(better, size, furthest);
+        which = choose(better, all_lanes((real)j), which);
+      }
+      for (int l = 0; l < LANE_COUNT; l++) {
+        lane_mask alone = {0};
+        alone[l] = settled[l];
+        if (settled[l] != 0 && which[l] >= 0)
+          coordinate_step(&s, alone, bound, (size_t)which[l], d);
+      }
     }
     *s.excess = K(gap)(&s, w, g, bound, limit, d);
   }

@@ -106,9 +106,9 @@ static clew_status R(bad_estimate)(clew_error *err, const R(stream_job) * job, s
   if (job->unconverged[group])
     return clew_fail(
         err, CLEW_ERROR_VALUE,
-        "lasso: %zu sweeps did not bring the duality gap of %zu examples (a sequence of %zu to %zu) to tol = "
-        "%g times half of their sum of y²: more max_sweeps, or a larger tol or alpha",
-        job->settings->max_sweeps, p, begin, end - 1, job->settings->tol);
+        "lasso: %zu iterations did not bring the duality gap of %zu examples (a sequence of %zu to %zu) to tol = "
+        "%g times half of their sum of y²: a larger max_iter, tol or alpha",
+        job->settings->max_iterations, p, begin, end - 1, job->settings->tol);
   return clew_fail(
       err, CLEW_ERROR_VALUE,
       "the estimate from the first %zu examples (a sequence of %zu to %zu) is beyond the range of float%zu: "

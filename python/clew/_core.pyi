@@ -88,7 +88,7 @@ def reg_stream(
 ) -> None:
     """Fills estimates from prefixes first … last of X [batch, n, d] (in slab memory), y [batch, n], one row each.
 
-    settings: (kind, steps, lam, noise_var, alpha, tol, momentum, rates, gammas, matrices, mean, max_sweeps).
+    settings: (kind, steps, lam, noise_var, alpha, tol, momentum, rates, gammas, matrices, mean, max_iterations).
     """
 
 def reg_state(settings: tuple[Any, ...], batch: int, d: int, dtype: DTypeLike, /) -> NDArray[Any]:

@@ -46,7 +46,7 @@ class Stream:
     gammas: Array | None = None
     matrices: Array | None = None
     mean: Array | None = None
-    max_sweeps: int = 0
+    max_iterations: int = 0
     arrays: dict[Any, tuple[Array | None, Array | None]] = field(default_factory=dict, compare=False, repr=False)
 
     def settings(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
@@ -58,7 +58,7 @@ class Stream:
         matrices, mean = self.arrays[dtype]
         return (
             *(int(self.kind), self.steps, self.lam, self.noise_var, self.alpha, self.tol, self.momentum),
-            *(self.rates, self.gammas, matrices, mean, self.max_sweeps),
+            *(self.rates, self.gammas, matrices, mean, self.max_iterations),
         )
 
     def run(

@@ -262,7 +262,7 @@ def _tree(d: int, amplitudes: Any, noise_var: Any, leaf_var: Any = 0.0) -> Mixtu
     leaves = tree_leaves(amplitudes)
     if leaves.shape[1] != d:
         raise ShapeError(
-            f"d = {d} with {len(real_array(amplitudes, 'amplitudes'))} levels: the tree has {leaves.shape[1]}"
+            f"d = {d} with amplitudes {list(np.shape(amplitudes))}: such a tree has {leaves.shape[1]} nodes"
         )
     scatter = number(leaf_var, "leaf_var")
     return _mixture(d, leaves, scatter, noise_var) if scatter else _dmmse(d, leaves, noise_var)
