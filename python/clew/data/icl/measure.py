@@ -101,7 +101,7 @@ def measure_gpt2(seeds: list[int]) -> dict[str, Any]:
     }
     rows = []
     for seed in seeds:
-        learner = learners.train(setting, n, "gpt2", n_layers=3, width=64, steps=8000, batch=64, lr=1e-3, seed=seed)
+        learner = learners.train(setting, n, "gpt2", n_layers=3, width=64, steps=4000, batch=64, lr=2e-3, seed=seed)
         prompts = setting.sample(4000, n, seed=seed + 100)
         seen = learners.compare(learner, prompts, solvers)
         x, y = prompts.X, prompts.y
