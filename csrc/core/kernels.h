@@ -29,12 +29,14 @@ typedef enum clew_act {
 } clew_act;
 
 /* Which keys a query sees. Query row i stands at position q0 + i, key column j at k0 + j; it is seen when
- * 0 ≤ q − k (causal), q − k < window (window > 0), and not (exclude_self and q == k). */
+ * 0 ≤ q − k (causal), q − k < window (window > 0), k < end (has_end), and not (exclude_self and q == k). */
 typedef struct clew_mask {
   ptrdiff_t q0, k0;
   ptrdiff_t window; /* 0: none */
   bool causal;
   bool exclude_self;
+  bool has_end;
+  ptrdiff_t end; /* keys from here on are seen by nobody */
 } clew_mask;
 
 /* What gemm_packed needs: panels of 1024 rows and 320 columns, of 1536 bytes of k each. */

@@ -140,6 +140,8 @@ static inline visible visible_keys(const clew_mask *mask, size_t row, size_t n) 
   const ptrdiff_t self = mask->q0 + (ptrdiff_t)row - mask->k0; /* the column where q = k */
   ptrdiff_t lo = mask->window > 0 ? self - mask->window + 1 : 0;
   ptrdiff_t hi = mask->causal ? self + 1 : width;
+  if (mask->has_end && hi > mask->end - mask->k0)
+    hi = mask->end - mask->k0;
   lo = lo < 0 ? 0 : lo > width ? width : lo;
   hi = hi > width ? width : hi < lo ? lo : hi;
   v.lo = (size_t)lo;

@@ -581,13 +581,17 @@ static bool F(seen)(const clew_mask *mask, size_t i, size_t j) {
   if (!mask)
     return true;
   const ptrdiff_t q = mask->q0 + (ptrdiff_t)i, k = mask->k0 + (ptrdiff_t)j;
-  return !(mask->causal && q < k) && !(mask->window > 0 && q - k >= mask->window) && !(mask->exclude_self && q == k);
+  return !(mask->causal && q < k) && !(mask->window > 0 && q - k >= mask->window) && !(mask->exclude_self && q == k) &&
+         !(mask->has_end && k >= mask->end);
 }
 
 static clew_mask F(some_mask)(size_t m, size_t n) {
-  clew_mask mask = {(ptrdiff_t)below(n + 8), (ptrdiff_t)below(n + 8), 0, below(4) > 0, below(2)};
+  clew_mask mask = {.q0 = (ptrdiff_t)below(n + 8), .k0 = (ptrdiff_t)below(n + 8)};
+  mask.causal = below(4) > 0, mask.exclude_self = below(2);
   if (below(2))
     mask.window = 1 + (ptrdiff_t)below(n + m);
+  if (below(3) == 0)
+    mask.has_end = true, mask.end = (ptrdiff_t)below(2 * n + 8);
   return mask;
 }
 
@@ -697,7 +701,7 @@ static void F(test_scores)(const char *isa) {
   CHECK(none[0] == 0 && none[3] == 0, "%s softmax of an empty row", isa);
   /* masked entries may hold anything */
   T poison[4] = {1, (T)NAN, (T)INFINITY, (T)NAN}, top = -(T)INFINITY, total = 0, factor;
-  const clew_mask first = {0, 0, 0, true, false};
+  const clew_mask first = {.causal = true};
   F(kernels)->softmax_block(poison, 4, &top, &total, &factor, 1, 4, 1, 0, &first);
   CHECK(poison[0] == 1 && poison[1] == 0 && poison[2] == 0 && poison[3] == 0 && top == 1 && total == 1 && factor == 0,
         "%s softmax_block reads masked entries", isa);
