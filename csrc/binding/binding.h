@@ -64,6 +64,12 @@ PyObject *clew_py_adamw(PyObject *module, PyObject *args);
 PyObject *clew_py_global_norm(PyObject *module, PyObject *list);
 PyObject *clew_py_accumulate(PyObject *module, PyObject *args);
 
+/* binding_adaptive.c: functions of the module. */
+PyObject *clew_py_adaptive_parameters(PyObject *module, PyObject *shape);
+PyObject *clew_py_adaptive_pass(PyObject *module, PyObject *args);
+PyObject *clew_py_adaptive_train(PyObject *module, PyObject *args);
+PyObject *clew_py_programme_values(PyObject *module, PyObject *args);
+
 static inline int clew_typenum(clew_dtype dtype) { return dtype == CLEW_FLOAT32 ? NPY_FLOAT32 : NPY_FLOAT64; }
 
 #endif

@@ -33,4 +33,6 @@ const kernel_table K(clew_kernel_table) = {
     .rotary_grad = K(rotary_grad),
     .cross_entropy = K(cross_entropy),
     .column_sums = K(column_sums),
+    .adaptive = K(adaptive),
+    .posterior_energy = K(posterior_energy),
 };

@@ -36,6 +36,9 @@ typedef struct clew_mask {
   bool exclude_self;
 } clew_mask;
 
+struct clew_adaptive_chunk_f32;
+struct clew_adaptive_chunk_f64;
+
 #define CLEW_DECLARE_KERNELS(suffix, real)                                                                               \
   /* What a step of AdamW multiplies by: keep = 1 - rate decay, step = rate / (1 - beta1^t),                             \
    * root = sqrt(1 - beta2^t), new1 = 1 - beta1, old2 = beta2, new2 = 1 - beta2. */                                      \
@@ -102,6 +105,10 @@ typedef struct clew_mask {
     /* One row: its negative log-likelihood; dlogits = weight (softmax − one-hot), not in the logits' place. */        \
     double (*cross_entropy)(real * dlogits, const real *logits, size_t target, size_t n, real weight);                   \
     void (*column_sums)(real * out, const real *x, ptrdiff_t ld, size_t rows, size_t n);                                 \
+    /* adaptive.h: a chunk of contexts through the constrained transformer; E |E[x | message]|² over a grid. */         \
+    void (*adaptive)(const struct clew_adaptive_chunk##suffix *chunk);                                                   \
+    double (*posterior_energy)(const real *probability, const real *like, size_t ld, const real *x, size_t points,       \
+                               size_t d, size_t n);                                                                      \
   } clew_kernels##suffix;                                                                                                \
   const clew_kernels##suffix *clew_get_kernels##suffix(void);
 
