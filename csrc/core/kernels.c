@@ -34,5 +34,5 @@ const kernel_table K(clew_kernel_table) = {
     .cross_entropy = K(cross_entropy),
     .column_sums = K(column_sums),
     .adaptive = K(adaptive),
-    .posterior_energy = K(posterior_energy),
+    .expected_variance = K(expected_variance),
 };

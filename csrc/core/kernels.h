@@ -105,10 +105,9 @@ struct clew_adaptive_chunk_f64;
     /* One row: its negative log-likelihood; dlogits = weight (softmax − one-hot), not in the logits' place. */        \
     double (*cross_entropy)(real * dlogits, const real *logits, size_t target, size_t n, real weight);                   \
     void (*column_sums)(real * out, const real *x, ptrdiff_t ld, size_t rows, size_t n);                                 \
-    /* adaptive.h: a chunk of contexts through the constrained transformer; E |E[x | message]|² over a grid. */         \
+    /* adaptive.h: a chunk of contexts through the constrained transformer; variance left by a message. */               \
     void (*adaptive)(const struct clew_adaptive_chunk##suffix *chunk);                                                   \
-    double (*posterior_energy)(const real *probability, const real *like, size_t ld, const real *x, size_t points,       \
-                               size_t d, size_t n);                                                                      \
+    double (*expected_variance)(const real *joint, size_t ld, const real *squares, size_t points, size_t n);             \
   } clew_kernels##suffix;                                                                                                \
   const clew_kernels##suffix *clew_get_kernels##suffix(void);
 

@@ -559,38 +559,38 @@ void K(adaptive)(const chunk_t *k) {
 
 /* ---- The programme's inner sum -------------------------------------------------------------------------------- */
 
-/* Σ_j |Σ_i p_i like_ij x_i|² / Σ_i p_i like_ij over n grid points: E |E[x | message]|². like: [points, ld] */
-double K(posterior_energy)(const real *probability /* [points] */, const real *like, size_t ld,
-                           const real *x /* [points, d] */, size_t points, size_t d, size_t n) {
+/* Σ_j Σ_{i<l} squares_il joint_ij joint_lj / Σ_i joint_ij over n grid points: the expected variance of a posterior. */
+double K(expected_variance)(const real *joint /* [points, ld] */, size_t ld,
+                            const real *squares /* [points, points] squared distances, the lower half is read */,
+                            size_t points, size_t n) {
   double total = 0;
   size_t j = 0;
   for (; j + LANES <= n; j += LANES) {
-    vec mass = splat(0), energy = splat(0);
-    for (size_t i = 0; i < points; i++)
-      mass += splat(probability[i]) * load(like + i * ld + j);
-    for (size_t e = 0; e < d; e++) {
-      vec y = splat(0);
-      for (size_t i = 0; i < points; i++)
-        y += splat(probability[i] * x[i * d + e]) * load(like + i * ld + j);
-      energy += y * y;
+    vec mass = load(joint + j), pairs = splat(0);
+    for (size_t i = 1; i < points; i++) {
+      const vec own = load(joint + i * ld + j);
+      vec others = splat(0);
+      for (size_t l = 0; l < i; l++)
+        others += splat(squares[i * points + l]) * load(joint + l * ld + j);
+      pairs += own * others;
+      mass += own;
     }
-    real masses[LANES], energies[LANES];
+    real masses[LANES], sums[LANES];
     store(masses, mass);
-    store(energies, energy);
+    store(sums, pairs);
     for (size_t l = 0; l < LANES; l++)
-      total += masses[l] > (real)1e-30 ? (double)energies[l] / (double)masses[l] : 0;
+      total += masses[l] > (real)1e-30 ? (double)sums[l] / (double)masses[l] : 0;
   }
   for (; j < n; j++) {
-    real mass = 0, energy = 0;
-    for (size_t i = 0; i < points; i++)
-      mass += probability[i] * like[i * ld + j];
-    for (size_t e = 0; e < d; e++) {
-      real y = 0;
-      for (size_t i = 0; i < points; i++)
-        y += probability[i] * x[i * d + e] * like[i * ld + j];
-      energy += y * y;
+    real mass = joint[j], pairs = 0;
+    for (size_t i = 1; i < points; i++) {
+      real others = 0;
+      for (size_t l = 0; l < i; l++)
+        others += squares[i * points + l] * joint[l * ld + j];
+      pairs += joint[i * ld + j] * others;
+      mass += joint[i * ld + j];
     }
-    total += mass > (real)1e-30 ? (double)energy / (double)mass : 0;
+    total += mass > (real)1e-30 ? (double)pairs / (double)mass : 0;
   }
   return total;
 }

@@ -184,7 +184,6 @@ void K(rotary_grad)(real *x, const int32_t *pos, const real *cosine, const real 
 double K(cross_entropy)(real *dlogits, const real *logits, size_t target, size_t n, real weight);
 void K(column_sums)(real *out, const real *x, ptrdiff_t ld, size_t rows, size_t n);
 void K(adaptive)(const struct R(clew_adaptive_chunk) * chunk);
-double K(posterior_energy)(const real *probability, const real *like, size_t ld, const real *x, size_t points, size_t d,
-                           size_t n);
+double K(expected_variance)(const real *joint, size_t ld, const real *squares, size_t points, size_t n);
 
 #endif

@@ -2,13 +2,13 @@
  *
  * The state after some messages is the posterior over the prior's centres and the directions that were seen. A layer
  * takes a batch of posteriors that share their directions, tries every set of actions and keeps the least value of each
- * posterior. The last message is summed in closed form: E tr Cov = E|x|² − E|E[x | message]|². */
+ * posterior. The last message is summed without keeping posteriors: a variance is a sum over pairs of centres. */
 #include "adaptive.h"
 
 #include <math.h>
 #include <string.h>
 
-#define NEGLIGIBLE 1e-9 /* probability of a message, or of a centre, that is left out */
+#define NEGLIGIBLE 1e-8 /* probability of a message, or of a centre, that is left out */
 
 typedef struct level {
   double *like;      /* [points, grid] density times grid step of a message from each centre */
@@ -23,10 +23,13 @@ typedef struct state {
   size_t messages, grid; /* messages in all; the longest grid */
   double deviation;      /* of a message from a centre: √(noise² + spread) */
   double *seen;          /* [messages, dim] orthonormal */
-  double *offsets;       /* [points, dim] centres as the end sees them, and compacted ones behind */
+  double *offsets;       /* [points, dim] centres as the end sees them */
+  double *squares;       /* [points, points] their squared distances, lower half */
+  double *means;         /* [points] of the newest message, in deviations */
+  size_t *kept;          /* [points] centres that are still likely */
   double *least;         /* [layers, most] what a set of actions is worth, for each posterior */
   size_t most;           /* posteriors in the largest batch */
-  double *few;           /* [points, dim], then [points] probabilities, then [points, grid] */
+  double *few;           /* [points, grid], then [points, points] */
   level *levels;         /* [messages + 1] */
   clew_cancel *cancel;   /* NULL on workers */
 } state;
@@ -72,7 +75,7 @@ static size_t tabulate(const state *s, size_t t) {
     farthest = fmax(farthest, fabs(dot(q, p->centres + i * p->dim, p->dim)));
   const size_t half = half_grid(p, farthest, s->deviation), n = 2 * half;
   for (size_t i = 0; i < p->points; i++) {
-    const double mean = dot(q, p->centres + i * p->dim, p->dim) / s->deviation;
+    const double mean = s->means[i] = dot(q, p->centres + i * p->dim, p->dim) / s->deviation;
     for (size_t j = 0; j < n; j++) {
       const double z = ((double)j - (double)half + 0.5) * p->step - mean;
       like[i * s->grid + j] = -0.5 * z * z;
@@ -104,55 +107,57 @@ static void offset_centres(const state *s, size_t t) {
     }
 }
 
-/* E|x|² under a posterior over the offset centres. */
-static double square(const state *s, const double *posterior) {
-  double sum = 0;
-  for (size_t i = 0; i < s->p->points; i++)
-    sum += posterior[i] * dot(s->offsets + i * s->p->dim, s->offsets + i * s->p->dim, s->p->dim);
-  return sum;
-}
-
-static double variance(const state *s, const double *posterior) {
-  const size_t d = s->p->dim;
-  double energy = 0;
-  for (size_t j = 0; j < d; j++) {
-    double mean = 0;
-    for (size_t i = 0; i < s->p->points; i++)
-      mean += posterior[i] * s->offsets[i * d + j];
-    energy += mean * mean;
-  }
-  return square(s, posterior) - energy;
+/* squares = squared distances of the offset centres. */
+static void measure_distances(const state *s) {
+  const size_t points = s->p->points, d = s->p->dim;
+  for (size_t i = 0; i < points; i++)
+    for (size_t l = 0; l < i; l++) {
+      double sum = 0;
+      for (size_t j = 0; j < d; j++) {
+        const double difference = s->offsets[i * d + j] - s->offsets[l * d + j];
+        sum += difference * difference;
+      }
+      s->squares[i * points + l] = sum;
+    }
 }
 
 /* The variance expected after the last message. Only centres that are still likely are summed over, and only grid
  * points near them. */
 static double expect_last(const state *s, const double *posterior, size_t t, size_t n) {
   const clew_programme *p = s->p;
-  const size_t d = p->dim;
-  const double *q = s->seen + t * d, *like = s->levels[t].like;
-  double *x = s->few, *probability = x + p->points * d, *rows = probability + p->points;
+  const size_t points = p->points;
+  const double *like = s->levels[t].like, *means = s->means;
+  double *joint = s->few, *squares = joint + points * s->grid;
   double low = INFINITY, high = -INFINITY;
   size_t kept = 0;
-  for (size_t i = 0; i < p->points; i++) {
+  for (size_t i = 0; i < points; i++) {
     if (posterior[i] < NEGLIGIBLE)
       continue;
-    const double mean = dot(q, p->centres + i * d, d) / s->deviation;
-    low = fmin(low, mean), high = fmax(high, mean);
-    probability[kept++] = posterior[i];
+    low = fmin(low, means[i]), high = fmax(high, means[i]);
+    s->kept[kept++] = i;
   }
+  if (kept < 2)
+    return within(s, t + 1);
   const double middle = (double)n / 2;
   const double from = floor((low - p->reach) / p->step + middle), to = ceil((high + p->reach) / p->step + middle);
   const size_t first = from > 0 ? (size_t)from : 0, last = to < (double)n ? (size_t)to : n;
-  kept = 0;
-  for (size_t i = 0; i < p->points; i++) {
-    if (posterior[i] < NEGLIGIBLE)
-      continue;
-    memcpy(x + kept * d, s->offsets + i * d, d * sizeof *x);
-    memcpy(rows + kept * s->grid, like + i * s->grid + first, (last - first) * sizeof *x);
-    kept++;
+  for (size_t a = 0; a < kept; a++) {
+    const size_t i = s->kept[a];
+    for (size_t j = first; j < last; j++)
+      joint[a * s->grid + j - first] = posterior[i] * like[i * s->grid + j];
+    for (size_t b = 0; b < a; b++)
+      squares[a * kept + b] = s->squares[i * points + s->kept[b]];
   }
-  const double energy = clew_get_kernels_f64()->posterior_energy(probability, rows, s->grid, x, kept, d, last - first);
-  return within(s, t + 1) + square(s, posterior) - energy;
+  return within(s, t + 1) + clew_get_kernels_f64()->expected_variance(joint, s->grid, squares, kept, last - first);
+}
+
+/* The variance of a posterior over the offset centres. */
+static double variance(const state *s, const double *posterior) {
+  double sum = 0;
+  for (size_t i = 0; i < s->p->points; i++)
+    for (size_t l = 0; l < i; l++)
+      sum += s->squares[i * s->p->points + l] * posterior[i] * posterior[l];
+  return sum;
 }
 
 static void layer_values(state *s, size_t layer, size_t t, const double *posterior, size_t n, double *value);
@@ -176,6 +181,7 @@ static void ask(state *s, size_t layer, size_t head, const int32_t *set, size_t 
   const size_t grid = tabulate(s, t), points = p->points;
   if (layer + 1 == p->layers && head + 1 == (size_t)p->heads[layer]) {
     offset_centres(s, t + 1);
+    measure_distances(s);
     for (size_t b = 0; b < n; b++)
       value[b] = expect_last(s, posterior + b * points, t, grid);
     return;
@@ -205,6 +211,7 @@ static void layer_values(state *s, size_t layer, size_t t, const double *posteri
   const clew_programme *p = s->p;
   if (layer == p->layers) { /* the last heads asked what was known */
     offset_centres(s, t);
+    measure_distances(s);
     for (size_t b = 0; b < n; b++)
       value[b] = within(s, t) + variance(s, posterior + b * p->points);
     return;
@@ -255,6 +262,7 @@ static void programme_task(void *ctx, size_t index, unsigned slot) {
   if (s->messages == 1) {
     const size_t grid = tabulate(s, 0);
     offset_centres(s, 1);
+    measure_distances(s);
     job->parts[index] = j == 0 ? expect_last(s, p->probabilities, 0, grid) : 0;
     return;
   }
@@ -285,7 +293,7 @@ static void free_states(state *states, size_t slots, size_t messages) {
       clew_free(l->like), clew_free(l->posterior), clew_free(l->weight), clew_free(l->value), clew_free(l->parent);
     }
     clew_free(states[i].levels), clew_free(states[i].seen), clew_free(states[i].offsets), clew_free(states[i].few);
-    clew_free(states[i].least);
+    clew_free(states[i].least), clew_free(states[i].squares), clew_free(states[i].means), clew_free(states[i].kept);
   }
   clew_free(states);
 }
@@ -296,8 +304,11 @@ static bool make_state(state *s, const clew_programme *p, size_t messages, size_
   s->levels = clew_alloc(messages + 1, sizeof *s->levels);
   s->seen = clew_alloc(messages + 1, p->dim * sizeof(double));
   s->offsets = clew_alloc(p->points, p->dim * sizeof(double));
-  s->few = clew_alloc(p->points, (p->dim + 1 + grid) * sizeof(double));
-  bool whole = s->levels && s->seen && s->offsets && s->few;
+  s->few = clew_alloc(p->points, (grid + p->points) * sizeof(double));
+  s->squares = clew_alloc(p->points, p->points * sizeof(double));
+  s->means = clew_alloc(p->points, sizeof(double));
+  s->kept = clew_alloc(p->points, sizeof(size_t));
+  bool whole = s->levels && s->seen && s->offsets && s->few && s->squares && s->means && s->kept;
   size_t batch = 1; /* posteriors after t + 1 messages: the first message is fixed by the task */
   for (size_t t = 0; t <= messages && whole; t++) {
     level *l = &s->levels[t];
