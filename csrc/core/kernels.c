@@ -4,6 +4,7 @@
 #define NAME_OF_(isa) #isa
 #define NAME_OF(isa) NAME_OF_(isa)
 
+extern const R(clew_reg_kernels) K(clew_reg_table);
 extern const kernel_table K(clew_kernel_table);
 
 const kernel_table K(clew_kernel_table) = {
@@ -35,4 +36,5 @@ const kernel_table K(clew_kernel_table) = {
     .column_sums = K(column_sums),
     .adaptive = K(adaptive),
     .expected_variance = K(expected_variance),
+    .reg = &K(clew_reg_table),
 };

@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels_reg.h"
 #include "real.h"
 
 typedef enum clew_act {
@@ -108,6 +109,7 @@ struct clew_adaptive_chunk_f64;
     /* adaptive.h: a chunk of contexts through the constrained transformer; variance left by a message. */               \
     void (*adaptive)(const struct clew_adaptive_chunk##suffix *chunk);                                                   \
     double (*expected_variance)(const real *joint, size_t ld, const real *squares, size_t points, size_t n);             \
+    const clew_reg_kernels##suffix *reg; /* kernels_reg.h */                                                             \
   } clew_kernels##suffix;                                                                                                \
   const clew_kernels##suffix *clew_get_kernels##suffix(void);
 
