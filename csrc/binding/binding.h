@@ -64,6 +64,12 @@ PyObject *clew_py_adamw(PyObject *module, PyObject *args);
 PyObject *clew_py_global_norm(PyObject *module, PyObject *list);
 PyObject *clew_py_accumulate(PyObject *module, PyObject *args);
 
+/* binding_adaptive.c: functions of the module. */
+PyObject *clew_py_adaptive_parameters(PyObject *module, PyObject *shape);
+PyObject *clew_py_adaptive_pass(PyObject *module, PyObject *args);
+PyObject *clew_py_adaptive_train(PyObject *module, PyObject *args);
+PyObject *clew_py_programme_values(PyObject *module, PyObject *args);
+
 /* binding_regression.c: functions of the module. */
 PyObject *clew_py_reg_stream(PyObject *module, PyObject *args);
 PyObject *clew_py_reg_state(PyObject *module, PyObject *args);

@@ -324,6 +324,17 @@ static PyMethodDef core_methods[] = {
     {"global_norm", clew_py_global_norm, METH_O, "global_norm(arrays)\n--\n\nThe norm of all values, in double."},
     {"accumulate", clew_py_accumulate, METH_VARARGS,
      "accumulate(sums, arrays, factor, total)\n--\n\nsums += factor arrays, total [1] += factor."},
+    {"adaptive_parameters", clew_py_adaptive_parameters, METH_O,
+     "adaptive_parameters(shape)\n--\n\nParameters of one constrained transformer."},
+    {"adaptive_pass", clew_py_adaptive_pass, METH_VARARGS,
+     "adaptive_pass(shape, parameters, centres, spread, variance, n, w, estimate, x, y, start, prediction, messages, "
+     "directions, losses, gradient)\n--\n\nContexts through a constrained transformer, forward and backward."},
+    {"adaptive_train", clew_py_adaptive_train, METH_VARARGS,
+     "adaptive_train(shape, parameters, m, v, centres, spread, noise, seeds, losses, batch, first_step, horizon, rate, "
+     "last_rate)\n--\n\nTrains constrained transformers side by side, in place."},
+    {"programme_values", clew_py_programme_values, METH_VARARGS,
+     "programme_values(values, first, halved, centres, probabilities, directions, heads, spread, noise, step, reach)"
+     "\n--\n\nLeast expected posterior variance after each first set of actions."},
     {"reg_stream", clew_py_reg_stream, METH_VARARGS,
      "reg_stream(settings, X, y, first, last, yhat, w, variance, covariance)\n--\n\nEstimates from prefixes."},
     {"reg_state", clew_py_reg_state, METH_VARARGS,

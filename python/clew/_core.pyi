@@ -74,6 +74,65 @@ def global_norm(arrays: list[NDArray[Any]], /) -> float:
 def accumulate(sums: list[NDArray[Any]], arrays: list[NDArray[Any]], factor: float, total: NDArray[Any], /) -> None:
     """sums += factor · arrays, and total += factor (float64 [1]) in the same call."""
 
+def adaptive_parameters(shape: tuple[int, int, int, int, int, int, bool, bool], /) -> int:
+    """Parameters of one constrained transformer: (dim, layers, heads, width, readout, points, routing, orthonormal)."""
+
+def adaptive_pass(
+    shape: tuple[int, int, int, int, int, int, bool, bool],
+    parameters: NDArray[Any],
+    centres: NDArray[Any] | None,
+    spread: NDArray[Any] | None,
+    variance: float,
+    n: int,
+    w: NDArray[Any] | None,
+    estimate: NDArray[Any] | None,
+    x: NDArray[Any] | None,
+    y: NDArray[Any] | None,
+    start: int,
+    prediction: NDArray[Any] | None,
+    messages: NDArray[Any] | None,
+    directions: NDArray[Any] | None,
+    losses: NDArray[Any] | None,
+    gradient: NDArray[Any] | None,
+    /,
+) -> None:
+    """n contexts through a constrained transformer, into prediction, messages, directions, losses and gradient."""
+
+def adaptive_train(
+    shape: tuple[int, int, int, int, int, int, bool, bool],
+    parameters: NDArray[Any],
+    m: NDArray[Any],
+    v: NDArray[Any],
+    centres: NDArray[Any],
+    spread: NDArray[Any],
+    noise: NDArray[Any],
+    seeds: NDArray[Any],
+    losses: NDArray[Any],
+    batch: int,
+    first_step: int,
+    horizon: int,
+    rate: float,
+    last_rate: float,
+    /,
+) -> None:
+    """Trains constrained transformers side by side, in place; losses [steps, models] says how many steps."""
+
+def programme_values(
+    values: NDArray[Any],
+    first: NDArray[Any],
+    halved: NDArray[Any],
+    centres: NDArray[Any],
+    probabilities: NDArray[Any],
+    directions: NDArray[Any],
+    heads: NDArray[Any],
+    spread: float,
+    noise: float,
+    step: float,
+    reach: float,
+    /,
+) -> None:
+    """values [n] = least expected posterior variance when the first layer asks the actions first [n, heads[0]]."""
+
 def reg_stream(
     settings: tuple[Any, ...],
     X: NDArray[Any],
