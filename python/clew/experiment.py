@@ -169,4 +169,4 @@ class Experiment:
         return self.table()
 
 
-__all__ = ["Claim", "Experiment", "Verdict", "plain", "verdict"]
+__all__ = ["Claim", "Experiment", "plain", "verdict"]
