@@ -394,7 +394,7 @@ def curves(
     where = np.arange(n) if x is None else np.asarray(x)
     if where.shape != (n,):
         raise ShapeError(f"curves: x {list(where.shape)} for series [{n}]")
-    figure, ax = _axes(ax, 6.4, 3.8)
+    figure, ax = _axes(ax, 6.4 if len(values) < 4 else 8.6, 3.8)
     if level is not None:
         ax.axhline(level, color="#707070", linewidth=0.8)
     texts = where.dtype.kind not in "fiu"
@@ -414,8 +414,10 @@ def curves(
     ax.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    if len(values) > 1:
+    if 1 < len(values) < 4:
         ax.legend(frameon=True, framealpha=1.0, edgecolor="none", fontsize=9)
+    elif len(values) > 3:  # beside the axes: there is no free corner for so many names
+        ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 
