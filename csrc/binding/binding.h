@@ -74,6 +74,14 @@ PyObject *clew_py_adamw(PyObject *module, PyObject *args);
 PyObject *clew_py_global_norm(PyObject *module, PyObject *list);
 PyObject *clew_py_accumulate(PyObject *module, PyObject *args);
 
+/* binding_regression.c: functions of the module. */
+PyObject *clew_py_reg_stream(PyObject *module, PyObject *args);
+PyObject *clew_py_reg_state(PyObject *module, PyObject *args);
+PyObject *clew_py_reg_update(PyObject *module, PyObject *args);
+PyObject *clew_py_reg_weights(PyObject *module, PyObject *args);
+PyObject *clew_py_reg_compare(PyObject *module, PyObject *args);
+PyObject *clew_py_reg_dmmse(PyObject *module, PyObject *args);
+
 static inline int clew_typenum(clew_dtype dtype) { return dtype == CLEW_FLOAT32 ? NPY_FLOAT32 : NPY_FLOAT64; }
 
 #endif

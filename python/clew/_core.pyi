@@ -80,6 +80,67 @@ def global_norm(arrays: list[NDArray[Any]], /) -> float:
 def accumulate(sums: list[NDArray[Any]], arrays: list[NDArray[Any]], factor: float, total: NDArray[Any], /) -> None:
     """sums += factor · arrays, and total += factor (float64 [1]) in the same call."""
 
+def reg_stream(
+    settings: tuple[Any, ...],
+    X: NDArray[Any],
+    y: NDArray[Any],
+    first: int,
+    last: int,
+    yhat: NDArray[Any] | None,
+    w: NDArray[Any] | None,
+    variance: NDArray[Any] | None,
+    covariance: NDArray[Any] | None,
+    /,
+) -> None:
+    """Fills estimates from prefixes first … last of X [batch, n, d] (in slab memory), y [batch, n], one row each.
+
+    settings: (kind, steps, lam, noise_var, alpha, tol, momentum, rates, gammas, matrices, mean, max_iterations).
+    """
+
+def reg_state(settings: tuple[Any, ...], batch: int, d: int, dtype: DTypeLike, /) -> NDArray[Any]:
+    """The state of a stream of `batch` sequences before their first example; copy it to keep it."""
+
+def reg_update(state: NDArray[Any], settings: tuple[Any, ...], x: NDArray[Any], y: NDArray[Any], /) -> None:
+    """Takes one more example for each sequence, x [batch, d], y [batch], into the state."""
+
+def reg_weights(
+    state: NDArray[Any], settings: tuple[Any, ...], w: NDArray[Any], covariance: NDArray[Any] | None, /
+) -> None:
+    """Fills w [batch, d] with the estimates from the examples so far, covariance [batch, d, d] with the posterior's."""
+
+def reg_compare(
+    kind: int,
+    out: NDArray[Any],
+    X: NDArray[Any],
+    y: NDArray[Any],
+    queries: NDArray[Any],
+    first: int,
+    step: int,
+    a: float,
+    b: float,
+    /,
+) -> None:
+    """Fills out [batch, m] with predictions for queries that are compared with the examples they see.
+
+    kind: 0 Nadaraya–Watson (a: scale), 1 nearest neighbours (a: k), 2 kernel ridge (a: gamma, b: lam). Query i sees
+    examples 0 … min(first + i · step, n) − 1: (0, 1) with queries = X, or (n, 0).
+    """
+
+def reg_dmmse(
+    yhat: NDArray[Any] | None,
+    w: NDArray[Any] | None,
+    evidence: NDArray[Any] | None,
+    X: NDArray[Any],
+    y: NDArray[Any],
+    tasks: NDArray[Any],
+    log_prior: NDArray[Any] | None,
+    first: int,
+    last: int,
+    noise_var: float,
+    /,
+) -> None:
+    """Fills the posterior means over tasks [n_tasks, d], and log evidence (float64), of prefixes first … last."""
+
 def sites() -> list[tuple[str, str, str, bool]]:
     """(name, axes, meaning, layered) of every capture site, in order of computation."""
 
