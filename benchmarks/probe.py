@@ -61,7 +61,33 @@ def of_memory_hf(directory: str) -> dict[str, Any]:
     return {"peak": peak(), "logits": list(logits.shape)}
 
 
-from . import cost, geometry, interventions, models, regression, training
+def of_memory_dmmse(batch: str) -> dict[str, Any]:
+    """Peak in bytes, and before it with the data, and seconds of dMMSE over 2²⁰ tasks in float32."""
+    import numpy as np
+    from clew import regression
+
+    rng = np.random.default_rng(0)
+    tasks = rng.standard_normal((2**20, 8), dtype=np.float32)
+    x = rng.standard_normal((int(batch), 16, 8), dtype=np.float32)
+    y = rng.standard_normal((int(batch), 16), dtype=np.float32)
+    before, start = peak(), time.perf_counter()
+    regression.dmmse(x, y, tasks, 0.25)
+    return {"peak": peak(), "before": before, "seconds": time.perf_counter() - start}
+
+
+def of_nearest(vectors: str) -> dict[str, Any]:
+    """Bytes that a nearest-token search takes beside what it is given, at its peak."""
+    from clew.geometry import nearest
+
+    from . import models
+    from .floor import filled
+
+    rows, x = filled(models.D_VOCAB, models.D_MODEL), filled(int(vectors), models.D_MODEL)
+    nearest(rows[:64], x[:64], 10)
+    before = peak()
+    found = nearest(rows, x, 10)
+    after = peak()
+    return {"bytes": None if before is None or after is None else after - before, "shape": list(found.ids.shape)}
 
 
 def write(directory: str) -> dict[str, Any]:
