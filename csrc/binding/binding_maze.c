@@ -142,20 +142,20 @@ PyObject *clew_py_maze_distances(PyObject *module, PyObject *batch) {
   if (read_checked(&mazes, module, batch, 0) < 0) {
     return NULL;
   }
-  for (size_t i = 1; i < mazes.n; i++) {
-    if (mazes.grids[i] != mazes.grids[0]) {
-      return PyErr_Format(state_of(module)->errors[CLEW_ERROR_SHAPE],
-                          "distances of mazes of one grid only: maze %zu is %d × %d, maze 0 %d × %d", i, mazes.grids[i],
-                          mazes.grids[i], mazes.grids[0], mazes.grids[0]);
-    }
-  }
   const npy_intp cells = mazes.n ? mazes.grids[0] * mazes.grids[0] : 0;
   const npy_intp shape[3] = {(npy_intp)mazes.n, cells, cells};
   PyObject *distances = PyArray_SimpleNew(3, shape, NPY_INT16);
-  if (distances != NULL) {
-    Py_BEGIN_ALLOW_THREADS;
-    clew_maze_distances(PyArray_DATA((PyArrayObject *)distances), &mazes);
-    Py_END_ALLOW_THREADS;
+  if (distances == NULL) {
+    return NULL;
+  }
+  clew_error err;
+  clew_status status;
+  Py_BEGIN_ALLOW_THREADS;
+  status = clew_maze_distances(PyArray_DATA((PyArrayObject *)distances), &mazes, &err);
+  Py_END_ALLOW_THREADS;
+  if (status != CLEW_OK) {
+    Py_DECREF(distances);
+    return clew_raise(state_of(module), &err);
   }
   return distances;
 }

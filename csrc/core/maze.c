@@ -145,15 +145,21 @@ clew_status clew_maze_paths(clew_mazes *mazes, clew_error *err) {
   return CLEW_OK;
 }
 
-void clew_maze_distances(int16_t *distances, const clew_mazes *mazes) {
+clew_status clew_maze_distances(int16_t *distances, const clew_mazes *mazes, clew_error *err) {
   clew_maze_graph graph;
   for (size_t i = 0; i < mazes->n; i++) {
-    const int32_t grid = mazes->grids[i], cells = grid * grid;
+    const int32_t grid = mazes->grids[i], cells = grid * grid, first = mazes->grids[0];
+    if (grid != first) {
+      return clew_fail(err, CLEW_ERROR_SHAPE,
+                       "distances of mazes of one grid only: maze %zu is %d × %d, maze 0 %d × %d", i, grid, grid, first,
+                       first);
+    }
     clew_maze_graph_of(&graph, mazes->edges + 2 * i * mazes->max_edges, mazes->n_edges[i], grid);
     for (int32_t from = 0; from < cells; from++) {
       clew_maze_flood(distances + (i * (size_t)cells + (size_t)from) * (size_t)cells, &graph, from, -1);
     }
   }
+  return CLEW_OK;
 }
 
 /* ---- Tokens ----------------------------------------------------------------------------------------------------- */

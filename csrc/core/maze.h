@@ -69,8 +69,9 @@ void clew_maze_hashes(uint64_t *hashes, const clew_mazes *mazes);
  * left, right, down at each step. */
 clew_status clew_maze_paths(clew_mazes *mazes, clew_error *err);
 
-/* Steps between each two cells, −1 where there is no way. distances: [n, side², side²] of mazes of one grid, side. */
-void clew_maze_distances(int16_t *distances, const clew_mazes *mazes);
+/* Steps between each two cells, −1 where there is no way. distances: [n, side², side²] of mazes of one grid, side, that
+ * of the first; others are refused. */
+clew_status clew_maze_distances(int16_t *distances, const clew_mazes *mazes, clew_error *err);
 
 /* How tokens are numbered. */
 typedef struct clew_maze_vocabulary {

@@ -98,8 +98,9 @@ def generate(
         raise ConfigError(f'generate: split = {split!r}: None, "train" or "test"')
     below = threshold(test_share, split)
     ends = [_rule("start", start, side), _rule("target", target, side)]
-    if distinct and all(flags is not None and flags.sum() == 1 for flags, _ in ends):
-        if np.array_equal(ends[0][0], ends[1][0]):
+    if distinct:
+        allowed = [flags for flags, _ in ends if flags is not None and flags.sum() == 1]
+        if len(allowed) == 2 and np.array_equal(allowed[0], allowed[1]):
             raise ConfigError(
                 "generate: start and target allow one cell, the same: with distinct=True there is no maze"
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, TokenError
@@ -53,8 +52,8 @@ def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
             tokenizer = Tokenizer(grid)
     if d_vocab != len(tokenizer.vocab) or d_out != len(tokenizer.vocab) or model.config.d_in is not None:
         raise TokenError(
-            f"{model.config.model_name} reads {d_vocab} and writes {d_out} tokens; the vocabulary of {tokenizer.grid} × "
-            f"{tokenizer.grid} mazes has {len(tokenizer.vocab)}"
+            f"{model.config.model_name} reads {d_vocab} and writes {d_out} tokens; the vocabulary of "
+            f"{tokenizer.grid} × {tokenizer.grid} mazes has {len(tokenizer.vocab)}"
         )
     return tokenizer
 

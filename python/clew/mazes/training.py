@@ -125,8 +125,8 @@ class Curriculum:
         self.largest = max(grid for stage in self.stages for grid in stage.grids)
         if self.largest > tokenizer.grid:
             raise ConfigError(
-                f"Curriculum: mazes of {self.largest} × {self.largest}, larger than the vocabulary's {tokenizer.grid} × "
-                f"{tokenizer.grid}"
+                f"Curriculum: mazes of {self.largest} × {self.largest}, larger than the vocabulary's "
+                f"{tokenizer.grid} × {tokenizer.grid}"
             )
 
     def mazes(self, step: int, size: int) -> Mazes:
