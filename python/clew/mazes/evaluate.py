@@ -138,10 +138,10 @@ def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgemen
     solution[:, : held.shape[1]][inside] = held[inside]
     rows = np.arange(n)
     real: Array = np.less(np.arange(width), lengths[:, None])
-    cells = ((walked >= 0) & (walked < batch.grids[:, None, None])).all(-1)
+    cells: Array = ((walked >= 0) & (walked < batch.grids[:, None, None])).all(-1)
     connections = batch.connections()
     step = np.diff(walked, axis=1)
-    way = np.select([(step == s).all(-1) for s in ((-1, 0), (0, -1), (0, 1), (1, 0))], [0, 1, 2, 3], -1)
+    way = np.select([np.equal(step, s).all(-1) for s in ((-1, 0), (0, -1), (0, 1), (1, 0))], [0, 1, 2, 3], -1)
     here = np.where(cells[..., None], walked, 0)[:, :-1]
     joined = (way >= 0) & connections[rows[:, None], here[..., 0], here[..., 1], way]
     valid = (lengths > 0) & (cells | ~real).all(1) & (joined | ~real[:, 1:]).all(1)
