@@ -138,7 +138,7 @@ def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgemen
     solution[:, : held.shape[1]][inside] = held[inside]
     rows = np.arange(n)
     real: Array = np.less(np.arange(width), lengths[:, None])
-    cells: Array = ((walked >= 0) & (walked < batch.grids[:, None, None])).all(-1)
+    cells: Array = np.all((walked >= 0) & (walked < batch.grids[:, None, None]), axis=-1)
     connections = batch.connections()
     step = np.diff(walked, axis=1)
     way = np.select([np.equal(step, s).all(-1) for s in ((-1, 0), (0, -1), (0, 1), (1, 0))], [0, 1, 2, 3], -1)
