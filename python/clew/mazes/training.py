@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..errors import ConfigError
 from ..train.data import check_seed, generator
 from ..train.step import Examples
-from .generate import KINDS, generate
+from .generate import KINDS, generate, threshold
 from .maze import Mazes, check_grid
 from .tokens import Tokenizer
 
@@ -89,6 +89,8 @@ class Stage:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(f"Stage: kind {kind!r}; known: {', '.join(KINDS)}")
+        if self.batch is not None and self.batch < 1:
+            raise ConfigError(f"Stage: batch = {self.batch!r}: at least 1")
         for name, shares in (("grids", self.grids), ("kinds", self.kinds)):
             if not shares or any(not share > 0 for share in shares.values()):
                 raise ConfigError(f"Stage: {name} = {shares!r}: shares must be above 0")
@@ -122,6 +124,7 @@ class Curriculum:
         self.stages, self.tokenizer, self.seed, self.test_share = list(stages), tokenizer, check_seed(seed), test_share
         if not self.stages or any(a.until >= b.until for a, b in zip(self.stages[:-1], self.stages[1:], strict=True)):
             raise ConfigError("Curriculum: stages must come in order, at least one")
+        threshold(test_share, "train")
         self.largest = max(grid for stage in self.stages for grid in stage.grids)
         if self.largest > tokenizer.grid:
             raise ConfigError(
