@@ -116,8 +116,12 @@ def judge_ordinary(rows: dict[str, dict[str, Any]], settings: dict[str, Any]) ->
             ratio = rows[deep]["to_posterior"] / rows[shallow]["to_posterior"]
             checks.append(below(f"{kind}: distance to the tree posterior, 3 layers with MLP / 1 without", ratio, 0.7))
             own = rows[deep]["to_posterior"] / rows[deep]["to_algorithm"]
-            checks.append(below(f"{kind}, 3 layers, MLP: distance to the posterior / to GD, GD++, ridge, OLS", own, 1.0))
-    claim = "feedforward blocks and depth bring ordinary transformers nearer to the tree posterior than GD-like algorithms"
+            checks.append(
+                below(f"{kind}, 3 layers, MLP: distance to the posterior / to GD, GD++, ridge, OLS", own, 1.0)
+            )
+    claim = (
+        "feedforward blocks and depth bring ordinary transformers nearer to the tree posterior than GD-like algorithms"
+    )
     return Prediction("ordinary", claim, rows, checks, settings)
 
 

@@ -52,7 +52,7 @@ class Prediction:
 
     @property
     def verdict(self) -> str:
-        """"holds", or "does not hold: …" with the checks that failed."""
+        """ "holds", or "does not hold: …" with the checks that failed."""
         failed = [check for check in self.checks if not check.holds]
         if not failed:
             return "holds"
@@ -318,7 +318,9 @@ def prediction_e(lab: Laboratory) -> Prediction:
     for i, n in enumerate(depths):
         checks.append(below(f"L = {n}: best transformer − policy", min(deep[i]) - policy[i], slack))
         checks.append(below(f"L = {n}: best wide control − non-adaptive policy", min(wide[i]) - fixed[i], slack))
-        checks.append(below(f"L = {n}: policy − transformer (the policy's readout is exact)", policy[i] - min(deep[i]), 0.01))
+        checks.append(
+            below(f"L = {n}: policy − transformer (the policy's readout is exact)", policy[i] - min(deep[i]), 0.01)
+        )
     for i, n in enumerate(tops):
         checks.append(below(f"L = {n}: policy − restricted programme", policy[i] - best["adaptive"][i], slack))
     numbers: dict[str, Any] = {
@@ -381,7 +383,9 @@ def prediction_g(lab: Laboratory) -> Prediction:
         below("|slope of log fluctuation against log N + ½|", abs(slope + 0.5), 0.02),
         below("largest rise of the error with N", float(np.diff(errors).max()), 0.005),
         below("full data − network, largest over N", float(np.max(np.array(bounds) - errors)), 0.01),
-        below("N = 256: |error on examples − error of N(w, s² I)| / error", abs(errors[at] / approximate[at] - 1), 0.25),
+        below(
+            "N = 256: |error on examples − error of N(w, s² I)| / error", abs(errors[at] / approximate[at] - 1), 0.25
+        ),
     ]
     numbers = {
         "N": sizes, "fluctuation": spreads, "slope": slope, "errors": errors, "normal approximation": approximate,
