@@ -1,4 +1,4 @@
-"""clew.adaptive's core: gradients, the exact posterior, tokens against estimates, threads, closed forms, the programme."""
+"""The core of clew.adaptive: gradients, exact posteriors, tokens and estimates, threads, closed forms, the programme."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ The bounds are those of the checks in clew.adaptive.predictions; a test here say
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -104,9 +105,10 @@ def test_figures_of_all_predictions(tmp_path: Path) -> None:
 
 def test_reproduce_writes_what_stored_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = Experiment({"a": stored().predictions["a"]}, dict(stored().facts))
-    monkeypatch.setattr("clew.adaptive.experiment.experiment", lambda quick, seed: small)
+    module = importlib.import_module("clew.adaptive.experiment")
+    monkeypatch.setattr(module, "experiment", lambda quick, seed: small)
     rows = stored().predictions["ordinary"].numbers
-    monkeypatch.setattr("clew.adaptive.experiment.grid", lambda steps, seed: rows)
+    monkeypatch.setattr(module, "grid", lambda steps, seed: rows)
     made = reproduce(tmp_path / "run.json", steps=600)
     assert Experiment.from_json(json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))) == made
 

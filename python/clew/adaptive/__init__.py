@@ -1,6 +1,7 @@
 """Adaptive inference in context: optimal layer-wise questions, and constrained transformers that learn to ask them.
 
-A test of an abstract's claims (arXiv 2606.16694) under our own specification, which `clew.adaptive.specification` holds.
+A test of an abstract's claims (arXiv 2606.16694) under our own specification, which `clew.adaptive.specification`
+holds.
 
 >>> import clew.adaptive as adaptive
 >>> policy, = adaptive.fit(adaptive.tree(), 0.3, layers=2, steps=100)

@@ -26,8 +26,8 @@ _BLOCK = 1 << 22  # values of one intermediate array
 class Prior:
     """w = a centre, each equally likely, plus N(0, diag(spread)).
 
-    Attributes: name; centres [points, D] and spread [D], float64; branches [points, K] of ±1, the signs that lead to each
-    point from the root, None for priors that are no tree.
+    Attributes: name; centres [points, D] and spread [D], float64; branches [points, K] of ±1, the signs that lead to
+    each point from the root, None for priors that are no tree.
 
     Raises ShapeError for arrays that do not fit, ConfigError for values that are no numbers or a negative spread.
 
