@@ -1,4 +1,4 @@
-"""The core of clew.adaptive: gradients, exact posteriors, tokens and estimates, threads, closed forms, the programme."""
+"""The core of clew.adaptive: gradients, posteriors, tokens and estimates, threads, closed forms, the programme."""
 
 from __future__ import annotations
 
