@@ -30,5 +30,6 @@ const R(clew_reg_kernels) K(clew_reg_table) = {
     .scaled_exp = K(scaled_exp),
     .attend = K(attend),
     .solve_rows = K(solve_rows),
+    .predict_block = K(predict_block),
     .posterior_block = K(posterior_block),
 };

@@ -34,12 +34,12 @@ typedef struct clew_stream_settings {
   size_t d;
   double lam, noise_var, alpha, tol, momentum;
   size_t steps;
-  const double *rates;  /* [steps]; SGD: [1] */
-  const double *gammas; /* [steps], GD++ */
-  const void *matrices; /* GD: preconditioners [n_matrices, d, d], NULL: none; BAYES: the lower factor [d, d] */
-  size_t n_matrices;    /* 1: the same at every step; or steps */
-  const void *mean;     /* BAYES: [d]; NULL: 0 */
-  size_t max_iterations;    /* LASSO */
+  const double *rates;   /* [steps]; SGD: [1] */
+  const double *gammas;  /* [steps], GD++ */
+  const void *matrices;  /* GD: preconditioners [n_matrices, d, d], NULL: none; BAYES: the lower factor [d, d] */
+  size_t n_matrices;     /* 1: the same at every step; or steps */
+  const void *mean;      /* BAYES: [d]; NULL: 0 */
+  size_t max_iterations; /* LASSO */
 } clew_stream_settings;
 
 #define CLEW_DECLARE_STREAMS(suffix, real)                                                                                \
@@ -69,6 +69,8 @@ typedef struct clew_stream_settings {
                    size_t n);                                                                                             \
     /* a [m, nb] ← a L⁻ᵀ from Lᵀ [nb, nb] and 1 / L_ii. */                                                        \
     void (*solve_rows)(real * a, size_t ld, const real *transposed, const real *inverse, size_t m, size_t nb);            \
+    /* out [rows, ld] = x [rows, d] · tasks [d, ld] for a short d; ld is a multiple of 32. */                            \
+    void (*predict_block)(real * out, const real *x, const real *tasks, size_t ld, size_t rows, size_t d);                \
     /* Takes n tasks, whose scores are their log-weights after a prefix, into row[0] if `wanted`; `keep` leaves their     \
      * weights (times exp(row->maximum)) in the predictions' place. Then the scores take (y, predictions) in, and         \
      * row[1].block_maximum is their maximum. row->correction is what earlier weights are multiplied by. */               \

@@ -1,5 +1,11 @@
 /* Kernels of estimators that compare a query with every example, or a sequence with every task. */
 #include "kernels_reg_rows.h"
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=fast") /* vectors have no fma builtin */
+#else
+#pragma STDC FP_CONTRACT ON
+#endif
+
 #include "kernels_math.h"
 #include "kernels_reg.h"
 
@@ -60,6 +66,36 @@ void K(solve_rows)(real *restrict a, size_t ld, const real *restrict transposed 
         row[j] = fma_real(-value, below[j], row[j]);
     }
   }
+}
+
+/* out [rows, ld] = x [rows, d] · tasks [d, ld]: short sums, kept in registers; ld is a multiple of two registers. */
+static inline void K(predict_rows)(real *out, const real *x, const real *tasks, size_t ld, size_t d,
+                                   const size_t rows) {
+  for (size_t j = 0; j < ld; j += 2 * LANES) {
+    vec sum[4][2] = {{{0}}};
+    for (size_t k = 0; k < d; k++) {
+      const vec a = load(tasks + k * ld + j), b = load(tasks + k * ld + j + LANES);
+#pragma GCC unroll 4
+      for (size_t i = 0; i < rows; i++) {
+        const vec factor = splat(x[i * d + k]);
+        sum[i][0] = factor * a + sum[i][0];
+        sum[i][1] = factor * b + sum[i][1];
+      }
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < rows; i++) {
+      store(out + i * ld + j, sum[i][0]);
+      store(out + i * ld + j + LANES, sum[i][1]);
+    }
+  }
+}
+
+void K(predict_block)(real *out, const real *x, const real *tasks, size_t ld, size_t rows, size_t d) {
+  size_t i = 0;
+  for (; i + 4 <= rows; i += 4)
+    K(predict_rows)(out + i * ld, x + i * d, tasks, ld, d, 4);
+  for (; i < rows; i++)
+    K(predict_rows)(out + i * ld, x + i * d, tasks, ld, d, 1);
 }
 
 /* A prefix's posterior over a block of tasks and its prediction; then the tasks' scores take the next example in. */

@@ -9,8 +9,9 @@
 #include "blas.h"
 #include "regression.h"
 
-#define TASK_BLOCK 256 /* tasks at a time */
+#define TASK_BLOCK 512 /* tasks at a time */
 #define ROW_BLOCK 32   /* examples at a time */
+#define SHORT 64       /* d up to which the product is a kernel of its own */
 #define SEQUENCES 16   /* of a group: they share a block of tasks, transposed */
 #define LEAST_UNITS 64 /* units of work, where tasks are enough */
 
@@ -43,7 +44,9 @@ static void R(one_sequence)(const R(dmmse_job) * job, size_t b, R(clew_posterior
   real maximum = prior_maximum;
   for (size_t begin = 0; begin <= in->last; begin += ROW_BLOCK) {
     const size_t end = R(smaller)(begin + ROW_BLOCK, in->last + 1), known = R(smaller)(end, n);
-    if (begin < known)
+    if (begin < known && d <= SHORT)
+      job->kernels->predict_block(prediction, x + begin * d, block, TASK_BLOCK, known - begin, d);
+    else if (begin < known)
       (void)R(clew_gemm)(prediction, TASK_BLOCK, 1, x + begin * d, (ptrdiff_t)d, 1, block, TASK_BLOCK, 1, known - begin,
                          width, d, 1, 0);
     for (size_t p = begin; p < end; p++) {
@@ -84,6 +87,8 @@ static void R(dmmse_task)(void *ctx, size_t index, unsigned slot) {
   for (size_t at = begin; at < end; at += TASK_BLOCK) {
     const size_t width = R(smaller)(TASK_BLOCK, end - at);
     const real *tasks = job->tasks + at * d;
+    if (width < TASK_BLOCK)
+      memset(block, 0, d * TASK_BLOCK * sizeof(real)); /* behind the last task */
     real highest = job->log_prior == NULL ? 0 : (real)-INFINITY;
     for (size_t j = 0; j < width; j++) {
       for (size_t c = 0; c < d; c++)

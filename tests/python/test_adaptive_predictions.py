@@ -20,7 +20,7 @@ from clew.adaptive import (
     bits_by_layer,
     branches_of,
     experiment,
-    function_vectors,
+    workspace_vectors,
     gaussian,
     level_bits,
     patch_branches,
@@ -89,7 +89,7 @@ def test_bits_by_hand() -> None:
 def test_function_vectors_are_functions_of_the_workspace() -> None:
     network = Constrained(tree(), 0.3, 3, readout=16, seed=4)
     estimate = np.random.default_rng(0).standard_normal((40, 7))
-    workspace, vectors = function_vectors(network, estimate, 1)
+    workspace, vectors = workspace_vectors(network, estimate, 1)
     again = network.run(estimate[::-1], start=1, messages=workspace)  # other data, the same workspace
     np.testing.assert_array_equal(again.directions[:, 1:2], vectors)
 
@@ -125,6 +125,6 @@ def test_refusals() -> None:
     with pytest.raises(ShapeError, match=r"probabilities \[2, 3\]"):
         level_bits(tree(), np.zeros((2, 3)), [0, 1])
     with pytest.raises(ConfigError, match="a next layer exists for 0 to 0"):
-        function_vectors(Constrained(tree(), 0.3, 1), np.zeros((1, 7)), 1)
+        workspace_vectors(Constrained(tree(), 0.3, 1), np.zeros((1, 7)), 1)
     with pytest.raises(ShapeError, match="D is 7"):
         branches_of(tree(), np.zeros((2, 3)))

@@ -12,12 +12,12 @@ from ..errors import ConfigError
 from .measures import branches_of
 from .network import Constrained, Pass
 
-__all__ = ["Patching", "function_vectors", "patch", "patch_branches"]
+__all__ = ["Patching", "workspace_vectors", "patch", "patch_branches"]
 
 Array = NDArray[Any]
 
 
-def function_vectors(network: Constrained, estimate: ArrayLike, layer: int) -> tuple[Array, Array]:
+def workspace_vectors(network: Constrained, estimate: ArrayLike, layer: int) -> tuple[Array, Array]:
     """The workspace p_l after `layer` layers [n, l·H], and Φ_l: the directions it makes the next layer ask about.
 
     Φ is [n, H, D], a function of p_l alone; after the last layer there is no next one: ConfigError.
