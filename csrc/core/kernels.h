@@ -39,11 +39,11 @@ typedef struct clew_mask {
   ptrdiff_t end; /* keys from here on are seen by nobody */
 } clew_mask;
 
-/* What gemm_packed needs: panels of 1024 rows and 320 columns, of 1536 bytes of k each. */
-#define CLEW_PACK_BYTES ((size_t)3 << 20)
-
 struct clew_adaptive_chunk_f32;
 struct clew_adaptive_chunk_f64;
+
+/* What gemm_packed needs: panels of 1024 rows and 320 columns, of 1536 bytes of k each. */
+#define CLEW_PACK_BYTES ((size_t)3 << 20)
 
 #define CLEW_DECLARE_KERNELS(suffix, real)                                                                               \
   /* What a step of AdamW multiplies by: keep = 1 - rate decay, step = rate / (1 - beta1^t),                             \

@@ -1,6 +1,7 @@
 """Adaptive inference in context: optimal layer-wise questions, and constrained transformers that learn to ask them.
 
-A test of an abstract's claims (arXiv 2606.16694) under our own specification, which `clew.adaptive.specification` holds.
+A test of an abstract's claims (arXiv 2606.16694) under our own specification, which `clew.adaptive.specification`
+holds.
 
 >>> import clew.adaptive as adaptive
 >>> policy, = adaptive.fit(adaptive.tree(), 0.3, layers=2, steps=100)
@@ -15,7 +16,7 @@ from .experiment import Experiment, experiment, reproduce, stored
 from .measures import bits_by_layer, branches_of, level_bits
 from .network import Constrained, Pass, fit
 from .ordinary import compare_with_algorithms, train_ordinary
-from .patching import Patching, function_vectors, patch, patch_branches
+from .patching import Patching, patch, patch_branches, workspace_vectors
 from .predictions import PREDICTIONS, Check, Laboratory, Prediction, expected_values
 from .priors import Prior, between, codebook, eigenvalues, flat, gaussian, sample_estimate, tree
 from .programme import Programme, node_directions, programme
@@ -45,7 +46,6 @@ __all__ = [
     "experiment",
     "fit",
     "flat",
-    "function_vectors",
     "gaussian",
     "gaussian_error",
     "level_bits",
@@ -60,4 +60,5 @@ __all__ = [
     "train_ordinary",
     "tree",
     "water_filling",
+    "workspace_vectors",
 ]

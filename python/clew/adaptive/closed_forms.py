@@ -1,4 +1,4 @@
-"""Linear messages under a Gaussian prior: the posterior covariance does not depend on answers, so adapting is worthless.
+"""Linear messages under a Gaussian prior: the posterior covariance depends on no answer, and adapting is worthless.
 
 L messages of one head in L layers are then L heads of one layer, and the best directions are the leading eigenvectors.
 """
@@ -51,9 +51,9 @@ def gaussian_error(eigenvalues: ArrayLike, messages: int, noise: float) -> float
 def water_filling(eigenvalues: ArrayLike, messages: int, noise: float) -> tuple[float, NDArray[Any]]:
     """Least error of L unit messages with *fresh* noise each, and the precision that each eigenvector receives [D].
 
-    L unit vectors can realise any spectrum of Σ u uᵀ of trace L and rank L, so the precision L / s² is poured over the L
-    leading eigenvalues: 1/λ_i + j_i is one level where j_i > 0. Messages that share one estimate cannot do this (asking
-    twice tells nothing new): `gaussian_error`.
+    L unit vectors can realise any spectrum of Σ u uᵀ of trace L and rank L, so the precision L / s² is poured over
+    the L leading eigenvalues: 1/λ_i + j_i is one level where j_i > 0. Messages that share one estimate cannot do this
+    (asking twice tells nothing new): `gaussian_error`.
 
     >>> lam = [1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
     >>> [round(water_filling(lam, n, 0.6)[0], 3) for n in (2, 3)]

@@ -25,8 +25,8 @@ def _branches(prior: Prior) -> Array:
 def level_bits(prior: Prior, probabilities: ArrayLike, index: ArrayLike) -> Array:
     """Mutual information between what was seen and the sign of each level, given the signs above it: [K], in bits.
 
-    E log2 P(s_k | s_1…s_{k−1}, seen) + 1, for posterior probabilities of the leaves [n, 2^K] and the true leaves [n]. By
-    the chain rule the levels add up to the information about the leaf.
+    E log2 P(s_k | s_1…s_{k−1}, seen) + 1, for posterior probabilities of the leaves [n, 2^K] and the true leaves [n].
+    By the chain rule the levels add up to the information about the leaf.
 
     Raises ConfigError for priors that are no tree, ShapeError for shapes that do not fit.
 
@@ -65,7 +65,7 @@ def bits_by_layer(network: Constrained, n: int = 50_000, seed: int = 3) -> Array
 
 
 def branches_of(prior: Prior, prediction: ArrayLike) -> Array:
-    """The signs [n, K] of the path that a predicted vector [n, D] stands for: at each node the sign along its direction."""
+    """The signs [n, K] of the path that a predicted vector [n, D] stands for: at each node the sign along it."""
     depth = _branches(prior).shape[1]
     w = np.asarray(prediction, np.float64)
     if w.ndim != 2 or w.shape[1] != prior.dim:

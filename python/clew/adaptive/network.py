@@ -27,7 +27,7 @@ _STEPS_AT_ONCE = 500
 
 @dataclass(frozen=True)
 class Pass:
-    """Contexts through a network: prediction ŵ [n, D], messages [n, L·H], directions asked [n, L·H, D], squared errors [n].
+    """Contexts through a network: prediction [n, D], messages [n, L·H], directions [n, L·H, D], squared errors [n].
 
     The workspace after layer l is `messages[:, : l * heads]`; errors are None where w was not given.
     """
@@ -67,7 +67,7 @@ class Constrained:
     orthonormal: bool | None = None
     seed: int = 0
     dtype: DTypeLike = "float32"
-    parameters: Array = field(default=None)  # type: ignore[assignment]
+    parameters: Array = None  # type: ignore[assignment]
     losses: Array = field(default_factory=lambda: np.empty(0), repr=False)
     """Mean squared error of each training step's batch."""
 
@@ -200,8 +200,8 @@ class Constrained:
     ) -> Pass:  # fmt: skip
         """Runs contexts: an estimate ŵ [n, D] each, or examples (x [n, N, D], y [n, N]).
 
-        w [n, D]: for squared errors. start, messages [n, ≥ start·heads]: layers before `start` do not run; their answers
-        are taken from `messages` instead, which is how a workspace is patched.
+        w [n, D]: for squared errors. start, messages [n, ≥ start·heads]: layers before `start` do not run; their
+        answers are taken from `messages` instead, which is how a workspace is patched.
         """
         return self._pass(estimate, examples, w, start, messages, None)
 
@@ -242,9 +242,9 @@ def fit(
 ) -> list[Constrained]:
     """Trains one network for each seed, side by side, by Adam whose rate falls along half a cosine to a fiftieth.
 
-    prior: one, or one for each seed (of as many centres). Each step draws fresh contexts and one fresh estimate for each,
-    from the seed and the step alone: results are the same bits for any number of threads. The networks' `losses` [steps]
-    are those of the batches.
+    prior: one, or one for each seed (of as many centres). Each step draws fresh contexts and one fresh estimate for
+    each, from the seed and the step alone: results are the same bits for any number of threads. The networks'
+    `losses` [steps] are those of the batches.
 
     Raises ConfigError for settings that do not go together, TrainingError when a loss is not finite.
 

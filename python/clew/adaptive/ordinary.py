@@ -1,8 +1,8 @@
 """Ordinary transformers on the same task, through the ordinary engine: linear attention and softmax, MLP × depth.
 
 A sequence is N examples [x, y, 0] followed by queries [x, 0, 1]; the target of a query is w·x. Each trained model's
-predictions are compared with those of the exact tree posterior and of the best of gradient descent, GD++, ridge and least
-squares, each with its best settings: which algorithm does the model's behaviour lie closer to?
+predictions are compared with those of the exact tree posterior and of the best of gradient descent, GD++, ridge and
+least squares, each with its best settings: which algorithm does the model's behaviour lie closer to?
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _tokens(x: Array, clean: Array, noise: Array) -> Examples:
 def ordinary_model(
     attention: Literal["linear", "softmax"], layers: int, mlp: bool, dim: int, length: int, seed: int = 0
 ) -> Model:
-    """An untrained model of width 32 with 4 heads: no positions; LayerNorm with softmax, no norm with linear attention."""
+    """An untrained model of width 32 with 4 heads, without positions; LayerNorm where attention is softmax."""
     if attention not in ("linear", "softmax"):
         raise ConfigError(f'attention = {attention!r}: "linear" or "softmax"')
     linear = attention == "linear"
@@ -88,7 +88,7 @@ def train_ordinary(
 
 @dataclass(frozen=True)
 class Distances:
-    """Mean squared differences over queries: of the model to the truth, the tree posterior and the nearest algorithm."""
+    """Mean squared differences over queries: the model to the truth, the tree posterior and the nearest algorithm."""
 
     error: float
     to_posterior: float
@@ -103,8 +103,8 @@ def compare_with_algorithms(
 ) -> Distances:
     """How far a trained model's predictions lie from the tree posterior's and from the best of four algorithms.
 
-    GD, GD++, ridge and least squares run over a grid of settings; the one nearest to the model's predictions is told. The
-    best any of them could do against the truth is `algorithm_error`.
+    GD, GD++, ridge and least squares run over a grid of settings; the one nearest to the model's predictions is told.
+    The best any of them could do against the truth is `algorithm_error`.
     """
     source = tree() if prior is None else prior
     sigma = noise * examples**0.5
@@ -143,7 +143,7 @@ def compare_with_algorithms(
 
 
 def grid(*, steps: int = 1500, seed: int = 0, depths: tuple[int, ...] = (1, 3)) -> dict[str, dict[str, Any]]:
-    """Attention × MLP × depth on the tree prior: the distances of each trained model, by name; minutes at 1,500 steps."""
+    """Attention × MLP × depth on the tree prior: the distances of each trained model, by name; takes minutes."""
     rows: dict[str, dict[str, Any]] = {}
     kinds: tuple[Literal["linear", "softmax"], ...] = ("linear", "softmax")
     for attention in kinds:

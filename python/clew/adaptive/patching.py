@@ -12,12 +12,12 @@ from ..errors import ConfigError
 from .measures import branches_of
 from .network import Constrained, Pass
 
-__all__ = ["Patching", "function_vectors", "patch", "patch_branches"]
+__all__ = ["Patching", "workspace_vectors", "patch", "patch_branches"]
 
 Array = NDArray[Any]
 
 
-def function_vectors(network: Constrained, estimate: ArrayLike, layer: int) -> tuple[Array, Array]:
+def workspace_vectors(network: Constrained, estimate: ArrayLike, layer: int) -> tuple[Array, Array]:
     """The workspace p_l after `layer` layers [n, l·H], and Φ_l: the directions it makes the next layer ask about.
 
     Φ is [n, H, D], a function of p_l alone; after the last layer there is no next one: ConfigError.
@@ -42,8 +42,8 @@ class Patching:
     """Rows: layer 1 … L patched. Columns: tree levels. Chance is ½.
 
     donor, own: share of contexts whose predicted sign, on the path of the donor or of the context itself, is theirs.
-    same_branch: donors that share the context's leaf (own sign kept). random: a workspace of unrelated noise (share of the
-    unrelated donor's sign). plain: without patching.
+    same_branch: donors that share the context's leaf (own sign kept). random: a workspace of unrelated noise (share
+    of the unrelated donor's sign). plain: without patching.
     """
 
     donor: Array
@@ -56,8 +56,8 @@ class Patching:
 def patch_branches(network: Constrained, n: int = 20_000, seed: int = 5) -> Patching:
     """Moves the workspace of each layer between contexts of a tree prior and reads which branch is predicted.
 
-    A level's sign is read at the node that the donor's (or the context's own) path reaches, so that "moved" and "left at
-    chance" can be told apart level by level. Donors disagree with the context at the root.
+    A level's sign is read at the node that the donor's (or the context's own) path reaches, so that "moved" and "left
+    at chance" can be told apart level by level. Donors disagree with the context at the root.
     """
     prior, rng = network.prior, np.random.default_rng([seed, n])
     branches = prior.branches
@@ -95,4 +95,5 @@ def patch_branches(network: Constrained, n: int = 20_000, seed: int = 5) -> Patc
         rows["same_branch"].append(share(patch(network, own, similar, layer).prediction, index))
         rows["random"].append(share(patch(network, own, noise, layer).prediction, other))
     matched = (branches_of(prior, plain.prediction) == branches[index]).mean(axis=0)
-    return Patching(*(np.array(rows[k]) for k in ("donor", "own", "same_branch", "random")), np.asarray(matched))
+    stacked = {name: np.array(row) for name, row in rows.items()}
+    return Patching(**stacked, plain=np.asarray(matched))

@@ -26,8 +26,8 @@ _BLOCK = 1 << 22  # values of one intermediate array
 class Prior:
     """w = a centre, each equally likely, plus N(0, diag(spread)).
 
-    Attributes: name; centres [points, D] and spread [D], float64; branches [points, K] of ±1, the signs that lead to each
-    point from the root, None for priors that are no tree.
+    Attributes: name; centres [points, D] and spread [D], float64; branches [points, K] of ±1, the signs that lead to
+    each point from the root, None for priors that are no tree.
 
     Raises ShapeError for arrays that do not fit, ConfigError for values that are no numbers or a negative spread.
 
@@ -48,7 +48,9 @@ class Prior:
     def __post_init__(self) -> None:
         centres, spread = np.array(self.centres, np.float64), np.array(self.spread, np.float64)
         if centres.ndim != 2 or 0 in centres.shape or spread.shape != centres.shape[1:]:
-            raise ShapeError(f"Prior: centres {list(centres.shape)} and spread {list(spread.shape)}, not [points, D], [D]")
+            raise ShapeError(
+                f"Prior: centres {list(centres.shape)} and spread {list(spread.shape)}, not [points, D], [D]"
+            )
         for what, values in (("centres", centres), ("spread", spread)):
             bad = np.argwhere(~np.isfinite(values))
             if len(bad):
@@ -185,7 +187,9 @@ def tree(amplitudes: Sequence[float] = DEFAULT.amplitudes, scatter: float = 0.0)
     """
     a = _amplitudes(amplitudes)
     depth = len(a)
-    signs = np.array([[1 if leaf >> (depth - 1 - level) & 1 else -1 for level in range(depth)] for leaf in range(2**depth)])
+    signs = np.array(
+        [[1 if leaf >> (depth - 1 - level) & 1 else -1 for level in range(depth)] for leaf in range(2**depth)]
+    )
     centres = np.zeros((2**depth, 2**depth - 1))
     node = np.zeros(2**depth, np.intp)
     for level in range(depth):
@@ -233,9 +237,7 @@ def between(t: float, amplitudes: Sequence[float] = DEFAULT.amplitudes) -> Prior
     return Prior(f"between({t:g})", np.sqrt(1 - t) * start.centres, t * eigenvalues(amplitudes), start.branches)
 
 
-def sample_estimate(
-    w: ArrayLike, examples: int, sigma: float, seed: int | np.random.Generator = 0
-) -> Array:
+def sample_estimate(w: ArrayLike, examples: int, sigma: float, seed: int | np.random.Generator = 0) -> Array:
     """ŵ = (1/N) Σ y_i x_i of each context w [n, D], exactly distributed for any N ≥ D, without drawing examples.
 
     X'X is Wishart (Bartlett's decomposition), and X'ε given X is N(0, σ² X'X). float64 [n, D].
@@ -244,7 +246,9 @@ def sample_estimate(
     """
     w = np.asarray(w, np.float64)
     if w.ndim != 2 or examples < w.shape[1]:
-        raise ShapeError(f"sample_estimate: w {list(w.shape)}, {examples} examples: w is [n, D], and at least D examples")
+        raise ShapeError(
+            f"sample_estimate: w {list(w.shape)}, {examples} examples: w is [n, D], and at least D examples"
+        )
     n, d = w.shape
     rng = np.random.default_rng(seed)
     T = np.tril(rng.standard_normal((n, d, d)), -1)

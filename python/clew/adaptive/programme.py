@@ -6,8 +6,8 @@ problem, one layer of L heads the non-adaptive one. What a direction adds to tho
 noise of different messages is independent, as N(Uw, s² U Uᵀ) demands.
 
 Expectations over a message are trapezoid sums over a grid, whose error for these smooth mixtures is far below the error
-that kinks of the minimum make; `step` halves it. The tree's symmetry (swapping the two subtrees of a node, and its sign)
-leaves one of each class of first sets, and half of the grid where it can turn the first message's sign.
+that kinks of the minimum make; `step` halves it. The tree's symmetry (swapping the two subtrees of a node, and its
+sign) leaves one of each class of first sets, and half of the grid where it can turn the first message's sign.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Array = NDArray[Any]
 class Programme:
     """What the programme found.
 
-    value: least expected squared error; first: the directions of the best first layer [H, D]; first_values: the value of
-    each class of first sets, and first_sets the sets [classes, H] as rows of directions [A, D].
+    value: least expected squared error; first: the directions of the best first layer [H, D]; first_values: the value
+    of each class of first sets, and first_sets the sets [classes, H] as rows of directions [A, D].
     """
 
     value: float
@@ -48,8 +48,8 @@ class Programme:
 def node_directions(depth: int, terms: int = 2, families: bool = True) -> Array:
     """Directions of unit length [A, D]: nodes and their signed sums, closed under the tree's symmetries.
 
-    terms: signed sums of up to so many different nodes (1: the nodes alone). families: also the signed sums of a node and
-    its two children, which ask about two levels whatever the branch. One of v and −v is kept.
+    terms: signed sums of up to so many different nodes (1: the nodes alone). families: also the signed sums of a node
+    and its two children, which ask about two levels whatever the branch. One of v and −v is kept.
 
     >>> node_directions(2, terms=1, families=False).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
@@ -74,7 +74,7 @@ def node_directions(depth: int, terms: int = 2, families: bool = True) -> Array:
 
 
 def tree_symmetries(depth: int) -> Array:
-    """The tree's symmetries as signed permutation matrices [2^D, D, D]: a sign for each node, whose subtrees swap with it.
+    """The tree's symmetries as signed permutations [2^D, D, D]: a sign for each node, whose subtrees swap with it.
 
     Each maps the leaves of `tree` onto themselves.
     """
@@ -93,7 +93,7 @@ def tree_symmetries(depth: int) -> Array:
 
 
 def _classes(sets: Array, directions: Array, group: Array) -> tuple[Array, Array]:
-    """One set of each class under the group, and whether an element turns its first direction's sign and keeps the set."""
+    """One set of each class, and whether a symmetry that keeps the set turns its first direction's sign."""
     images = np.einsum("gij,aj->gai", group, directions)
     table = {tuple(np.round(v * s, 9) + 0.0): (a, s) for a, v in enumerate(directions) for s in (1, -1)}
     n_group, n = images.shape[:2]
@@ -104,7 +104,8 @@ def _classes(sets: Array, directions: Array, group: Array) -> tuple[Array, Array
             if found is None:  # the set of directions is not closed under the group
                 return sets, np.zeros(len(sets), bool)
             index[g, a], sign[g, a] = found
-    kept, halved, seen = [], [], set()
+    kept, halved = [], []
+    seen: set[tuple[int, ...]] = set()
     for chosen in sets:
         key = tuple(chosen)
         if key in seen:
@@ -130,12 +131,14 @@ def programme(
 
     prior: points, with one common spread in every direction (the tree, its scatter, a codebook, flat signs). noise: s.
     directions [A, D]: normalised here; None: `node_directions(K)`. step: distance of grid points in standard deviations
-    of a message; reach: how far the grid reaches beyond the outermost centre, in the same unit. symmetry: use the tree's.
+    of a message; reach: how far the grid reaches beyond the outermost centre, in the same unit. symmetry: use the
+    tree's.
 
     Returns a `Programme`. The value is an upper bound of the optimum over all directions, up to the grid's error.
 
-    Raises ConfigError for a prior with different spreads (a Gaussian: see `closed_forms`), heads that are not positive or
-    settings that are not; ShapeError for directions that do not fit or more messages than D; MemoryError beyond 5 messages.
+    Raises ConfigError for a prior with different spreads (a Gaussian: see `closed_forms`), heads that are not
+    positive or settings that are not; ShapeError for directions that do not fit or more messages than D; MemoryError
+    beyond 5 messages.
 
     Example
     -------

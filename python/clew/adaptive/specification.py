@@ -15,31 +15,33 @@ depth.
 
 **Priors**, all of one covariance diag(λ), in coordinates where every tree node is an axis (`clew.adaptive.priors`):
 
-* *tree* of depth K, D = 2^K − 1: w = Σ_l a_l s_l e_{n(s_1…s_{l−1})}, s_l = ±1; one direction for each internal node; λ =
-  a_l² / 2^{l−1} on each node of level l; optionally a Gaussian of variance scatter² in every direction around each leaf.
+* *tree* of depth K, D = 2^K − 1: w = Σ_l a_l s_l e_{n(s_1…s_{l−1})}, s_l = ±1; one direction for each internal node;
+  λ =
+  a_l² / 2^{l−1} on each node of level l; optionally a Gaussian of variance scatter² in every direction around each
+  leaf.
 * *gaussian*: N(0, diag λ), the matched Gaussian.
 * *flat*: independent signs on every node, w_n = ±√λ_n: not Gaussian, not hierarchical.
 * *codebook*: 2^K random codewords whose mean is 0 and whose covariance is diag λ exactly: a rotated simplex. (The tree
   itself is one rotation of it.)
 * *between(t)*: √(1−t) · tree + √t · gaussian, whose covariance does not depend on t.
 
-**Constrained linear-attention transformer.** A token's residual is [x_i, y_i, p_l]. Layer l writes h_i = y_i (u_l · x_i)
-for each head, where u_l is a network of the workspace p_l alone (locality: one hidden layer of 64 tanh units); attention
-has a constant query and key, so every token receives the mean of h in a fresh slot of p (one channel for each head). The
-*function vector* of layer l is Φ_l = u_{l+1}(p_l), the directions that p_l makes the next layer ask about. The readout is
-x_q · ŵ(p_L). A message is therefore u_l · ŵ with one fixed vector for each context,
+**Constrained linear-attention transformer.** A token's residual is [x_i, y_i, p_l]. Layer l writes h_i = y_i (u_l ·
+x_i) for each head, where u_l is a network of the workspace p_l alone (locality: one hidden layer of 64 tanh units);
+attention has a constant query and key, so every token receives the mean of h in a fresh slot of p (one channel for
+each head). The *function vector* of layer l is Φ_l = u_{l+1}(p_l), the directions that p_l makes the next layer ask
+about. The readout is x_q · ŵ(p_L). A message is therefore u_l · ŵ with one fixed vector for each context,
 
     ŵ = (1/N) Σ y_i x_i,   E[ŵ|w] = w,   Cov[ŵ|w] = ((|w|² + σ²) I + w wᵀ) / N,
 
-and its noise is the same for all layers. For σ² ≫ |w|² this is N(w, s² I) with s = σ/√N: the *reduced model*. L messages
-in directions U are then N(U w, s² U Uᵀ). Two messages along u and v tell what the messages along an orthonormal pair with
-the same span tell, so policies and the programme work with orthonormal directions, for which the noise of different
-layers is independent.
+and its noise is the same for all layers. For σ² ≫ |w|² this is N(w, s² I) with s = σ/√N: the *reduced model*. L
+messages in directions U are then N(U w, s² U Uᵀ). Two messages along u and v tell what the messages along an
+orthonormal pair with the same span tell, so policies and the programme work with orthonormal directions, for which
+the noise of different layers is independent.
 
-**Optimal measurement** (`clew.adaptive.programme`): V_L(p) = tr Cov(w|p), V_{l−1}(p) = min_u E V_l(p ⊕ m). Three numbers
-bracket its value: the posterior given all of ŵ (lower bound), a dynamic programme over a restricted set of directions
-(node directions, their signed sums), and a policy of a network trained by gradient through the exact posterior (upper
-bounds both). *Non-adaptive* means one layer of L heads.
+**Optimal measurement** (`clew.adaptive.programme`): V_L(p) = tr Cov(w|p), V_{l−1}(p) = min_u E V_l(p ⊕ m). Three
+numbers bracket its value: the posterior given all of ŵ (lower bound), a dynamic programme over a restricted set of
+directions (node directions, their signed sums), and a policy of a network trained by gradient through the exact
+posterior (upper bounds both). *Non-adaptive* means one layer of L heads.
 
 **Sizes.** K = 3, D = 7, a = (1, .7, .5), N = 256, σ = 4.8, s = .3 (also .4 and .6); networks 64 wide, batches of 512.
 """
