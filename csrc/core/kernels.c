@@ -10,6 +10,9 @@ extern const kernel_table K(clew_kernel_table);
 const kernel_table K(clew_kernel_table) = {
     .isa = NAME_OF(ISA),
     .gemm_few = K(gemm_few),
+#if VEC_BYTES == 64
+    .gemm_packed = K(gemm_packed),
+#endif
     .norm = K(norm),
     .bias_act = K(bias_act),
     .bias_add = K(bias_add),

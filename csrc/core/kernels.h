@@ -29,13 +29,18 @@ typedef enum clew_act {
 } clew_act;
 
 /* Which keys a query sees. Query row i stands at position q0 + i, key column j at k0 + j; it is seen when
- * 0 ≤ q − k (causal), q − k < window (window > 0), and not (exclude_self and q == k). */
+ * 0 ≤ q − k (causal), q − k < window (window > 0), k < end (has_end), and not (exclude_self and q == k). */
 typedef struct clew_mask {
   ptrdiff_t q0, k0;
   ptrdiff_t window; /* 0: none */
   bool causal;
   bool exclude_self;
+  bool has_end;
+  ptrdiff_t end; /* keys from here on are seen by nobody */
 } clew_mask;
+
+/* What gemm_packed needs: panels of 1024 rows and 320 columns, of 1536 bytes of k each. */
+#define CLEW_PACK_BYTES ((size_t)3 << 20)
 
 #define CLEW_DECLARE_KERNELS(suffix, real)                                                                               \
   /* What a step of AdamW multiplies by: keep = 1 - rate decay, step = rate / (1 - beta1^t),                             \
@@ -49,6 +54,11 @@ typedef struct clew_mask {
      * Made for m ≤ 32: b is streamed from memory once. */                                                             \
     void (*gemm_few)(real * c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,             \
                      ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta);                               \
+    /* The same with any strides of a and b, copied into panels in room [CLEW_PACK_BYTES], 64-byte aligned: many rows.   \
+     */                                                                                                                  \
+    void (*gemm_packed)(real * c, ptrdiff_t ld_c, const real *a, ptrdiff_t rs_a, ptrdiff_t cs_a, const real *b,          \
+                        ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta,             \
+                        real *room);                                                                                     \
     /* Layer norm (centre) or RMS norm of x [rows, d]: scale = √(mean square of the centred x + eps),                  \
      * normalized = centred / scale, out = normalized · w + b. w, b, normalized [rows, d], scale [rows] may be NULL;    \
      * out may be x. */                                                                                                  \

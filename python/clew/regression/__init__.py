@@ -16,15 +16,22 @@ one.
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .linear import averaging, bayes, gd, gd_pp, lasso, momentum, newton_schulz, ols, ridge, sgd
 from .mixtures import dmmse, mixture, model_average, tree, tree_leaves
 from .neighbours import kernel_ridge, knn, nadaraya_watson
 from .online import Online, fit_predict
 
+if TYPE_CHECKING:
+    from . import constructed, learners, tasks
+
 __all__ = [
     "Online",
     "averaging",
     "bayes",
+    "constructed",
     "dmmse",
     "fit_predict",
     "gd",
@@ -32,6 +39,7 @@ __all__ = [
     "kernel_ridge",
     "knn",
     "lasso",
+    "learners",
     "mixture",
     "model_average",
     "momentum",
@@ -40,6 +48,13 @@ __all__ = [
     "ols",
     "ridge",
     "sgd",
+    "tasks",
     "tree",
     "tree_leaves",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("constructed", "learners", "tasks"):  # on first use: they need models and training
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Adaptive inference and function vectors."""
