@@ -24,7 +24,8 @@ EXTRAS := text,hub,gguf,plot,dist,notebook,test
 TOOLS := ruff==0.17.6 mypy==2.4.1 clang-format==14.0.6 build
 REFERENCES := safetensors sentencepiece
 TORCH := torch==2.13.0
-PEER_PACKAGES := "transformers==5.23.0" "transformer_lens==3.9.0" better_abc $(REFERENCES)
+PEER_PACKAGES := "transformers==5.23.0" "transformer_lens==3.9.0" better_abc $(REFERENCES) \
+  "maze-dataset==1.4.2" "muutils<0.9"
 
 PY := $(VENV)/bin/python
 PEERS_PY := $(PEERS)/bin/python

@@ -55,6 +55,13 @@ def test_what_is_true_of_a_path(path: list[tuple[int, int]], true: str, streak: 
     assert found.exact.tolist()[0] and found.valid.tolist()[2:] == [True, False]
 
 
+def test_batches_with_room_for_longer_paths() -> None:
+    ms = mazes.generate(5, 6, seed=1)
+    assert ms.batch[4].shape[1] == 36 > ms.path_lengths.max()
+    assert mazes.judge([m.solution for m in ms], ms).exact.all()
+    assert mazes.judge([m.solution[:1] for m in ms], ms).streak.tolist() == [1] * 5
+
+
 def test_paths_in_mazes_of_several_sizes() -> None:
     large = mazes.generate(1, 7, seed=2)[0]
     found = mazes.judge([MAZE.solution, large.solution, MAZE.solution], [MAZE, large, large])

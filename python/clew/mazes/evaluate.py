@@ -133,7 +133,7 @@ def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgemen
     walked, solution = np.full((2, n, width, 2), -1)
     for i, path in enumerate(paths):
         walked[i, : len(path)] = path
-    held = batch.batch[4].astype(int)
+    held = batch.batch[4][:, :width].astype(int)
     inside = np.arange(held.shape[1]) < batch.path_lengths[:, None]
     solution[:, : held.shape[1]][inside] = held[inside]
     rows = np.arange(n)

@@ -98,7 +98,8 @@ class Tokenizer:
     def encode_batch(self, ms: Mazes | Iterable[Maze] | Maze, path: bool = True) -> list[Array]:
         """Ids of each maze, int32 [length]: views of one array. Raises TokenError as :meth:`encode`."""
         tokens, lengths = self._packed(ms, path)
-        return np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else []
+        ends = np.cumsum(lengths).tolist()
+        return [tokens[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
 
     def _packed(self, ms: Mazes | Iterable[Maze] | Maze, path: bool) -> tuple[Array, Array]:
         """Ids of all mazes one after the other, and each one's number, int32."""
