@@ -327,6 +327,8 @@ static void row_by_columns(real *c, const real *a, const real *b, ptrdiff_t cs_b
 #pragma GCC unroll 4
       for (size_t t = 0; t < 4; t++)
         sum[t] = fma_vec(load(a + p + t * LANES), load(column + p + t * LANES), sum[t]);
+    for (; p + LANES <= k; p += LANES)
+      sum[0] = fma_vec(load(a + p), load(column + p), sum[0]);
     real total = lane_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
     for (; p < k; p++)
       total = fma_real(a[p], column[p], total);
@@ -337,7 +339,7 @@ static void row_by_columns(real *c, const real *a, const real *b, ptrdiff_t cs_b
 
 static void columns_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t cs_b,
                                size_t m, size_t n, size_t k, real alpha, real beta) {
-  if (m == 1) {
+  if (m == 1 && k >= 4 * LANES) { /* the sums of shorter columns are worth adding up four at a time */
     row_by_columns(c, a, b, cs_b, n, k, alpha, beta);
     return;
   }

@@ -465,6 +465,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         Trainer(clew.Model.from_config(CONFIG.replace(n_layers=1)), STREAM, 3, 3, directory=tmp_path)
 
 
+def test_a_checkpoint_from_before_a_field_came_into_being(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = clew.ModelConfig.to_dict
+    with monkeypatch.context() as older:
+        older.setattr(clew.ModelConfig, "to_dict", lambda c: {k: v for k, v in whole(c).items() if k != "exclude_last"})
+        trainer(tmp_path).run(until=3)
+    assert trainer(tmp_path).optimizer.steps == 3  # what was not there is the default
+    with monkeypatch.context() as other:
+        other.setattr(clew.ModelConfig, "to_dict", lambda c: {**whole(c), "exclude_last": True})
+        with pytest.raises(clew.ConfigError, match="made with config.exclude_last = False, this run has True"):
+            trainer(tmp_path)
+
+
 def test_another_schedule_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer(tmp_path).run(until=3)
     run = trainer(tmp_path, lr=0.5, progress="lines")

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +175,13 @@ class Trainer:
         if not resume:
             raise ConfigError(f"Trainer: {directory} holds checkpoints ({saved.path.name}), and resume is False")
         mine = {"config": self.model.config.to_dict(), "dtype": str(self.model.dtype), **self._settings()}
-        theirs = {"config": saved.state["config"], "dtype": saved.state["dtype"], **saved.state["settings"]}
+        # fields that came into being since then had their default
+        known = {field.name: field.default for field in fields(self.model.config) if field.default is not MISSING}
+        theirs = {
+            "config": {**checkpoint.as_json(known), **saved.state["config"]},
+            "dtype": saved.state["dtype"],
+            **saved.state["settings"],
+        }
         for key, value in mine.items():
             other = theirs.get(key)
             if isinstance(value, dict) and isinstance(other, dict):

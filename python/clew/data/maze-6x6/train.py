@@ -5,8 +5,11 @@
 
 The shape is the paper's hallway model (arXiv:2312.02566): 6 layers of width 128, 4 heads, 1,238,076 parameters, tokens
 AOTP_UT_uniform of 7 × 7 mazes. The loss is on the path alone, <PATH_START> and <PATH_END> included. What is learned
-first is to look up edges; small mazes teach that with a third of the tokens, and small batches suffice for it. So grids
-grow from 3 to 6, and batches with them; some large mazes come from the beginning, for positions and cells are learned.
+first is to look up edges, then which way leads to the target; small mazes teach both with a third of the tokens, and
+small batches suffice for it. So grids grow from 3 to 6, and batches with them; some large mazes come from the
+beginning, for positions and cells are learned. The rate is low: at 4e-4 the loss on 3 × 3 mazes falls from 0.2 nats per
+token at 600 steps to 0.1 at 1,200, where at 1e-3 it is still 0.15; at 1.5e-3 a model looks up edges and guesses at
+forks for 10,000 steps.
 
 The first command goes on from its last checkpoint when it is stopped and started again, with the same bits as without
 the stop. The rate is constant, so a decay may begin at any checkpoint, and training may go on behind it. FOLDER holds
@@ -29,17 +32,17 @@ from clew import mazes
 from clew.train import Trainer, constant, linear
 from safetensors.numpy import load_file, save_file
 
-SEED, BATCH, RATE, WARMUP, DECAY, CLIP = 0, 32, 1.5e-3, 100, 0.1, 1.0
+SEED, BATCH, RATE, WARMUP, DECAY, CLIP = 0, 32, 4e-4, 100, 0.1, 1.0
 BETAS, STD = (0.9, 0.98), 0.06
 KINDS = {"rdfs": 0.7, "forkless": 0.2, "prdfs": 0.1}
 STAGES = (
-    mazes.Stage(1000, {3: 0.6, 4: 0.2, 6: 0.2}, KINDS, batch=8),
-    mazes.Stage(2500, {3: 0.2, 4: 0.5, 5: 0.1, 6: 0.2}, KINDS, batch=12),
-    mazes.Stage(4500, {4: 0.2, 5: 0.5, 6: 0.3}, KINDS, batch=16),
-    mazes.Stage(7000, {4: 0.05, 5: 0.25, 6: 0.7}, KINDS, batch=24),
+    mazes.Stage(2500, {3: 0.8, 6: 0.2}, KINDS, batch=8),
+    mazes.Stage(5000, {3: 0.15, 4: 0.65, 6: 0.2}, KINDS, batch=12),
+    mazes.Stage(8000, {3: 0.05, 4: 0.15, 5: 0.5, 6: 0.3}, KINDS, batch=16),
+    mazes.Stage(11000, {4: 0.05, 5: 0.25, 6: 0.7}, KINDS, batch=24),
     mazes.Stage(10**9, {3: 0.02, 4: 0.03, 5: 0.1, 6: 0.85}, KINDS),
 )
-KEPT = (0, 100, 250, 500, 1000, 1750, 2500, 3500, 4500, 7000, 10000, 14000, 20000, 28000, 40000)
+KEPT = (0, 100, 250, 500, 1000, 2500, 5000, 8000, 11000, 15000, 20000, 28000, 40000)
 EXTRA = {"mazes": {"grid": 7, "order": "uniform"}}
 HERE = Path(__file__).parent
 TOKENIZER = mazes.Tokenizer(**EXTRA["mazes"])
