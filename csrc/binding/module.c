@@ -318,6 +318,8 @@ static PyMethodDef core_methods[] = {
     {"sample", core_sample, METH_VARARGS,
      "sample(logits, streams, steps, temperature, top_k, top_p, seed)\n--\n\nA token for each row, and its "
      "log-probability."},
+    {"nearest", clew_py_nearest, METH_VARARGS,
+     "nearest(vectors, rows, k, metric)\n--\n\nThe k rows nearest to each vector, and their scores."},
     {"adamw", clew_py_adamw, METH_VARARGS,
      "adamw(parameters, gradients, m, v, decay, step, rate, beta1, beta2, eps, weight_decay, scale)\n--\n\n"
      "One step of AdamW in place; step [1] is counted up."},
@@ -348,6 +350,15 @@ static PyMethodDef core_methods[] = {
     {"reg_dmmse", clew_py_reg_dmmse, METH_VARARGS,
      "reg_dmmse(yhat, w, evidence, X, y, tasks, log_prior, first, last, noise_var)\n--\n\nThe posterior mean over "
      "tasks."},
+    {"maze_generate", clew_py_maze_generate, METH_VARARGS,
+     "maze_generate(batch, first, kind, grid, p, allowed_start, allowed_target, dead_end_start, dead_end_target, "
+     "distinct, part, test_below, seed)\n--\n\nFills a batch with mazes."},
+    {"maze_hashes", clew_py_maze_hashes, METH_O, "maze_hashes(batch)\n--\n\nA number for each maze's walls."},
+    {"maze_paths", clew_py_maze_paths, METH_O, "maze_paths(batch)\n--\n\nWrites each maze's shortest path."},
+    {"maze_distances", clew_py_maze_distances, METH_O,
+     "maze_distances(batch)\n--\n\nSteps between all cells of each maze."},
+    {"maze_tokens", clew_py_maze_tokens, METH_VARARGS,
+     "maze_tokens(batch, specials, cells, with_path)\n--\n\nTokens of all mazes, and how many each has."},
     {"sites", core_sites, METH_NOARGS, "sites()\n--\n\nEvery capture site: (name, axes, meaning, layered)."},
     {"weights", core_weights, METH_NOARGS, "weights()\n--\n\nEvery weight: (name, axes, layered)."},
     {"set_num_threads", core_set_num_threads, METH_O, "set_num_threads(n)\n--\n\nThreads for the next run."},

@@ -48,6 +48,12 @@ def sample(
 def product(out: NDArray[Any], a: NDArray[Any], b: NDArray[Any], /) -> None:
     """out [(batch,) m, n] = a [(batch,) m, k] @ b [(batch,) k, n] through the engine's own GEMM; all in slab memory."""
 
+def nearest(vectors: NDArray[Any], rows: NDArray[Any], k: int, metric: int, /) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Ids, int32 [n, k], of the k rows [m, d] nearest to each of the vectors [n, d], and scores, float64 [n, k].
+
+    Both in slab memory, of one dtype. metric: 0 dot product, 1 cosine, 2 Euclidean distance. Best first.
+    """
+
 def adamw(
     parameters: list[NDArray[Any]],
     gradients: list[NDArray[Any]],
@@ -193,6 +199,41 @@ def reg_dmmse(
     /,
 ) -> None:
     """Fills the posterior means over tasks [n_tasks, d], and log evidence (float64), of prefixes first … last."""
+
+_Mazes = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+"""(grids [n], edges [n, E, 2, 2], n_edges [n], ends [n, 2, 2], path [n, P, 2], n_path [n]): uint8, counts int32."""
+
+def maze_generate(
+    batch: _Mazes,
+    first: int,
+    kind: int,
+    grid: int,
+    p: float,
+    allowed_start: NDArray[Any] | None,
+    allowed_target: NDArray[Any] | None,
+    dead_end_start: bool,
+    dead_end_target: bool,
+    distinct: bool,
+    part: int,
+    test_below: int,
+    seed: int,
+    /,
+) -> None:
+    """Fills a batch with the mazes `first`, `first` + 1, … of a seed."""
+
+def maze_hashes(batch: _Mazes, /) -> NDArray[Any]:
+    """A number for each maze's walls, uint64 [n]."""
+
+def maze_paths(batch: _Mazes, /) -> None:
+    """Writes each maze's shortest path into the batch."""
+
+def maze_distances(batch: _Mazes, /) -> NDArray[Any]:
+    """Steps between all cells, int16 [n, cells, cells]; -1: no way."""
+
+def maze_tokens(
+    batch: _Mazes, specials: NDArray[Any], cells: NDArray[Any], with_path: bool, /
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Tokens of all mazes, one after the other, and how many each has, int32."""
 
 def sites() -> list[tuple[str, str, str, bool]]:
     """(name, axes, meaning, layered) of every capture site, in order of computation."""
