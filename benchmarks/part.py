@@ -14,7 +14,7 @@ from typing import Any
 import clew
 from clew import memory
 
-from . import cost, interventions, models, training
+from . import cost, geometry, interventions, models, training
 from .floor import Gemm, Reading, flops
 from .report import Figure, at_least, at_most, of_times, skipped
 from .timing import Times, alternate, median
@@ -220,6 +220,7 @@ PARTS: dict[str, Callable[[Setting], list[Figure]]] = {
     "edits": interventions.edits,
     "decode": training.decode,
     "training": training.training,
+    "geometry": geometry.geometry,
     "memory": lambda setting: cost.memory(setting.directory),
     "start": lambda setting: cost.start(setting.directory, setting.rounds + 4),
     "size": lambda setting: cost.size(),
