@@ -39,7 +39,9 @@ def inner_walls(grid: int) -> Array:
     """
     r, c = np.divmod(np.arange(grid * grid), grid)
     cells = np.stack([r, c], axis=1)
-    return np.concatenate([np.stack([cells[cells[:, a] < grid - 1]] * 2, 1) + [[0, 0], [a == 0, a == 1]] for a in (0, 1)])
+    return np.concatenate(
+        [np.stack([cells[cells[:, a] < grid - 1]] * 2, 1) + [[0, 0], [a == 0, a == 1]] for a in (0, 1)]
+    )
 
 
 def walls_of(ms: Mazes) -> Array:
