@@ -66,5 +66,7 @@ def adaptive(setting: Setting) -> list[Figure]:
     start = time.perf_counter()
     programme(tree(), 0.3, (1, 1, 1))
     minute: Times = {"programme": [time.perf_counter() - start], "minute": [60.0]}
-    out.append(of_times("adaptive: programme, depth 3, 3 layers / a minute", minute, "programme", "minute", at_most(1.0)))
+    out.append(
+        of_times("adaptive: programme, depth 3, 3 layers / a minute", minute, "programme", "minute", at_most(1.0))
+    )
     return out

@@ -20,13 +20,13 @@ from clew.adaptive import (
     bits_by_layer,
     branches_of,
     experiment,
-    workspace_vectors,
     gaussian,
     level_bits,
     patch_branches,
     reproduce,
     stored,
     tree,
+    workspace_vectors,
 )
 from clew.adaptive.predictions import PREDICTIONS
 from clew.errors import ConfigError, ShapeError
