@@ -22,7 +22,13 @@ from clew import cli
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PLOTS = ("clew.plot", "clew.geometry.figures", "clew.descent.figures", "clew.mazes.draw", "clew.adaptive.figures")  # need matplotlib
+PLOTS = (  # need matplotlib
+    "clew.plot",
+    "clew.adaptive.figures",
+    "clew.descent.figures",
+    "clew.geometry.figures",
+    "clew.mazes.draw",
+)
 
 
 def modules() -> list[str]:
