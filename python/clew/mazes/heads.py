@@ -40,7 +40,7 @@ def _order(scores: Array) -> list[Head]:
 
 @dataclass(frozen=True)
 class LogitAttribution:
-    """What parts of the stream add to the logit of the right cell over the mean of all other tokens; means over prompts.
+    """What parts of the stream add to the logit of the right cell over the mean of all other tokens.
 
     heads + mlps + biases + embedding + constant = total: the mean of logit[right] − mean of all other logits.
     """

@@ -16,8 +16,7 @@ from ..errors import ConfigError, ShapeError
 from ..probe import Moments, Probe, logistic
 from .maze import Maze, Mazes
 from .prompts import Prompts, path_prompts, residuals
-from .rollout import BATCH
-from .rollout import tokenizer_of
+from .rollout import BATCH, tokenizer_of
 from .tokens import Tokenizer
 
 if TYPE_CHECKING:
