@@ -75,6 +75,8 @@ PyObject *clew_py_maze_hashes(PyObject *module, PyObject *batch);
 PyObject *clew_py_maze_paths(PyObject *module, PyObject *batch);
 PyObject *clew_py_maze_distances(PyObject *module, PyObject *batch);
 PyObject *clew_py_maze_tokens(PyObject *module, PyObject *args);
+/* binding_nearest.c: a function of the module. */
+PyObject *clew_py_nearest(PyObject *module, PyObject *args);
 
 /* binding_train.c: functions of the module. */
 PyObject *clew_py_adamw(PyObject *module, PyObject *args);

@@ -17,10 +17,10 @@ static const float centres_f32[POINTS * DIM] = {-1, -0.7f, 0, -1, 0.7f, 0, 1, 0,
 static const double spread[DIM] = {0.1, 0, 0.2};
 static const float spread_f32[DIM] = {0.1f, 0, 0.2f};
 
-static const clew_adaptive_shape policy = {.dim = DIM, .layers = 2, .heads = 1, .width = 5, .points = POINTS,
-                                           .routing = true, .orthonormal = true};
-static const clew_adaptive_shape transformer = {.dim = DIM, .layers = 2, .heads = 2, .width = 5, .readout = 6,
-                                                .routing = true};
+static const clew_adaptive_shape policy = {
+    .dim = DIM, .layers = 2, .heads = 1, .width = 5, .points = POINTS, .routing = true, .orthonormal = true};
+static const clew_adaptive_shape transformer = {
+    .dim = DIM, .layers = 2, .heads = 2, .width = 5, .readout = 6, .routing = true};
 
 static void fill(double *x, size_t n, double phase) {
   for (size_t i = 0; i < n; i++)
@@ -42,8 +42,14 @@ static void test_gradient(const clew_adaptive_shape *shape) {
   double w[CONTEXTS * DIM], estimate[CONTEXTS * DIM];
   double *parameters = calloc(n, sizeof *parameters), *gradient = calloc(n, sizeof *gradient);
   fill(w, CONTEXTS * DIM, 0.2), fill(estimate, CONTEXTS * DIM, 0.9), fill(parameters, n, 2);
-  clew_adaptive_batch_f64 batch = {.parameters = parameters, .centres = centres, .spread = spread, .w = w,
-                                   .estimate = estimate, .variance = 0.2, .n = CONTEXTS, .gradient = gradient};
+  clew_adaptive_batch_f64 batch = {.parameters = parameters,
+                                   .centres = centres,
+                                   .spread = spread,
+                                   .w = w,
+                                   .estimate = estimate,
+                                   .variance = 0.2,
+                                   .n = CONTEXTS,
+                                   .gradient = gradient};
   clew_error err;
   CHECK(clew_adaptive_pass_f64(shape, &batch, NULL, &err) == CLEW_OK);
   double worst = 0;
@@ -84,9 +90,17 @@ static clew_status values(double *out, clew_error *err) {
   static const double directions[DIM * DIM] = {1, 0, 0, 0, 1, 0, 0, 0, 1}, quarter[POINTS] = {.25, .25, .25, .25};
   static const int32_t heads[2] = {1, 1}, first[3] = {0, 1, 2};
   static const bool halved[3];
-  const clew_programme p = {.dim = DIM, .points = POINTS, .actions = DIM, .layers = 2, .centres = centres,
-                            .probabilities = quarter, .directions = directions, .heads = heads, .noise = 0.3,
-                            .step = 0.5, .reach = 6};
+  const clew_programme p = {.dim = DIM,
+                            .points = POINTS,
+                            .actions = DIM,
+                            .layers = 2,
+                            .centres = centres,
+                            .probabilities = quarter,
+                            .directions = directions,
+                            .heads = heads,
+                            .noise = 0.3,
+                            .step = 0.5,
+                            .reach = 6};
   return clew_programme_values(out, first, halved, 3, &p, NULL, err);
 }
 

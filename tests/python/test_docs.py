@@ -22,13 +22,13 @@ from clew import cli
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PLOTS = (
+PLOTS = (  # need matplotlib
     "clew.plot",
-    "clew.geometry.figures",
-    "clew.descent.figures",
-    "clew.mazes.draw",
     "clew.adaptive.figures",
-)  # need matplotlib
+    "clew.descent.figures",
+    "clew.geometry.figures",
+    "clew.mazes.draw",
+)
 
 
 def modules() -> list[str]:

@@ -54,7 +54,7 @@ class Constrained:
     >>> from clew.adaptive import tree
     >>> policy = Constrained(tree(), 0.3, layers=2)
     >>> policy.n_parameters, policy.run(np.zeros((5, 7))).directions.shape
-    (1166, (5, 2, 7))
+    (1102, (5, 2, 7))
     """
 
     prior: Prior

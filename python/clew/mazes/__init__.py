@@ -14,9 +14,22 @@ from __future__ import annotations
 
 from .draw import draw, text
 from .ecosystem import from_maze_dataset, to_maze_dataset
+from .embedding import EmbeddingDistances, embedding_distances
 from .evaluate import PAPER, TASKS, Evaluation, Judgement, Rate, Table, evaluate, judge, table
 from .generate import KINDS, generate, split, unique
+from .heads import AdjacencyHeads, LogitAttribution, adjacency_heads, logit_attribution
 from .maze import Maze, Mazes
+from .probes import (
+    RouteProbes,
+    WallProbes,
+    WallScores,
+    inner_walls,
+    route_probes,
+    spanning_trees,
+    untrained,
+    wall_probes,
+    walls_of,
+)
 from .rollout import rollouts, solve, tokenizer_of
 from .tokens import Tokenizer
 from .training import Curriculum, Stage, examples, hallway_config, jirpy_config
@@ -25,29 +38,44 @@ __all__ = [
     "KINDS",
     "PAPER",
     "TASKS",
+    "AdjacencyHeads",
     "Curriculum",
+    "EmbeddingDistances",
     "Evaluation",
     "Judgement",
+    "LogitAttribution",
     "Maze",
     "Mazes",
     "Rate",
+    "RouteProbes",
     "Stage",
     "Table",
     "Tokenizer",
+    "WallProbes",
+    "WallScores",
+    "adjacency_heads",
     "draw",
+    "embedding_distances",
     "evaluate",
     "examples",
     "from_maze_dataset",
     "generate",
     "hallway_config",
+    "inner_walls",
     "jirpy_config",
     "judge",
+    "logit_attribution",
     "rollouts",
+    "route_probes",
     "solve",
+    "spanning_trees",
     "split",
     "table",
     "text",
     "to_maze_dataset",
     "tokenizer_of",
     "unique",
+    "untrained",
+    "wall_probes",
+    "walls_of",
 ]

@@ -1,0 +1,310 @@
+"""What single heads do: their direct attribution to logits, and heads that look along open edges
+(arXiv:2312.02566, Figs. 5 to 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..attribution import apply_ln_to_stack
+from ..train.data import generator
+from .maze import Maze, Mazes
+from .prompts import check_length, path_prompts
+from .rollout import tokenizer_of
+from .tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from .prompts import Prompts
+
+Array = NDArray[Any]
+Head = tuple[int, int]
+
+PLACES = ("adjacency list", "origin and target", "path")
+"""Where cells stand in a prompt."""
+
+
+def _order(scores: Array) -> list[Head]:
+    """(layer, head), the highest score first; NaN last."""
+    layers, heads = scores.shape
+    order = np.argsort(-np.nan_to_num(scores, nan=-np.inf).ravel(), kind="stable")
+    return [divmod(int(i), heads) for i in order[: layers * heads]]
+
+
+# ---- Direct logit attribution ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LogitAttribution:
+    """What parts of the stream add to the logit of the right cell over the mean of all other tokens.
+
+    heads + mlps + biases + embedding + constant = total: the mean of logit[right] − mean of all other logits.
+    """
+
+    position: str
+    heads: Array
+    """[layer, head]: the paper's C_{l,h}."""
+    low: Array
+    """Lower end of its 95 % interval, mean − 1.96 standard errors [layer, head]."""
+    high: Array
+    """Upper end."""
+    mlps: Array
+    """[layer]"""
+    biases: Array
+    """Of attention outputs, b_O, [layer]."""
+    embedding: float
+    """Of the residual stream that enters layer 0."""
+    constant: float
+    """Of the final norm's bias and the unembedding's."""
+    total: float
+    n: int
+
+    def ranked(self) -> list[Head]:
+        """(layer, head), the largest contribution first."""
+        return _order(self.heads)
+
+
+def logit_attribution(
+    model: Model,
+    ms: Mazes | Iterable[Maze] | Maze,
+    *,
+    position: str = "nonend",
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> LogitAttribution:
+    """Direct logit attribution by head, the paper's formula: C_{l,h} = mean over prompts p, right cells c of
+    LN(R_{l,h}(p)) · (E(c) − r(c)), where R is the head's output at the last position, LN the final norm with the scale
+    of the run, E the unembedding and r(c) the mean of the unembeddings of all other tokens.
+
+    Parameters
+    ----------
+    model, ms, tokenizer
+        A model of maze tokens and mazes.
+    position
+        What is asked, see :func:`clew.mazes.prompts.path_prompts`: "nonend" for the paper's `rand_path_token_nonend`.
+    seed
+        Of the random cells.
+
+    Raises TokenError for models of other tokens, ConfigError where no maze has a path that is long enough.
+
+    Example
+    -------
+    >>> import clew
+    >>> from clew import mazes
+    >>> model = clew.Model.from_config(mazes.hallway_config(n_layers=2), seed=0)
+    >>> found = mazes.logit_attribution(model, mazes.generate(8, grid=4))
+    >>> parts = found.heads.sum() + found.mlps.sum() + found.biases.sum() + found.embedding + found.constant
+    >>> found.heads.shape, abs(float(parts) - found.total) < 1e-5
+    ((2, 4), True)
+    """
+    tok = tokenizer_of(model, tokenizer)
+    prompts = path_prompts(ms, tok, position, seed)
+    check_length(model, prompts)
+    n_layers, n_heads = model.config.n_layers, model.config.n_heads
+    W_U, b_U = model.weights["unembed.W_U"].astype(np.float64), np.asarray(model.b_U, np.float64)
+    v = W_U.shape[1]
+    columns = (W_U * v - W_U.sum(1, keepdims=True)) / (v - 1)  # E(c) − mean of the others, for each c
+    offsets = (b_U * v - b_U.sum()) / (v - 1)
+    parts: list[Array] = []
+    totals: list[Array] = []
+    constants: list[Array] = []
+    for rows, tokens in prompts.batches(64):
+        run = model.run(
+            tokens, capture=["z", "attn_out", "mlp_out", "resid_pre.0", "resid_post", "ln_final.hook_scale"],
+            positions=[-1], logits="last",
+        )  # fmt: skip
+        right = prompts.targets[rows]
+        outputs = np.einsum("lbphe,lhed->lhbpd", run.stack("z"), model.W_O).reshape(-1, len(tokens), 1, W_U.shape[0])
+        rest = run.stack("attn_out") - outputs.reshape(n_layers, n_heads, *outputs.shape[1:]).sum(1)
+        stack = np.concatenate([outputs, run.stack("mlp_out"), rest, run["resid_pre", 0][None]])
+        normed = apply_ln_to_stack(run, stack, model=model)[:, :, 0]
+        direction = columns[:, right].T
+        parts.append((normed * direction).sum(-1))
+        logits = run.logits[:, -1].astype(np.float64)
+        others = (logits.sum(-1) - logits[np.arange(len(right)), right]) / (v - 1)
+        totals.append(logits[np.arange(len(right)), right] - others)
+        shift = model.weights["ln_final.b"] if "ln_final.b" in model.weights else np.zeros(W_U.shape[0])
+        constants.append(direction @ shift + offsets[right])
+    each, n = np.concatenate(parts, axis=1), len(prompts)
+    mean, error = each.mean(1), each.std(1, ddof=1 if n > 1 else 0) / np.sqrt(n)
+    count = n_layers * n_heads
+    heads, width = mean[:count].reshape(n_layers, n_heads), 1.959964 * error[:count].reshape(n_layers, n_heads)
+    return LogitAttribution(
+        position, heads, heads - width, heads + width, mean[count : count + n_layers],
+        mean[count + n_layers : count + 2 * n_layers], float(mean[-1]), float(np.concatenate(constants).mean()),
+        float(np.concatenate(totals).mean()), n,
+    )  # fmt: skip
+
+
+# ---- Adjacency heads ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AdjacencyHeads:
+    """Which heads look along open edges; made by :func:`adjacency_heads`. Arrays [layer, head] unless they say more.
+
+    Attention of the last position, at a cell of the path, to cells in the prompt. Shares are pooled: sums over mazes
+    divided by sums over mazes. "Over uniform" divides by what the same attention, spread evenly over the same tokens,
+    would give: 1 is no preference.
+    """
+
+    n: int
+    mass: Array
+    """Attention to all cells in the prompt together, mean."""
+    mass_by_place: Array
+    """[place, layer, head]: in the adjacency list; as origin and target; in the path."""
+    connected: Array
+    """Share of the attention to the adjacency list's cells that falls on those at path length 1."""
+    walled: Array
+    """Share that falls on lattice neighbours behind a wall."""
+    connected_over_uniform: Array
+    walled_over_uniform: Array
+    path_connected_over_uniform: Array
+    """The same among the path's cells: the previous cell is always at path length 1, so previous-token heads score."""
+    score: Array
+    """connected_over_uniform − walled_over_uniform, in the adjacency list: how much likelier than by chance a head
+    looks at what can be reached in a step, than at what is as near behind a wall. 0: no difference."""
+    low: Array
+    """Lower end of the score's 95 % bootstrap interval."""
+    high: Array
+    by_path_length: Array
+    """[place, layer, head, length]: attention to cells at each path length (0: the cell itself), mean."""
+    by_manhattan: Array
+    """[place, layer, head, distance]"""
+    uniform_by_path_length: Array
+    """[place, length]: share of the place's cells at each path length."""
+    uniform_by_manhattan: Array
+    """[place, distance]"""
+
+    def ranked(self, least_mass: float = 0.0) -> list[Head]:
+        """(layer, head), the highest score first; heads with less attention to the adjacency list's cells come last."""
+        return _order(np.where(self.mass_by_place[0] >= least_mass, self.score, -np.inf))
+
+    def table(self, k: int | None = None) -> str:
+        """The k highest heads as text; None: all."""
+        lines = ["head    score  [95 %]             path length 1  behind walls  mass  (× uniform; mass: all cells)"]
+        for layer, head in self.ranked()[:k]:
+            at = (layer, head)
+            span = f"[{self.low[at]:+.2f}, {self.high[at]:+.2f}]"
+            lines.append(
+                f"L{layer}H{head:<3} {self.score[at]:+6.2f}  {span:<17}  {self.connected_over_uniform[at]:13.2f}  "
+                f"{self.walled_over_uniform[at]:12.2f}  {self.mass[at]:.2f}"
+            )
+        return "\n".join(lines)
+
+
+def adjacency_heads(
+    model: Model,
+    ms: Mazes | Iterable[Maze] | Maze,
+    *,
+    position: str = "nonend",
+    seed: int = 0,
+    draws: int = 500,
+    tokenizer: Tokenizer | None = None,
+) -> AdjacencyHeads:
+    """Attention of every head, from a cell on the path to every cell in the prompt, by path length and by Manhattan
+    distance in that maze; all heads scored. The paper shows curves (n = 200) and defines no score: this one is ours.
+
+    Parameters
+    ----------
+    model, ms, tokenizer
+        A model of maze tokens and mazes of one grid.
+    position, seed
+        As for :func:`logit_attribution`.
+    draws
+        Of the bootstrap over mazes.
+
+    Raises ShapeError for mazes of several grids, TokenError, ConfigError as :func:`logit_attribution`.
+
+    Example
+    -------
+    >>> import clew
+    >>> from clew import mazes
+    >>> model = clew.Model.from_config(mazes.hallway_config(n_layers=2), seed=0)
+    >>> found = mazes.adjacency_heads(model, mazes.generate(20, grid=4))
+    >>> found.score.shape, len(found.ranked()), bool(abs(found.connected_over_uniform - 1).max() < 0.3)
+    ((2, 4), 8, True)
+    """
+    tok = tokenizer_of(model, tokenizer)
+    prompts = path_prompts(ms, tok, position, seed)
+    check_length(model, prompts)
+    side = int(prompts.mazes.grids[0])
+    bins = side * side
+    by_path, by_manhattan, count_path, count_manhattan, behind, count_behind = _sums(model, prompts, tok, bins)
+    n = len(prompts)
+    # [n, place, ...]: attention to all cells of a place, and at path length 1
+    mass, count = by_path.sum(-1), count_path.sum(-1)
+    rng = generator(seed)
+
+    def score(w: Array) -> tuple[Array, Array]:
+        """Over uniform at path length 1 and behind walls [place, layer, head], mazes weighted."""
+        total = np.tensordot(w, mass, 1)
+        uniform = np.tensordot(w, count_path[:, :, 1] / np.maximum(count, 1), 1) / w.sum()
+        uniform_behind = np.tensordot(w, count_behind / np.maximum(count, 1), 1) / w.sum()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            near = np.tensordot(w, by_path[..., 1], 1) / total / uniform[:, None, None]
+            wall = np.tensordot(w, behind, 1) / total / uniform_behind[:, None, None]
+        return near, wall
+
+    near, wall = score(np.ones(n))
+    drawn = np.array(
+        [np.subtract(*(part[0] for part in score(rng.multinomial(n, [1 / n] * n).astype(float)))) for _ in range(draws)]
+    )
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    places = mass.mean(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = by_path[:, 0, ..., 1].mean(0) / places[0]
+        share_behind = behind[:, 0].mean(0) / places[0]
+        uniform_path = count_path.sum(0) / count.sum(0)[:, None]
+        uniform_manhattan = count_manhattan.sum(0) / count.sum(0)[:, None]
+    return AdjacencyHeads(
+        n, places.sum(0), places, share, share_behind, near[0], wall[0], near[2], near[0] - wall[0], low, high,
+        by_path.mean(0), by_manhattan.mean(0), uniform_path, uniform_manhattan,
+    )  # fmt: skip
+
+
+def _sums(model: Model, prompts: Prompts, tok: Tokenizer, bins: int) -> tuple[Array, ...]:
+    """Attention [n, place, layer, head, bin] by path length and by Manhattan distance, counts of tokens
+    [n, place, bin], attention to lattice neighbours behind walls [n, place, layer, head] and their number."""
+    n, layers, heads = len(prompts), model.config.n_layers, model.config.n_heads
+    by_path, by_manhattan = np.zeros((2, n, 3, layers, heads, bins))
+    count_path, count_manhattan = np.zeros((2, n, 3, bins))
+    behind, count_behind = np.zeros((n, 3, layers, heads)), np.zeros((n, 3))
+    side = int(prompts.mazes.grids[0])
+    for rows, tokens in prompts.batches(64):
+        run = model.run(tokens, capture="pattern", positions=[-1], logits=None)
+        pattern = run.stack("pattern")[:, :, :, 0].astype(np.float64)  # [layer, batch, head, key]
+        part = prompts.mazes[rows]
+        steps = part.distances()
+        width = pattern.shape[-1]
+        ids = np.full((len(tokens), width), 10)
+        for i, row in enumerate(tokens):
+            ids[i, : len(row)] = row
+        cells = tok.cells_of(ids)
+        there = cells[..., 0] >= 0
+        past = np.cumsum(ids == 1, axis=1) + np.cumsum(ids == 6, axis=1)  # <ADJLIST_END>, <PATH_START>
+        here = prompts.here[rows]
+        at = np.arange(len(tokens))[:, None]
+        number = np.where(there, cells @ [side, 1], 0)
+        path_length = steps[at, (here @ [side, 1])[:, None], number]
+        manhattan = np.abs(cells - here[:, None]).sum(-1)
+        for place in range(3):
+            mine = there & (past == place)
+            for distance, out, counts in (
+                (path_length, by_path[rows], count_path[rows]),
+                (manhattan, by_manhattan[rows], count_manhattan[rows]),
+            ):
+                which = (mine & (distance >= 0))[:, :, None] & (distance[:, :, None] == np.arange(bins))
+                counts[:, place] = which.sum(1)
+                out[:, place] = np.einsum("lbhk,bkn->blhn", pattern, which.astype(float), optimize=True)
+            wall = mine & (manhattan == 1) & (path_length != 1)
+            behind[rows, place] = np.einsum("lbhk,bk->blh", pattern, wall.astype(float))
+            count_behind[rows, place] = wall.sum(1)
+    return by_path, by_manhattan, count_path, count_manhattan, behind, count_behind
+
+
+__all__ = ["PLACES", "AdjacencyHeads", "LogitAttribution", "adjacency_heads", "logit_attribution"]

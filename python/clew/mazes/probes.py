@@ -1,0 +1,473 @@
+"""What can be read off one token's residual stream: every wall of the maze, and the way (arXiv:2312.02566, Figs. 8, 9).
+
+Activations are streamed: ridge regression keeps sums of products, logistic regression one vector a maze.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ConfigError, ShapeError
+from ..probe import Moments, Probe, logistic
+from .maze import Maze, Mazes
+from .prompts import Prompts, path_prompts, residuals
+from .rollout import BATCH, tokenizer_of
+from .tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..model import Model
+
+Array = NDArray[Any]
+Features = Iterator[tuple[slice, Array]]
+
+KEPT = 1 << 14
+"""Mazes that logistic regression learns from at most: their activations are kept."""
+
+
+def inner_walls(grid: int) -> Array:
+    """Pairs of cells that a wall may part, int [2 · grid · (grid − 1), 2, 2]: below each other first, then beside.
+
+    >>> inner_walls(2).tolist()
+    [[[0, 0], [1, 0]], [[0, 1], [1, 1]], [[0, 0], [0, 1]], [[1, 0], [1, 1]]]
+    """
+    r, c = np.divmod(np.arange(grid * grid), grid)
+    cells = np.stack([r, c], axis=1)
+    return np.concatenate(
+        [np.stack([cells[cells[:, a] < grid - 1]] * 2, 1) + [[0, 0], [a == 0, a == 1]] for a in (0, 1)]
+    )
+
+
+def walls_of(ms: Mazes) -> Array:
+    """Is each inner wall there? bool [n, walls], in the order of :func:`inner_walls`."""
+
+    open_ = ms.connections()
+    return ~np.concatenate([open_[:, :-1, :, 3].reshape(len(ms), -1), open_[:, :, :-1, 2].reshape(len(ms), -1)], axis=1)
+
+
+def spanning_trees(openness: ArrayLike, grid: int) -> Array:
+    """The spanning tree whose edges have the largest sum of openness, of each maze (Kruskal 1956, greedily).
+
+    openness: float [n, walls], the larger the likelier is the edge open. Returns the *walls*, bool [n, walls]: True
+    where the tree has no edge. Of equal values the first wall counts as open. Raises ShapeError.
+
+    >>> spanning_trees([[0.9, 0.8, 0.7, 0.1]], 2).tolist()
+    [[False, False, False, True]]
+    """
+    scores, walls = np.asarray(openness, float), inner_walls(grid)
+    if scores.ndim != 2 or scores.shape[1] != len(walls):
+        raise ShapeError(f"spanning_trees: {list(scores.shape)} for {grid} × {grid} mazes, expected [n, {len(walls)}]")
+    n, rows = len(scores), np.arange(len(scores))
+    ends = walls @ [grid, 1]
+    component = np.broadcast_to(np.arange(grid * grid), (n, grid * grid)).copy()
+    out = np.ones(scores.shape, bool)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    for k in range(len(walls)):  # over edges; all mazes at once
+        edge = order[:, k]
+        a, b = component[rows, ends[edge, 0]], component[rows, ends[edge, 1]]
+        joins = a != b
+        out[rows[joins], edge[joins]] = False
+        component = np.where((component == b[:, None]) & joins[:, None], a[:, None], component)
+    return out
+
+
+# ---- Streams of features --------------------------------------------------------------------------------------------
+
+
+def bags(prompts: Prompts, vocab: int) -> Features:
+    """(rows, how often each token comes [1, rows, vocab]): what order and pairs of tokens do not tell."""
+    for rows, tokens in prompts.batches():
+        yield rows, np.array([np.bincount(row, minlength=vocab) for row in tokens], np.float64)[None]
+
+
+def _stream(source: Model | str, prompts: Prompts, vocab: int) -> Features:
+    return bags(prompts, vocab) if isinstance(source, str) else residuals(source, prompts)
+
+
+def untrained(model: Model, seed: int = 0) -> Model:
+    """A model of the same shape with the random weights that its configuration starts from: a baseline."""
+    from ..model import Model as Class
+
+    return Class.from_config(model.config, seed=seed, dtype=model.dtype.name)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Probes by method, and the control's: the same with the targets of other mazes."""
+
+    probes: dict[str, Probe]
+    controls: dict[str, Probe]
+
+
+def _fit(features: Features, targets: Array, methods: Sequence[str], lam: float) -> _Fit:
+    sums = Moments()
+    kept_x: list[Array] = []
+    kept_rows = 0
+    moved = np.roll(targets, 1, axis=0)  # every maze gets the targets of the one before it
+    for rows, x in features:
+        if "ridge" in methods:
+            sums.add(x, np.concatenate([targets[rows], moved[rows]], axis=1))
+        if "logistic" in methods and kept_rows < KEPT:
+            kept_x.append(x[:, : KEPT - kept_rows].copy())
+            kept_rows += kept_x[-1].shape[1]
+    t = targets.shape[1]
+    probes: dict[str, Probe] = {}
+    controls: dict[str, Probe] = {}
+    both: dict[str, Probe] = {}
+    if "ridge" in methods:
+        both["ridge"] = sums.ridge(lam)
+    if "logistic" in methods:
+        x = np.concatenate(kept_x, axis=1)
+        both["logistic"] = logistic(x, np.concatenate([targets, moved], axis=1)[:kept_rows], lam)
+    for name, probe in both.items():
+        probes[name] = Probe(probe.weight[..., :t], probe.bias[..., :t], probe.boundary)
+        controls[name] = Probe(probe.weight[..., t:], probe.bias[..., t:], probe.boundary)
+    return _Fit(probes, controls)
+
+
+# ---- Walls ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WallScores:
+    """How well one kind of probe reads the walls of mazes that it has not seen. Arrays by layer."""
+
+    accuracy: Array
+    """Share of inner walls that are right [layer]."""
+    low: Array
+    """Lower end of its 95 % interval over mazes (walls of one maze are no independent draws)."""
+    high: Array
+    per_wall: Array
+    """[layer, wall]"""
+    control: Array
+    """Accuracy of probes that learned the walls of other mazes [layer]: what the walls' frequencies give."""
+    exact: Array
+    """Share of mazes with every inner wall right [layer]."""
+    tree_exact: Array
+    """The same once scores are decoded to a maximum spanning tree [layer]; NaN where mazes are no trees."""
+    tree_accuracy: Array
+    """Accuracy of the walls so decoded [layer]."""
+
+    @property
+    def best(self) -> int:
+        """The layer with the highest accuracy."""
+        return int(self.accuracy.argmax())
+
+
+@dataclass(frozen=True)
+class WallProbes:
+    """Linear probes for every inner wall at every layer; made by :func:`wall_probes`."""
+
+    grid: int
+    position: str
+    n_train: int
+    n_test: int
+    walls: Array
+    """Pairs of cells, int [walls, 2, 2]: see :func:`inner_walls`."""
+    scores: dict[str, WallScores]
+    """"ridge", "logistic" → how well they read held-out mazes."""
+    majority: float
+    """Accuracy of saying for each wall what is commoner among the mazes that probes learn from."""
+    majority_per_wall: Array
+    always_wall: float
+    """Accuracy of "there is a wall" for inner walls."""
+    probes: dict[str, Probe] = field(repr=False, metadata={"json": False})
+    """Method → the maps; weight [layer, d_model, walls]. A score above the boundary says "wall"."""
+
+    def __getitem__(self, method: str) -> WallScores:
+        return self.scores[method]
+
+    def _method(self, method: str | None) -> str:
+        if method is None:
+            return max(self.scores, key=lambda name: float(self.scores[name].accuracy.max()))
+        if method not in self.probes:
+            raise ConfigError(f"method = {method!r}: there are {', '.join(self.probes)}")
+        return method
+
+    def paper_accuracy(self, method: str | None = None) -> Array:
+        """Accuracy as the paper counts [layer]: four directions of every cell, so that inner walls count twice and
+        the boundary's walls, which never vary, are right. None: the better method."""
+        inner, boundary = len(self.walls), 4 * self.grid
+        return (2 * inner * self.scores[self._method(method)].accuracy + boundary) / (2 * inner + boundary)
+
+    @property
+    def paper_always_wall(self) -> float:
+        """The paper's baseline "always 1", counted in the same way."""
+        inner, boundary = len(self.walls), 4 * self.grid
+        return (2 * inner * self.always_wall + boundary) / (2 * inner + boundary)
+
+    def openness(self, resid: ArrayLike, layer: int, method: str | None = None) -> Array:
+        """What a probe says of streams [n, d_model]: that neighbours are connected, [n, 2, grid, grid] (down, right),
+        as `clew.mazes.draw(walls=...)` takes it; 0 where there is no inner wall."""
+        name = self._method(method)
+        score = self.probes[name].layer(layer)(resid)
+        open_ = 1 / (1 + np.exp(score)) if name == "logistic" else np.clip(1 - score, 0, 1)
+        out = np.zeros((len(open_), 2, self.grid, self.grid))
+        half = len(self.walls) // 2
+        for axis, part in enumerate((slice(0, half), slice(half, None))):
+            out[:, axis, self.walls[part, 0, 0], self.walls[part, 0, 1]] = open_[:, part]
+        return out
+
+    def direction(self, wall: int, layer: int, method: str = "ridge") -> Array:
+        """The vector [d_model] whose product with the stream says that a wall is there."""
+        return np.asarray(self.probes[self._method(method)].weight[layer, :, wall])
+
+    def wall(self, a: ArrayLike, b: ArrayLike) -> int:
+        """Number of the wall between two neighbours. Raises ConfigError for cells that are none."""
+        pair = np.sort(np.array([a, b]), axis=0)
+        found = np.flatnonzero((self.walls == pair).all((1, 2)))
+        if len(found) == 0:
+            raise ConfigError(f"{np.asarray(a).tolist()} and {np.asarray(b).tolist()} are no neighbours here")
+        return int(found[0])
+
+
+def _one_grid(train: Mazes, test: Mazes, what: str) -> int:
+    if len(train) < 2 or len(test) == 0:
+        raise ConfigError(f"{what}: {len(train)} mazes to learn from and {len(test)} held out: an empty split?")
+    grids = np.unique(np.concatenate([train.grids, test.grids]))
+    if len(grids) > 1:
+        raise ShapeError(f"{what}: mazes of {' and '.join(f'{g} × {g}' for g in grids)}: one size at a time")
+    both = np.intersect1d(train.hashes, test.hashes)
+    if len(both):
+        raise ConfigError(
+            f"{what}: {len(both)} mazes' walls are in both parts: make them with split='train' and split='test'"
+        )
+    return int(grids[0])
+
+
+def wall_probes(
+    model: Model | str,
+    train: Mazes | Iterable[Maze],
+    test: Mazes | Iterable[Maze],
+    *,
+    position: str = "path_start",
+    methods: Sequence[str] = ("ridge", "logistic"),
+    lam: float = 1e-3,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> WallProbes:
+    """Fits a linear probe for every inner wall on one token's residual stream after every layer, and tests it on other
+    mazes.
+
+    Parameters
+    ----------
+    model
+        A model of maze tokens, or "bag of tokens" for the baseline that reads how often each token comes
+        (give `tokenizer` then); `untrained(model)` is the other baseline.
+    train, test
+        Mazes to learn from and held-out ones, of one size; no walls may be in both.
+    position
+        "path_start": the stream at <PATH_START>, as the paper's; "origin", "path": at a cell of the path.
+    methods
+        "ridge" (on 0 and 1, boundary ½) from streamed moments; "logistic", from at most KEPT mazes.
+    lam
+        Penalty, see :mod:`clew.probe`.
+    seed
+        Of the random cells of "path".
+
+    The shuffled-label control learns each maze's stream with the walls of another.
+
+    Raises
+    ------
+    ConfigError
+        Empty splits, walls in both of them, no such method or position.
+    ShapeError
+        Mazes of several sizes.
+    TokenError
+        A model of other tokens, mazes larger than its vocabulary, prompts longer than its positions.
+
+    Example
+    -------
+    >>> import clew
+    >>> from clew import mazes
+    >>> model = clew.Model.from_config(mazes.hallway_config(n_layers=2, d_model=32, n_heads=2), seed=0)
+    >>> train, test = (mazes.generate(n, 4, split=part) for n, part in ((200, "train"), (50, "test")))
+    >>> found = mazes.wall_probes(model, train, test, methods=["ridge"])
+    >>> found["ridge"].accuracy.shape, found["ridge"].per_wall.shape, 0.5 < found.majority < 0.8
+    ((2,), (2, 24), True)
+    """
+    strange = [m for m in methods if m not in ("ridge", "logistic")]
+    if strange or not methods:
+        raise ConfigError(f'methods = {list(methods)!r}: "ridge", "logistic"')
+    if isinstance(model, str):
+        if model != "bag of tokens" or tokenizer is None:
+            raise ConfigError(f'{model!r}: a model, or "bag of tokens" and a tokenizer')
+        tok = tokenizer
+    else:
+        tok = tokenizer_of(model, tokenizer)
+    learn, held = (path_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test))))
+    grid = _one_grid(learn.mazes, held.mazes, "wall_probes")
+    truth, other = walls_of(learn.mazes), walls_of(held.mazes)
+    fit = _fit(_stream(model, learn, len(tok.vocab)), truth.astype(np.float32), methods, lam)
+    frequent = truth.mean(0) >= 0.5
+    trees = bool((held.mazes.batch[2] == grid * grid - 1).all())
+    parts: dict[str, list[tuple[Array, ...]]] = {name: [] for name in methods}
+    for rows, x in _stream(model, held, len(tok.vocab)):
+        for name in methods:
+            parts[name].append(_judged(fit.probes[name](x), fit.controls[name].predict(x), other[rows],
+                                       fit.probes[name].boundary, grid if trees else None))  # fmt: skip
+    per_wall = (frequent == other).mean(0)
+    return WallProbes(
+        grid, position, len(learn), len(held), inner_walls(grid),
+        {name: _scores([np.concatenate(c, axis=1) for c in zip(*part, strict=True)]) for name, part in parts.items()},
+        float(per_wall.mean()), per_wall, float(other.mean()), fit.probes,
+    )  # fmt: skip
+
+
+def _judged(scores: Array, control: Array, truth: Array, boundary: float, grid: int | None) -> tuple[Array, ...]:
+    """Right? [layer, rows, wall] of raw scores, of the control [layer, rows], of trees [layer, rows, wall]."""
+    right = (scores > boundary) == truth
+    if grid is None:
+        tree = np.full(right.shape, np.nan)
+    else:
+        flat = spanning_trees(-scores.reshape(-1, scores.shape[-1]), grid)
+        tree = (flat.reshape(scores.shape) == truth).astype(float)
+    return right, (control == truth).mean(-1), tree.mean(-1), tree.min(-1)
+
+
+def _scores(columns: list[Array]) -> WallScores:
+    right, control, tree, tree_exact = columns
+    by_maze = right.mean(-1)
+    width = 1.959964 * by_maze.std(1) / np.sqrt(by_maze.shape[1])
+    accuracy = by_maze.mean(1)
+    return WallScores(
+        accuracy, np.maximum(0, accuracy - width), np.minimum(1, accuracy + width), right.mean(1), control.mean(1),
+        right.all(-1).mean(1), tree_exact.mean(1), tree.mean(1),
+    )  # fmt: skip
+
+
+# ---- The way --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RouteProbes:
+    """What one token's stream tells of the way; made by :func:`route_probes`. Arrays by layer, on held-out mazes."""
+
+    position: str
+    n_train: int
+    n_test: int
+    path_auc: Array
+    """Is a cell on the way? Area under the curve of the scores of all cells but origin and target, pooled [layer]."""
+    path_accuracy: Array
+    """Share of all cells that are right [layer]."""
+    path_majority: float
+    """Of saying for each cell what is commoner."""
+    path_control: Array
+    """Accuracy of probes that learned other mazes' ways [layer]."""
+    distance_r2: Array
+    """Steps to the target along the way: share of its variance that is explained [layer]."""
+    distance_manhattan_r2: float
+    """The same by a line through the Manhattan distance to the target: no maze is needed for that."""
+    distance_control: Array
+    step_accuracy: Array
+    """Direction of the next step, of four [layer]."""
+    step_majority: float
+    step_greedy: float
+    """Accuracy of going towards the target as the crow flies, along the axis that is further off."""
+    step_control: Array
+
+
+def _auc(scores: Array, truth: Array) -> float:
+    """Probability that a true one scores higher than a false one (Mann and Whitney 1947)."""
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    n = int(truth.sum())
+    m = len(truth) - n
+    return float((rank[truth].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
+
+
+def _route_targets(prompts: Prompts) -> tuple[Array, Array, Array]:
+    """On the way? bool [n, cells]; steps to the target [n]; direction of the next step, 0 to 3 [n]."""
+    ms = prompts.mazes
+    grid, n, k = int(ms.grids[0]), len(ms), ms.path_lengths
+    path = ms.batch[4].astype(int) @ [grid, 1]
+    inside = np.arange(path.shape[1]) < k[:, None]
+    on = np.zeros((n, grid * grid), bool)
+    on[np.nonzero(inside)[0], path[inside]] = True
+    ahead = ms.batch[4].astype(int)[np.arange(n), np.minimum(np.maximum(prompts.step, 0) + 1, k - 1)]
+    step = ahead - prompts.here
+    way = np.select([step[:, 0] < 0, step[:, 1] < 0, step[:, 1] > 0], [0, 1, 2], 3)
+    return on, k - 1 - np.maximum(prompts.step, 0), way
+
+
+def route_probes(
+    model: Model,
+    train: Mazes | Iterable[Maze],
+    test: Mazes | Iterable[Maze],
+    *,
+    position: str = "path_start",
+    lam: float = 1e-3,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> RouteProbes:
+    """Ridge probes on one token's stream for the cells of the way, the distance to the target, and the next step.
+
+    At <PATH_START> the distance is the whole way's length, and the next step the one from the origin. Parameters and
+    errors are those of :func:`wall_probes`.
+
+    Example
+    -------
+    >>> import clew
+    >>> from clew import mazes
+    >>> model = clew.Model.from_config(mazes.hallway_config(n_layers=2, d_model=32, n_heads=2), seed=0)
+    >>> train, test = (mazes.generate(n, 4, split=part) for n, part in ((200, "train"), (50, "test")))
+    >>> mazes.route_probes(model, train, test).step_accuracy.shape
+    (2,)
+    """
+    tok = tokenizer_of(model, tokenizer)
+    learn, held = (path_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test))))
+    enough = [p.mazes.path_lengths > 1 for p in (learn, held)]
+    if not all(e.all() for e in enough):
+        raise ConfigError("route_probes: a maze whose origin is its target has no next step")
+    grid = _one_grid(learn.mazes, held.mazes, "route_probes")
+    cells = grid * grid
+
+    def targets(prompts: Prompts) -> Array:
+        on, steps, way = _route_targets(prompts)
+        return np.concatenate([on, steps[:, None], way[:, None] == np.arange(4)], axis=1).astype(np.float64)
+
+    y, truth = targets(learn), targets(held)
+    fit = _fit(residuals(model, learn), y, ["ridge"], lam)
+    made, control = (
+        np.concatenate([probe(x) for _, x in residuals(model, held)], axis=1)
+        for probe in (fit.probes["ridge"], fit.controls["ridge"])
+    )
+    on, steps, way = truth[:, :cells] > 0.5, truth[:, cells], truth[:, cells + 1 :].argmax(1)
+    ends = held.mazes.ends @ [grid, 1]
+    between = np.ones((len(held), cells), bool)
+    between[np.arange(len(held))[:, None], ends] = False
+
+    def explained(guess: Array) -> Array:
+        return np.asarray(1 - np.square(guess - steps).mean(-1) / steps.var())
+
+    def far(prompts: Prompts) -> Array:
+        return np.asarray(prompts.mazes.ends[:, 1] - prompts.here)
+
+    line = np.polyfit(np.abs(far(learn)).sum(1), y[:, cells], 1)
+    apart = far(held)
+    vertical = np.abs(apart[:, 0]) >= np.abs(apart[:, 1])
+    greedy = np.where(vertical, np.where(apart[:, 0] < 0, 0, 3), np.where(apart[:, 1] < 0, 1, 2))
+    commonest = y[:, cells + 1 :].sum(0).argmax()
+    return RouteProbes(
+        position, len(learn), len(held),
+        np.array([_auc(layer[:, :cells][between], on[between]) for layer in made]),
+        ((made[..., :cells] > 0.5) == on).mean((1, 2)),
+        float(((y[:, :cells].mean(0) > 0.5) == on).mean()),
+        ((control[..., :cells] > 0.5) == on).mean((1, 2)),
+        explained(made[..., cells]), float(explained(np.polyval(line, np.abs(apart).sum(1)))),
+        explained(control[..., cells]),
+        (made[..., cells + 1 :].argmax(-1) == way).mean(-1), float((way == commonest).mean()),
+        float((way == greedy).mean()), (control[..., cells + 1 :].argmax(-1) == way).mean(-1),
+    )  # fmt: skip
+
+
+__all__ = [
+    "BATCH", "KEPT", "RouteProbes", "WallProbes", "WallScores", "inner_walls", "route_probes", "spanning_trees",
+    "untrained", "wall_probes", "walls_of",
+]  # fmt: skip

@@ -1,0 +1,230 @@
+"""Linear probes: what can be read off activations by a linear map, for many targets and several layers at once.
+
+`Moments` streams: a ridge regression needs sums of products only, so activations are seen once and never kept.
+
+>>> import numpy as np
+>>> from clew import probe
+>>> X = np.random.default_rng(0).standard_normal((200, 5))
+>>> Y = (X[:, :2] + 0.1 > 0).astype(float)
+>>> found = probe.logistic(X, Y)
+>>> found.weight.shape, float((found.predict(X) == Y).mean()) > 0.95
+((5, 2), True)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import ConfigError, ShapeError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Linear maps, one for each layer where there are layers."""
+
+    weight: Array
+    """[..., d, t], float64: layers (or none), features, targets."""
+    bias: Array
+    """[..., t]"""
+    boundary: float = 0.5
+    """Above it a score means 1: ½ for regressions on 0 and 1, 0 for log-odds."""
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """Scores [..., n, t] of activations [..., n, d], float64. Raises ShapeError for another number of features."""
+        array = np.asarray(x)
+        if array.ndim < 2 or array.shape[-1] != self.weight.shape[-2]:
+            raise ShapeError(f"probe: activations {list(array.shape)}, the last axis must be {self.weight.shape[-2]}")
+        return np.asarray(array @ self.weight + self.bias[..., None, :], np.float64)
+
+    def predict(self, x: ArrayLike) -> Array:
+        """Bool [..., n, t]: is the score above the boundary?"""
+        return np.asarray(self(x) > self.boundary)
+
+    def layer(self, index: int) -> Probe:
+        """One layer's probe."""
+        return Probe(self.weight[index], self.bias[index], self.boundary)
+
+
+class Moments:
+    """Sums of products of activations and targets, float64, added up block by block: all that ridge regression needs.
+
+    Memory: layers · d · (d + t) numbers, whatever the number of rows.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> X, Y = rng.standard_normal((3, 100, 4)), rng.standard_normal((100, 2))
+    >>> sums = Moments()
+    >>> for rows in (slice(0, 60), slice(60, 100)):
+    ...     sums.add(X[:, rows], Y[rows])
+    >>> sums.n, sums.ridge().weight.shape
+    (100, (3, 4, 2))
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        """Rows so far."""
+        self._x0: Array = np.zeros(0)
+        self._y0: Array = np.zeros(0)
+
+    def add(self, x: ArrayLike, y: ArrayLike) -> None:
+        """Adds rows: activations [..., n, d], targets [n, t], or [..., n, t] where they differ by layer.
+
+        Raises ShapeError where the rows do not fit each other, or the earlier ones.
+        """
+        X, Y = np.asarray(x), np.asarray(y)
+        if X.ndim < 2 or Y.ndim < 2 or X.shape[-2] != Y.shape[-2] or Y.ndim > 2 and Y.shape[:-2] != X.shape[:-2]:
+            raise ShapeError(f"probe: activations {list(X.shape)} and targets {list(Y.shape)}: [..., n, d] and [n, t]")
+        if X.shape[-2] == 0:
+            return
+        X, Y = X.astype(np.float64), Y.astype(np.float64)
+        if self.n == 0:  # sums are taken around the first block's means, so that no large numbers cancel
+            self._x0, self._y0 = X.mean(-2, keepdims=True), Y.mean(-2, keepdims=True)
+            self._x, self._y = np.zeros_like(self._x0), np.zeros_like(self._y0)
+            self._xx = np.zeros((*X.shape[:-2], X.shape[-1], X.shape[-1]))
+            self._xy = np.zeros((*X.shape[:-2], X.shape[-1], Y.shape[-1]))
+        if (*X.shape[:-2], X.shape[-1], Y.shape[-1]) != self._xy.shape:
+            raise ShapeError(
+                f"probe: activations {list(X.shape)} and targets {list(Y.shape)} behind sums of {list(self._xy.shape)}"
+            )
+        X -= self._x0
+        Y = Y - self._y0
+        self._x += X.sum(-2, keepdims=True)
+        self._y += Y.sum(-2, keepdims=True)
+        turned = np.swapaxes(X, -1, -2)
+        self._xx += turned @ X
+        self._xy += turned @ Y
+        self.n += X.shape[-2]
+
+    def _check(self) -> None:
+        if self.n == 0:
+            raise ConfigError("probe: no rows to learn from")
+
+    @property
+    def mean(self) -> Array:
+        """Mean activation [..., d]."""
+        self._check()
+        return np.asarray((self._x0 + self._x / self.n)[..., 0, :])
+
+    @property
+    def target_mean(self) -> Array:
+        """Mean of the targets [..., t]."""
+        self._check()
+        return np.asarray((self._y0 + self._y / self.n)[..., 0, :])
+
+    @property
+    def covariance(self) -> Array:
+        """Covariance of activations [..., d, d], divided by n."""
+        self._check()
+        return np.asarray(self._xx / self.n - np.swapaxes(self._x, -1, -2) @ self._x / self.n**2)
+
+    @property
+    def cross(self) -> Array:
+        """Covariance of activations and targets [..., d, t]."""
+        self._check()
+        return np.asarray(self._xy / self.n - np.swapaxes(self._x, -1, -2) @ self._y / self.n**2)
+
+    def ridge(self, lam: float = 1e-3) -> Probe:
+        """Minimises mean ‖x W + b − y‖² + λ ‖W‖², λ = lam · mean variance of the features; b is not shrunk.
+
+        A feature that never varies gets no weight. Raises ConfigError for a negative lam, or without rows.
+        """
+        _check_lam(lam)
+        S = self.covariance
+        d = S.shape[-1]
+        size = np.trace(S, axis1=-2, axis2=-1)[..., None, None] / d
+        S = S + lam * np.where(size > 0, size, 1.0) * np.eye(d)
+        W = np.linalg.solve(S, self.cross) if lam > 0 else np.linalg.pinv(S, hermitian=True) @ self.cross
+        return Probe(W, self.target_mean - (self.mean[..., None, :] @ W)[..., 0, :])
+
+
+def _check_lam(lam: float) -> None:
+    if not (isinstance(lam, int | float | np.floating) and math.isfinite(lam) and lam >= 0):
+        raise ConfigError(f"probe: lam = {lam!r}: a number, at least 0")
+
+
+def ridge(x: ArrayLike, y: ArrayLike, lam: float = 1e-3) -> Probe:
+    """Ridge regression of targets [n, t] on activations [..., n, d]; see :meth:`Moments.ridge`.
+
+    Of targets 0 and 1 the boundary is ½. Raises ShapeError, ConfigError.
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).standard_normal((50, 3))
+    >>> bool(np.allclose(ridge(X, X[:, :1] * 2 + 1, lam=0).bias, 1))
+    True
+    """
+    sums = Moments()
+    sums.add(x, y)
+    return sums.ridge(lam)
+
+
+def logistic(x: ArrayLike, y: ArrayLike, lam: float = 1e-3, *, steps: int = 500, tol: float = 1e-4) -> Probe:
+    """Logistic regression of each target 0 or 1 [n, t] on activations [..., n, d].
+
+    Minimises the mean cross-entropy + λ/2 ‖w‖², λ = lam · mean variance of the features / 4, by accelerated steps of
+    the fixed Hessian bound Σ/4 + λ (Böhning and Lindsay 1988), restarted where they overshoot (O'Donoghue and Candès
+    2015). All targets share each step's two products. Products are computed in the activations' dtype.
+
+    Parameters
+    ----------
+    lam
+        Keeps weights of separable targets finite; above 0.
+    steps, tol
+        Steps at most; it ends once no weight, in units of the features' deviation, has changed by more than tol.
+
+    Raises ShapeError for shapes that do not fit, ConfigError for targets other than 0 and 1, or a lam of 0.
+    """
+    X, Y = np.asarray(x), np.asarray(y)
+    X = X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
+    _check_lam(lam)
+    if lam == 0:
+        raise ConfigError("probe: logistic: lam = 0: weights of separable targets would be infinite")
+    if X.ndim < 2 or Y.ndim != 2 or X.shape[-2] != len(Y) or len(Y) == 0:
+        raise ShapeError(f"probe: activations {list(X.shape)} and targets {list(Y.shape)}: [..., n, d] and [n, t]")
+    if not np.isin(Y, (0, 1)).all():
+        raise ConfigError("probe: logistic: targets must be 0 or 1")
+    flat = X.reshape(-1, *X.shape[-2:])
+    fits = [_logistic(layer, Y.astype(X.dtype), lam, steps, tol) for layer in flat]
+    d, t = X.shape[-1], Y.shape[1]
+    weight = np.array([w for w, _ in fits]).reshape(*X.shape[:-2], d, t)
+    return Probe(weight, np.array([b for _, b in fits]).reshape(*X.shape[:-2], t), 0.0)
+
+
+def _logistic(X: Array, Y: Array, lam: float, steps: int, tol: float) -> tuple[Array, Array]:
+    """Weights [d, t] and biases [t] of one layer."""
+    n, d = X.shape
+    mean = X.mean(0, dtype=np.float64)
+    centred = X - mean.astype(X.dtype)
+    S = (centred.T @ centred).astype(np.float64) / n
+    size = np.trace(S) / d or 1.0
+    pull = lam * size / 4
+    inverse = np.linalg.inv(S / 4 + pull * np.eye(d))
+    deviation = np.sqrt(np.maximum(np.diag(S), 0))[:, None]
+    w, b = np.zeros((d, Y.shape[1])), np.zeros(Y.shape[1])
+    w_old, b_old, moment = w, b, np.ones(Y.shape[1])
+    v, c = w, b
+    for _ in range(steps):
+        z = centred @ v.astype(X.dtype) + c.astype(X.dtype)
+        error = 0.5 * (1 + np.tanh(0.5 * z)) - Y
+        by_w = (centred.T @ error).astype(np.float64) / n + pull * v
+        by_b = error.mean(0, dtype=np.float64)
+        w_old, b_old = w, b
+        w, b = v - inverse @ by_w, c - 4 * by_b
+        change_w, change_b = w - w_old, b - b_old
+        if max(float(np.abs(change_w * deviation).max(initial=0)), float(np.abs(change_b).max(initial=0))) < tol:
+            break
+        overshot = (by_w * change_w).sum(0) + by_b * change_b > 0
+        following = np.where(overshot, 1.0, (1 + np.sqrt(1 + 4 * moment**2)) / 2)
+        push = np.where(overshot, 0.0, (moment - 1) / following)
+        moment = following
+        v, c = w + push * change_w, b + push * change_b
+    return w, b - mean @ w
+
+
+__all__ = ["Moments", "Probe", "logistic", "ridge"]

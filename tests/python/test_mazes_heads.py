@@ -1,0 +1,76 @@
+"""Heads: attribution against recomputed logits, attention shares against slow sums."""
+
+from __future__ import annotations
+
+import clew
+import numpy as np
+import pytest
+from clew import ConfigError, mazes
+from clew.mazes.prompts import path_prompts
+
+
+@pytest.fixture(scope="module")
+def model() -> clew.Model:
+    config = mazes.hallway_config(n_layers=2, d_model=32, n_heads=4, d_mlp=64, initializer_range=0.3)
+    return clew.Model.from_config(config, seed=1, dtype="float64")
+
+
+def test_attribution_is_what_a_head_adds_to_the_logits(model: clew.Model) -> None:
+    ms = mazes.generate(12, 4, seed=2)
+    found = mazes.logit_attribution(model, ms)
+    asked = path_prompts(ms, mazes.Tokenizer(7))
+    contribution = np.zeros((2, 4))
+    for tokens, right in zip(asked.tokens, asked.targets, strict=True):
+        run = model.run(tokens, capture=["z", "resid_post", "ln_final.hook_scale"])
+        scale = run["ln_final.hook_scale"][0, -1]
+        for layer in range(2):
+            for head in range(4):
+                out = run["z", layer][0, -1, head] @ model.W_O[layer, head]
+                normed = (out - out.mean()) / scale * model.weights["ln_final.w"]
+                logits = normed @ model.weights["unembed.W_U"]
+                contribution[layer, head] += logits[right] - np.delete(logits, right).mean()
+    assert np.allclose(found.heads, contribution / len(asked), atol=1e-9)
+    whole = found.heads.sum() + found.mlps.sum() + found.biases.sum() + found.embedding + found.constant
+    assert whole == pytest.approx(found.total, abs=1e-9)
+
+
+def test_shares_of_attention(model: clew.Model) -> None:
+    ms = mazes.generate(6, 4, "prdfs", seed=3)
+    found, tok = mazes.adjacency_heads(model, ms, draws=10), mazes.Tokenizer(7)
+    asked = path_prompts(ms, tok)
+    near, wall, whole = np.zeros((3, 2, 4))
+    near_count, wall_count = 0.0, 0.0
+    for maze, tokens, here in zip(asked.mazes, asked.tokens, asked.here, strict=True):
+        run, words = model.run(tokens, capture="pattern"), tok.decode(tokens)
+        cells = [i for i in range(words.index("<ADJLIST_END>")) if words[i].startswith("(")]
+        place = {i: tuple(map(int, words[i][1:-1].split(","))) for i in cells}
+        touching = [i for i in cells if abs(np.subtract(place[i], here)).sum() == 1]
+        open_ = [i for i in touching if maze.connected(place[i], here)]
+        behind = [i for i in touching if i not in open_]
+        pattern = run.stack("pattern")[:, 0, :, -1]
+        near += pattern[..., open_].sum(-1)
+        wall += pattern[..., behind].sum(-1)
+        whole += pattern[..., cells].sum(-1)
+        near_count, wall_count = near_count + len(open_) / len(cells), wall_count + len(behind) / len(cells)
+    n = len(asked)
+    assert np.allclose(found.connected_over_uniform, near / whole / (near_count / n))
+    assert np.allclose(found.walled_over_uniform, wall / whole / (wall_count / n))
+    assert np.allclose(found.mass_by_place[0], whole / n)
+    assert found.by_path_length.sum(-1) == pytest.approx(found.mass_by_place)
+    assert len(found.ranked()) == 8 and "L1H" in found.table()
+
+
+def test_distances_of_embeddings() -> None:
+    model = clew.Model.from_config(mazes.hallway_config(n_layers=1), seed=0, dtype="float64")
+    tok = mazes.Tokenizer(7)
+    found = mazes.embedding_distances(model, "l2", grid=6)
+    cells = [(r, c) for r in range(6) for c in range(6)]
+    rows = model.weights["embed.W_E"][[tok.ids[f"({r},{c})"] for r, c in cells]]
+    pairs = [(i, j) for i in range(36) for j in range(i + 1, 36)]
+    apart = [np.linalg.norm(rows[i] - rows[j]) for i, j in pairs]
+    steps = [abs(np.subtract(cells[i], cells[j])).sum() for i, j in pairs]
+    assert found.r == pytest.approx(np.corrcoef(apart, steps)[0, 1])
+    with pytest.raises(ConfigError, match="metric = 'tall'"):
+        mazes.embedding_distances(model, "tall")
+    with pytest.raises(ConfigError, match="2 to 7 rows"):
+        mazes.embedding_distances(model, grid=8)
