@@ -69,8 +69,8 @@ typedef struct clew_stream_settings {
                    size_t n);                                                                                             \
     /* a [m, nb] ← a L⁻ᵀ from Lᵀ [nb, nb] and 1 / L_ii. */                                                        \
     void (*solve_rows)(real * a, size_t ld, const real *transposed, const real *inverse, size_t m, size_t nb);            \
-    /* out [rows, ld] = x [rows, d] · tasks [d, ld] for a short d; ld is a multiple of 32. */                            \
-    void (*predict_block)(real * out, const real *x, const real *tasks, size_t ld, size_t rows, size_t d);                \
+    /* out [rows, n] = x [rows, d] · tasks [d, n] for a short d; n is rounded up to a multiple of 32, within ld. */      \
+    void (*predict_block)(real * out, const real *x, const real *tasks, size_t ld, size_t n, size_t rows, size_t d);      \
     /* Takes n tasks, whose scores are their log-weights after a prefix, into row[0] if `wanted`; `keep` leaves their     \
      * weights (times exp(row->maximum)) in the predictions' place. Then the scores take (y, predictions) in, and         \
      * row[1].block_maximum is their maximum. row->correction is what earlier weights are multiplied by. */               \

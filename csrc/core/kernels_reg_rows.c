@@ -68,10 +68,10 @@ void K(solve_rows)(real *restrict a, size_t ld, const real *restrict transposed 
   }
 }
 
-/* out [rows, ld] = x [rows, d] · tasks [d, ld]: short sums, kept in registers; ld is a multiple of two registers. */
-static inline void K(predict_rows)(real *out, const real *x, const real *tasks, size_t ld, size_t d,
+/* out [rows, n] = x [rows, d] · tasks [d, n]: short sums, kept in registers; n is rounded up to two registers. */
+static inline void K(predict_rows)(real *out, const real *x, const real *tasks, size_t ld, size_t n, size_t d,
                                    const size_t rows) {
-  for (size_t j = 0; j < ld; j += 2 * LANES) {
+  for (size_t j = 0; j < n; j += 2 * LANES) {
     vec sum[4][2] = {{{0}}};
     for (size_t k = 0; k < d; k++) {
       const vec a = load(tasks + k * ld + j), b = load(tasks + k * ld + j + LANES);
@@ -90,12 +90,12 @@ static inline void K(predict_rows)(real *out, const real *x, const real *tasks, 
   }
 }
 
-void K(predict_block)(real *out, const real *x, const real *tasks, size_t ld, size_t rows, size_t d) {
+void K(predict_block)(real *out, const real *x, const real *tasks, size_t ld, size_t n, size_t rows, size_t d) {
   size_t i = 0;
   for (; i + 4 <= rows; i += 4)
-    K(predict_rows)(out + i * ld, x + i * d, tasks, ld, d, 4);
+    K(predict_rows)(out + i * ld, x + i * d, tasks, ld, n, d, 4);
   for (; i < rows; i++)
-    K(predict_rows)(out + i * ld, x + i * d, tasks, ld, d, 1);
+    K(predict_rows)(out + i * ld, x + i * d, tasks, ld, n, d, 1);
 }
 
 /* A prefix's posterior over a block of tasks and its prediction; then the tasks' scores take the next example in. */

@@ -9,11 +9,11 @@
 #include "blas.h"
 #include "regression.h"
 
-#define TASK_BLOCK 512 /* tasks at a time */
-#define ROW_BLOCK 32   /* examples at a time */
-#define SHORT 64       /* d up to which the product is a kernel of its own */
-#define SEQUENCES 16   /* of a group: they share a block of tasks, transposed */
-#define LEAST_UNITS 64 /* units of work, where tasks are enough */
+#define TASK_BLOCK 1024 /* tasks at a time */
+#define ROW_BLOCK 32    /* examples at a time */
+#define SHORT 64        /* d up to which the product is a kernel of its own */
+#define SEQUENCES 16    /* of a group: they share a block of tasks, transposed */
+#define LEAST_UNITS 64  /* units of work, where tasks are enough */
 
 typedef struct R(dmmse_job) {
   const clew_estimates *out;
@@ -45,7 +45,7 @@ static void R(one_sequence)(const R(dmmse_job) * job, size_t b, R(clew_posterior
   for (size_t begin = 0; begin <= in->last; begin += ROW_BLOCK) {
     const size_t end = R(smaller)(begin + ROW_BLOCK, in->last + 1), known = R(smaller)(end, n);
     if (begin < known && d <= SHORT)
-      job->kernels->predict_block(prediction, x + begin * d, block, TASK_BLOCK, known - begin, d);
+      job->kernels->predict_block(prediction, x + begin * d, block, TASK_BLOCK, width, known - begin, d);
     else if (begin < known)
       (void)R(clew_gemm)(prediction, TASK_BLOCK, 1, x + begin * d, (ptrdiff_t)d, 1, block, TASK_BLOCK, 1, known - begin,
                          width, d, 1, 0);
