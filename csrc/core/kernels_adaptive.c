@@ -575,11 +575,8 @@ double K(expected_variance)(const real *joint /* [points, ld] */, size_t ld,
       pairs += own * others;
       mass += own;
     }
-    real masses[LANES], sums[LANES];
-    store(masses, mass);
-    store(sums, pairs);
     for (size_t l = 0; l < LANES; l++)
-      total += masses[l] > (real)1e-30 ? (double)sums[l] / (double)masses[l] : 0;
+      total += mass[l] > (real)1e-30 ? (double)pairs[l] / (double)mass[l] : 0;
   }
   for (; j < n; j++) {
     real mass = joint[j], pairs = 0;
