@@ -29,6 +29,7 @@ typedef struct clew_model_object {
 
 /* Raises the exception of err; always returns NULL. */
 PyObject *clew_raise(const clew_state *state, const clew_error *err);
+static inline clew_state *clew_module_state(PyObject *module) { return PyModule_GetState(module); }
 clew_state *clew_state_of(PyTypeObject *type);
 
 /* A new array over slab memory that keeps the slab alive; takes no reference of the caller's. */
@@ -66,15 +67,13 @@ typedef struct clew_poll_state {
 } clew_poll_state;
 int clew_poll_signals(void *ctx);
 
-/* binding_nearest.c: a function of the module. */
-PyObject *clew_py_nearest(PyObject *module, PyObject *args);
-
 /* binding_maze.c: functions of the module. */
 PyObject *clew_py_maze_generate(PyObject *module, PyObject *args);
 PyObject *clew_py_maze_hashes(PyObject *module, PyObject *batch);
 PyObject *clew_py_maze_paths(PyObject *module, PyObject *batch);
 PyObject *clew_py_maze_distances(PyObject *module, PyObject *batch);
 PyObject *clew_py_maze_tokens(PyObject *module, PyObject *args);
+
 /* binding_nearest.c: a function of the module. */
 PyObject *clew_py_nearest(PyObject *module, PyObject *args);
 

@@ -2,27 +2,6 @@
 #include "adaptive.h"
 #include "binding.h"
 
-static clew_state *state_of(PyObject *module) { return PyModule_GetState(module); }
-
-typedef struct adaptive_poll {
-  PyThreadState *thread; /* the calling thread's, while the GIL is released */
-} adaptive_poll;
-
-static int poll_signals(void *ctx) {
-  adaptive_poll *poll = ctx;
-  PyEval_RestoreThread(poll->thread);
-  const int raised = PyErr_CheckSignals();
-  poll->thread = PyEval_SaveThread();
-  return raised;
-}
-
-static PyObject *failure(PyObject *module, clew_status status, const clew_error *err) {
-  if (status == CLEW_ERROR_CANCELLED && PyErr_Occurred()) {
-    return NULL; /* the signal handler's own exception */
-  }
-  return clew_raise(state_of(module), err);
-}
-
 /* An array's memory, or NULL for None. It must be contiguous, of the type and of `size` values (−1: any number, told
  * through *found). *ok is cleared with an exception. */
 static void *array_data(PyObject *object, int typenum, Py_ssize_t size, Py_ssize_t *found, const char *what,
@@ -127,8 +106,8 @@ PyObject *clew_py_adaptive_pass(PyObject *module, PyObject *args) {
     return NULL;
   }
   clew_error err;
-  adaptive_poll poll;
-  clew_cancel cancel = {.poll = poll_signals, .ctx = &poll};
+  clew_poll_state poll;
+  clew_cancel cancel = {.poll = clew_poll_signals, .ctx = &poll};
   clew_status status;
   poll.thread = PyEval_SaveThread();
   if (typenum == NPY_FLOAT64) {
@@ -154,7 +133,7 @@ PyObject *clew_py_adaptive_pass(PyObject *module, PyObject *args) {
   }
   PyEval_RestoreThread(poll.thread);
   if (status != CLEW_OK) {
-    return failure(module, status, &err);
+    return clew_raise(clew_module_state(module), &err);
   }
   Py_RETURN_NONE;
 }
@@ -206,8 +185,8 @@ PyObject *clew_py_adaptive_train(PyObject *module, PyObject *args) {
                                        .rate = rate,
                                        .last_rate = last_rate};
   clew_error err;
-  adaptive_poll poll;
-  clew_cancel cancel = {.poll = poll_signals, .ctx = &poll};
+  clew_poll_state poll;
+  clew_cancel cancel = {.poll = clew_poll_signals, .ctx = &poll};
   clew_status status;
   poll.thread = PyEval_SaveThread();
   if (typenum == NPY_FLOAT64) {
@@ -219,7 +198,7 @@ PyObject *clew_py_adaptive_train(PyObject *module, PyObject *args) {
   }
   PyEval_RestoreThread(poll.thread);
   if (status != CLEW_OK) {
-    return failure(module, status, &err);
+    return clew_raise(clew_module_state(module), &err);
   }
   Py_RETURN_NONE;
 }
@@ -253,13 +232,13 @@ PyObject *clew_py_programme_values(PyObject *module, PyObject *args) {
   }
   p.dim = (size_t)dim, p.points = (size_t)points, p.actions = (size_t)(actions / dim), p.layers = (size_t)layers;
   clew_error err;
-  adaptive_poll poll;
-  clew_cancel cancel = {.poll = poll_signals, .ctx = &poll};
+  clew_poll_state poll;
+  clew_cancel cancel = {.poll = clew_poll_signals, .ctx = &poll};
   poll.thread = PyEval_SaveThread();
   const clew_status status = clew_programme_values(values, first, halved, (size_t)n, &p, &cancel, &err);
   PyEval_RestoreThread(poll.thread);
   if (status != CLEW_OK) {
-    return failure(module, status, &err);
+    return clew_raise(clew_module_state(module), &err);
   }
   Py_RETURN_NONE;
 }

@@ -4,8 +4,6 @@
 #include "binding.h"
 #include "maze.h"
 
-static clew_state *state_of(PyObject *module) { return PyModule_GetState(module); }
-
 /* The contiguous, writable array number i of a batch; NULL with an exception. */
 static PyArrayObject *batch_array(PyObject *batch, Py_ssize_t i, int typenum, int n_dims) {
   static const char *const names[] = {"grids", "edges", "n_edges", "ends", "path", "n_path"};
@@ -61,7 +59,7 @@ static int read_checked(clew_mazes *out, PyObject *module, PyObject *batch, int 
     return -1;
   }
   if (clew_maze_check(out, &err) != CLEW_OK) {
-    clew_raise(state_of(module), &err);
+    clew_raise(clew_module_state(module), &err);
     return -1;
   }
   return 0;
@@ -106,10 +104,7 @@ PyObject *clew_py_maze_generate(PyObject *module, PyObject *args) {
   poll.thread = PyEval_SaveThread();
   const clew_status status = clew_maze_generate(&mazes, first, &rules, &cancel, &err);
   PyEval_RestoreThread(poll.thread);
-  if (status == CLEW_ERROR_CANCELLED && PyErr_Occurred()) {
-    return NULL;
-  }
-  return status == CLEW_OK ? Py_NewRef(Py_None) : clew_raise(state_of(module), &err);
+  return status == CLEW_OK ? Py_NewRef(Py_None) : clew_raise(clew_module_state(module), &err);
 }
 
 PyObject *clew_py_maze_hashes(PyObject *module, PyObject *batch) {
@@ -132,7 +127,7 @@ PyObject *clew_py_maze_paths(PyObject *module, PyObject *batch) {
   }
   clew_error err;
   if (clew_maze_paths(&mazes, &err) != CLEW_OK) {
-    return clew_raise(state_of(module), &err);
+    return clew_raise(clew_module_state(module), &err);
   }
   Py_RETURN_NONE;
 }
@@ -155,7 +150,7 @@ PyObject *clew_py_maze_distances(PyObject *module, PyObject *batch) {
   Py_END_ALLOW_THREADS;
   if (status != CLEW_OK) {
     Py_DECREF(distances);
-    return clew_raise(state_of(module), &err);
+    return clew_raise(clew_module_state(module), &err);
   }
   return distances;
 }
@@ -198,7 +193,7 @@ PyObject *clew_py_maze_tokens(PyObject *module, PyObject *args) {
   clew_error err;
   if (clew_maze_lengths(length, &mazes, &vocabulary, with_path, &err) != CLEW_OK) {
     Py_DECREF(lengths);
-    return clew_raise(state_of(module), &err);
+    return clew_raise(clew_module_state(module), &err);
   }
   for (npy_intp i = 0; i < n; i++) {
     total += length[i];

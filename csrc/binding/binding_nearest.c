@@ -71,5 +71,5 @@ PyObject *clew_py_nearest(PyObject *module, PyObject *args) {
   if (PyErr_Occurred()) { /* no memory for the arrays, or the signal handler's own exception */
     return NULL;
   }
-  return clew_raise(PyModule_GetState(module), &err);
+  return clew_raise(clew_module_state(module), &err);
 }

@@ -327,9 +327,6 @@ static PyObject *plan_run(clew_plan_object *self, PyObject *args) {
     clew_free_cache(&cache);
   }
   if (status != CLEW_OK) {
-    if (status == CLEW_ERROR_CANCELLED && PyErr_Occurred()) {
-      return NULL; /* the signal handler's own exception */
-    }
     return clew_raise(state, &err);
   }
   const size_t n = clew_plan_n_outputs(self->plan);

@@ -4,29 +4,11 @@
 
 #include "binding.h"
 
-static clew_state *state_of(PyObject *module) { return PyModule_GetState(module); }
-
-typedef struct clew_poll {
-  PyThreadState *thread; /* the calling thread's, while the GIL is released */
-} clew_poll;
-
-/* Takes the GIL and lets Python handle signals; an exception (KeyboardInterrupt) cancels the call. */
-static int poll_signals(void *ctx) {
-  clew_poll *poll = ctx;
-  PyEval_RestoreThread(poll->thread);
-  const int raised = PyErr_CheckSignals();
-  poll->thread = PyEval_SaveThread();
-  return raised;
-}
-
 static PyObject *finish(PyObject *module, clew_status status, const clew_error *err) {
   if (status == CLEW_OK) {
     Py_RETURN_NONE;
   }
-  if (status == CLEW_ERROR_CANCELLED && PyErr_Occurred()) {
-    return NULL; /* the signal handler's own exception */
-  }
-  return clew_raise(state_of(module), err);
+  return clew_raise(clew_module_state(module), err);
 }
 
 /* ---- Arguments ------------------------------------------------------------------------------------------------ */
@@ -153,8 +135,8 @@ PyObject *clew_py_reg_stream(PyObject *module, PyObject *args) {
     return NULL;
   }
   clew_error err;
-  clew_poll poll;
-  clew_cancel cancel = {.poll = poll_signals, .ctx = &poll};
+  clew_poll_state poll;
+  clew_cancel cancel = {.poll = clew_poll_signals, .ctx = &poll};
   poll.thread = PyEval_SaveThread();
   const clew_status status = typenum == NPY_FLOAT32 ? clew_stream_run_f32(&out, &examples, &settings, &cancel, &err)
                                                     : clew_stream_run_f64(&out, &examples, &settings, &cancel, &err);
@@ -308,8 +290,8 @@ PyObject *clew_py_reg_compare(PyObject *module, PyObject *args) {
   }
   clew_error err;
   clew_status status;
-  clew_poll poll;
-  clew_cancel cancel = {.poll = poll_signals, .ctx = &poll};
+  clew_poll_state poll;
+  clew_cancel cancel = {.poll = clew_poll_signals, .ctx = &poll};
   const int single = typenum == NPY_FLOAT32;
   poll.thread = PyEval_SaveThread();
   if (kind == 0) {
@@ -355,8 +337,8 @@ PyObject *clew_py_reg_dmmse(PyObject *module, PyObject *args) {
     return NULL;
   }
   clew_error err;
-  clew_poll poll;
-  clew_cancel cancel = {.poll = poll_signals, .ctx = &poll};
+  clew_poll_state poll;
+  clew_cancel cancel = {.poll = clew_poll_signals, .ctx = &poll};
   poll.thread = PyEval_SaveThread();
   const clew_status status =
       typenum == NPY_FLOAT32

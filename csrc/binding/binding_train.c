@@ -3,8 +3,6 @@
 #include "adamw.h"
 #include "binding.h"
 
-static clew_state *state_of(PyObject *module) { return PyModule_GetState(module); }
-
 /* A contiguous float32 or float64 array of a list; −1 with an exception. All have one dtype, *typenum once it is known.
  */
 static int read_array(void **data, size_t *n, int *typenum, PyObject *list, Py_ssize_t i, const char *what,
@@ -97,7 +95,7 @@ PyObject *clew_py_adamw(PyObject *module, PyObject *args) {
   Py_END_ALLOW_THREADS;
   PyMem_Free(parameters);
   if (status != CLEW_OK) {
-    return clew_raise(state_of(module), &err);
+    return clew_raise(clew_module_state(module), &err);
   }
   *step = settings.step;
   Py_RETURN_NONE;
@@ -130,7 +128,7 @@ PyObject *clew_py_global_norm(PyObject *module, PyObject *list) {
                                   : clew_global_norm_f32(&norm, parameters, (size_t)n, &err);
   Py_END_ALLOW_THREADS;
   PyMem_Free(parameters);
-  return status == CLEW_OK ? PyFloat_FromDouble(norm) : clew_raise(state_of(module), &err);
+  return status == CLEW_OK ? PyFloat_FromDouble(norm) : clew_raise(clew_module_state(module), &err);
 }
 
 PyObject *clew_py_accumulate(PyObject *module, PyObject *args) {
@@ -168,7 +166,7 @@ PyObject *clew_py_accumulate(PyObject *module, PyObject *args) {
   Py_END_ALLOW_THREADS;
   PyMem_Free(parameters);
   if (status != CLEW_OK) {
-    return clew_raise(state_of(module), &err);
+    return clew_raise(clew_module_state(module), &err);
   }
   *total += factor;
   Py_RETURN_NONE;

@@ -8,11 +8,12 @@
 
 /* ---- Errors --------------------------------------------------------------------------------------------------- */
 
-static clew_state *state_of_module(PyObject *module) { return PyModule_GetState(module); }
-
 clew_state *clew_state_of(PyTypeObject *type) { return PyModule_GetState(PyType_GetModule(type)); }
 
 PyObject *clew_raise(const clew_state *state, const clew_error *err) {
+  if (err->status == CLEW_ERROR_CANCELLED && PyErr_Occurred()) {
+    return NULL; /* the signal handler's own exception */
+  }
   PyErr_SetString(state->errors[err->status], err->message);
   return NULL;
 }
@@ -53,7 +54,7 @@ static PyObject *core_empty(PyObject *module, PyObject *args) {
   }
   clew_slab *slab = clew_slab_new(bytes);
   if (slab == NULL) {
-    return PyErr_Format(state_of_module(module)->errors[CLEW_ERROR_MEMORY], "out of memory: %zu bytes", bytes);
+    return PyErr_Format(clew_module_state(module)->errors[CLEW_ERROR_MEMORY], "out of memory: %zu bytes", bytes);
   }
   PyObject *array = clew_slab_array(slab, 0, (int)n_dims, shape, typenum, 1);
   clew_slab_release(slab);
@@ -204,7 +205,7 @@ static PyObject *core_sample(PyObject *module, PyObject *args) {
   if (status != CLEW_OK) {
     Py_DECREF(ids);
     Py_DECREF(log_probs);
-    return clew_raise(state_of_module(module), &err);
+    return clew_raise(clew_module_state(module), &err);
   }
   return Py_BuildValue("NN", ids, log_probs);
 }
@@ -372,7 +373,7 @@ static int core_exec(PyObject *module) {
   if (PyArray_ImportNumPyAPI() < 0) {
     return -1;
   }
-  clew_state *state = state_of_module(module);
+  clew_state *state = clew_module_state(module);
   static const char *const names[] = {
       [CLEW_ERROR_SHAPE] = "ShapeError",  [CLEW_ERROR_SITE] = "SiteError",
       [CLEW_ERROR_TOKEN] = "TokenError",  [CLEW_ERROR_UNSUPPORTED] = "UnsupportedModelError",
@@ -401,7 +402,7 @@ static int core_exec(PyObject *module) {
 }
 
 static int core_traverse(PyObject *module, visitproc visit, void *arg) {
-  clew_state *state = state_of_module(module);
+  clew_state *state = clew_module_state(module);
   for (int i = 0; i <= CLEW_ERROR_CANCELLED; i++) {
     Py_VISIT(state->errors[i]);
   }
@@ -411,7 +412,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg) {
 }
 
 static int core_clear(PyObject *module) {
-  clew_state *state = state_of_module(module);
+  clew_state *state = clew_module_state(module);
   for (int i = 0; i <= CLEW_ERROR_CANCELLED; i++) {
     Py_CLEAR(state->errors[i]);
   }

@@ -19,6 +19,7 @@
 /* Where there is a kernel that packs (AVX-512: 1.6 times BLIS's AVX2 kernels, which it chooses on processors it cannot
  * name, on Cascade Lake), it is the faster one from so many rows on when b's rows or columns are contiguous. */
 #define PACKED_ROWS ((size_t)40)
+#define PACKED_COLUMNS ((size_t)24) /* values of heads of 32: 2 % of a training step */
 /* Products of at most this many multiplications are ours: BLIS's set-up costs more than the arithmetic. */
 #define SMALL_PRODUCT ((size_t)40 * 40 * 40)
 /* With b's columns contiguous (A · Bᵀ) and at most this long, BLIS 0.9 reaches two thirds of our speed at any m, n. */
@@ -130,7 +131,7 @@ static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) 
     const clew_kernels##suffix *kernels = clew_get_kernels##suffix();                                                  \
     const bool across = cs_c == 1, down = rs_c == 1; /* a transposed c is the product of the transposes */             \
     if (kernels->gemm_packed != NULL && !vector && !small && (across || down) && (across ? m : n) >= PACKED_ROWS &&    \
-        (across ? n : m) > CLEW_FEW_ROWS) {                                                                            \
+        (across ? n : m) >= PACKED_COLUMNS) {                                                                          \
       type *room = panels_of_thread();                                                                                 \
       if (room != NULL && across)                                                                                      \
         kernels->gemm_packed(c, rs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, room);                       \
@@ -160,8 +161,6 @@ static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) 
 
 DEFINE_GEMM(_f32, float, s)
 DEFINE_GEMM(_f64, double, d)
-
-bool clew_gemm_packs(void) { return clew_get_kernels_f32()->gemm_packed != NULL; }
 
 const char *clew_blas_kernel(void) {
   pthread_once(&once, start);

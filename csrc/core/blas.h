@@ -21,9 +21,6 @@
 CLEW_DECLARE_GEMM(_f32, float)
 CLEW_DECLARE_GEMM(_f64, double)
 
-/* Are products of many rows as fast with a or b transposed (packed by our own kernel)? */
-bool clew_gemm_packs(void);
-
 const char *clew_blas_kernel(void); /* BLIS's kernel family on this machine: "zen3", "haswell", "skx", ... */
 const char *clew_blas_version(void);
 

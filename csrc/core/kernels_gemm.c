@@ -5,11 +5,7 @@
  * panels of b are transposed in cache and go the first way. Each way computes an element of c from its own row and
  * column by one fixed sequence of operations, wherever the tile edges fall, and the way is chosen by m, k and b's
  * layout: cutting n among threads does not change a bit. */
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast") /* vectors have no fma builtin */
-#else
-#pragma STDC FP_CONTRACT ON
-#endif
+#include "kernels_contract.h"
 
 #include <string.h>
 

@@ -4,11 +4,7 @@
  * copied and stay in the second-level cache; a panel of rows, which stays in the first; a panel of columns. The last
  * two meet in a tile of c that is computed in registers. Every element of c is a sum in the order of k within each
  * block of k, added to c, wherever the tile edges fall: cutting m or n among threads does not change a bit. */
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast") /* vectors have no fma builtin */
-#else
-#pragma STDC FP_CONTRACT ON
-#endif
+#include "kernels_contract.h"
 
 #include <string.h>
 

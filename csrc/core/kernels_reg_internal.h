@@ -2,11 +2,7 @@
 #ifndef CLEW_KERNELS_REG_INTERNAL_H
 #define CLEW_KERNELS_REG_INTERNAL_H
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast") /* vectors have no fma builtin */
-#else
-#pragma STDC FP_CONTRACT ON
-#endif
+#include "kernels_contract.h"
 
 #include "kernels_internal.h"
 #include "kernels_reg.h"

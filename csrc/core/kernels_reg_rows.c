@@ -1,10 +1,6 @@
 /* Kernels of estimators that compare a query with every example, or a sequence with every task. */
 #include "kernels_reg_rows.h"
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast") /* vectors have no fma builtin */
-#else
-#pragma STDC FP_CONTRACT ON
-#endif
+#include "kernels_contract.h"
 
 #include "kernels_math.h"
 #include "kernels_reg.h"

@@ -6,8 +6,12 @@ import clew
 import numpy as np
 import pytest
 from clew import ConfigError, ShapeError, TokenError, mazes, probe
+from clew.mazes.probes import _auc
+from clew.mazes.prompts import bootstrap, path_prompts, residuals
 from scipy.sparse.csgraph import minimum_spanning_tree
+from scipy.stats import bootstrap as scipy_bootstrap
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import roc_auc_score
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +99,51 @@ def test_what_wall_probes_refuse(model: clew.Model) -> None:
         mazes.wall_probes(model, mazes.generate(5, 9), ms)
     with pytest.raises(ConfigError, match="methods"):
         mazes.wall_probes(model, ms, ms, methods=["lasso"])
+
+
+def test_area_under_the_curve_is_scikit_learns() -> None:
+    rng = np.random.default_rng(3)
+    truth = rng.random(300) < 0.3
+    scores = np.round(rng.standard_normal(300) + truth, 1)  # with ties
+    assert _auc(scores, truth) == pytest.approx(roc_auc_score(truth, scores))
+    assert np.isnan(_auc(scores, np.ones(300, bool)))
+
+
+def test_route_probes_are_ridge_regressions_on_the_stream(model: clew.Model) -> None:
+    train, test = (mazes.generate(n, 4, split=part) for n, part in ((150, "train"), (60, "test")))
+    found = mazes.route_probes(model, train, test, position="origin", lam=1e-2, seed=5)
+    tok = mazes.tokenizer_of(model)
+    data = []
+    for i, ms in enumerate((train, test)):
+        asked = path_prompts(ms, tok, "origin", 5 + i)
+        x = np.concatenate([part for _, part in residuals(model, asked)], axis=1)
+        data.append((x, asked.mazes.path_lengths - 1))
+    (x, y), (x_test, y_test) = data
+    for layer in range(2):
+        size = np.trace(np.cov(x[layer].T, bias=True)) / 24
+        theirs = Ridge(alpha=1e-2 * size * len(y)).fit(x[layer], y)
+        error = np.mean((theirs.predict(x_test[layer]) - y_test) ** 2)
+        assert found.distance_r2[layer] == pytest.approx(1 - error / np.var(y_test))
+
+
+def test_a_bag_of_tokens_and_an_untrained_model_are_baselines(model: clew.Model) -> None:
+    train, test = (mazes.generate(n, 3, split=part) for n, part in ((800, "train"), (200, "test")))
+    bag = mazes.wall_probes("bag of tokens", train, test, methods=["ridge"], tokenizer=mazes.Tokenizer(3))
+    assert bag["ridge"].accuracy[0] > bag.majority + 0.03  # cells of few edges have walls around them
+    assert bag["ridge"].accuracy[0] > bag["ridge"].control[0] + 0.03
+    first, again, other = (mazes.untrained(model, seed) for seed in (0, 0, 1))
+    assert first.config == model.config and first.dtype == model.dtype
+    assert np.array_equal(first.W_E, again.W_E) and not np.array_equal(first.W_E, other.W_E)
+
+
+def test_intervals_are_scipys() -> None:
+    values = np.random.default_rng(4).exponential(size=200)
+    ours = bootstrap(values, draws=20000)
+    theirs = scipy_bootstrap((values,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(5))
+    assert ours.value == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.01)
+    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.01)
+    middle = bootstrap(np.append(values, np.nan), np.median)
+    assert middle.n == 200 and middle.low < np.median(values) < middle.high
+    with pytest.raises(ConfigError, match="no rows"):
+        bootstrap([np.nan])

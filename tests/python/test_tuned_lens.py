@@ -10,6 +10,7 @@ import clew
 import numpy as np
 import pytest
 from clew import lens as lens_module
+from clew.corpus import held_out
 from clew.lens import TunedLens, kl_divergence, logit_lens, unembed
 from clew.loaders.checkpoint import Checkpoint
 from clew.loaders.safetensors import write_file
@@ -17,8 +18,6 @@ from support import make, relative_error
 from zoo import random_tokens, zoo
 
 ZOO = zoo()
-HELD_OUT = Path(__file__).with_name("held_out.txt")
-"""From the tenth of the plays that the bundled model was not trained on."""
 
 
 def log_softmax(z: Any) -> Any:
@@ -41,7 +40,7 @@ def divergence_by_hand(model: clew.Model, tokens: Any, translate: Any) -> Any:
 def shakespeare() -> tuple[clew.Model, list[Any], Any]:
     """The bundled model, text to fit on in batches, and text held out from that too."""
     model = clew.load("shakespeare")
-    ids = model.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8"))
+    ids = model.tokenizer.encode(held_out())
     rows = np.array(ids[: len(ids) // 64 * 64]).reshape(-1, 64)
     cut = len(rows) * 3 // 4
     return model, [rows[i : i + 8] for i in range(0, cut, 8)], rows[cut:]
