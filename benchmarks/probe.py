@@ -75,6 +75,21 @@ def of_memory_dmmse(batch: str) -> dict[str, Any]:
     return {"peak": peak(), "before": before, "seconds": time.perf_counter() - start}
 
 
+def of_nearest(vectors: str) -> dict[str, Any]:
+    """Bytes that a nearest-token search takes beside what it is given, at its peak."""
+    from clew.geometry import nearest
+
+    from . import models
+    from .floor import filled
+
+    rows, x = filled(models.D_VOCAB, models.D_MODEL), filled(int(vectors), models.D_MODEL)
+    nearest(rows[:64], x[:64], 10)
+    before = peak()
+    found = nearest(rows, x, 10)
+    after = peak()
+    return {"bytes": None if before is None or after is None else after - before, "shape": list(found.ids.shape)}
+
+
 def write(directory: str) -> dict[str, Any]:
     """Writes the model's files."""
     from . import models
@@ -88,6 +103,7 @@ def main() -> None:
     probes: dict[str, Callable[..., dict[str, Any]]] = {}
     probes |= {"import": of_import, "load": of_load, "memory": of_memory, "memory-hf": of_memory_hf, "write": write}
     probes |= {"memory-dmmse": of_memory_dmmse}
+    probes["nearest"] = of_nearest
     print(json.dumps(probes[what](*arguments)))
 
 

@@ -59,10 +59,33 @@ int clew_call_python(void *ctx, const void **result, clew_slab *value, int32_t i
 int clew_parse_cache(clew_cache *out, PyObject *object, const clew_config *config);
 void clew_free_cache(clew_cache *cache);
 
+/* Polling of a computation without the GIL: takes it and lets Python handle signals. An exception (KeyboardInterrupt)
+ * cancels. binding_plan.c */
+typedef struct clew_poll_state {
+  PyThreadState *thread; /* the calling thread's, while the GIL is released */
+} clew_poll_state;
+int clew_poll_signals(void *ctx);
+
+/* binding_nearest.c: a function of the module. */
+PyObject *clew_py_nearest(PyObject *module, PyObject *args);
+
+/* binding_maze.c: functions of the module. */
+PyObject *clew_py_maze_generate(PyObject *module, PyObject *args);
+PyObject *clew_py_maze_hashes(PyObject *module, PyObject *batch);
+PyObject *clew_py_maze_paths(PyObject *module, PyObject *batch);
+PyObject *clew_py_maze_distances(PyObject *module, PyObject *batch);
+PyObject *clew_py_maze_tokens(PyObject *module, PyObject *args);
+
 /* binding_train.c: functions of the module. */
 PyObject *clew_py_adamw(PyObject *module, PyObject *args);
 PyObject *clew_py_global_norm(PyObject *module, PyObject *list);
 PyObject *clew_py_accumulate(PyObject *module, PyObject *args);
+
+/* binding_adaptive.c: functions of the module. */
+PyObject *clew_py_adaptive_parameters(PyObject *module, PyObject *shape);
+PyObject *clew_py_adaptive_pass(PyObject *module, PyObject *args);
+PyObject *clew_py_adaptive_train(PyObject *module, PyObject *args);
+PyObject *clew_py_programme_values(PyObject *module, PyObject *args);
 
 /* binding_regression.c: functions of the module. */
 PyObject *clew_py_reg_stream(PyObject *module, PyObject *args);

@@ -153,12 +153,7 @@ static void plan_dealloc(clew_plan_object *self) {
 
 /* ---- Running -------------------------------------------------------------------------------------------------- */
 
-typedef struct clew_poll_state {
-  PyThreadState *thread; /* the calling thread's, while the GIL is released */
-} clew_poll_state;
-
-/* Takes the GIL and lets Python handle signals; an exception (KeyboardInterrupt) cancels the run. */
-static int poll_signals(void *ctx) {
+int clew_poll_signals(void *ctx) {
   clew_poll_state *poll = ctx;
   PyEval_RestoreThread(poll->thread);
   const int raised = PyErr_CheckSignals();
@@ -318,7 +313,7 @@ static PyObject *plan_run(clew_plan_object *self, PyObject *args) {
   clew_run *run = NULL;
   clew_error err;
   clew_poll_state poll;
-  clew_cancel cancel = {.poll = poll_signals, .ctx = &poll};
+  clew_cancel cancel = {.poll = clew_poll_signals, .ctx = &poll};
   clew_call_state call = {
       .thread = &poll.thread, .calls = calls, .state = state, .typenum = clew_typenum(config->dtype)};
   if (calls != NULL) {

@@ -318,12 +318,25 @@ static PyMethodDef core_methods[] = {
     {"sample", core_sample, METH_VARARGS,
      "sample(logits, streams, steps, temperature, top_k, top_p, seed)\n--\n\nA token for each row, and its "
      "log-probability."},
+    {"nearest", clew_py_nearest, METH_VARARGS,
+     "nearest(vectors, rows, k, metric)\n--\n\nThe k rows nearest to each vector, and their scores."},
     {"adamw", clew_py_adamw, METH_VARARGS,
      "adamw(parameters, gradients, m, v, decay, step, rate, beta1, beta2, eps, weight_decay, scale)\n--\n\n"
      "One step of AdamW in place; step [1] is counted up."},
     {"global_norm", clew_py_global_norm, METH_O, "global_norm(arrays)\n--\n\nThe norm of all values, in double."},
     {"accumulate", clew_py_accumulate, METH_VARARGS,
      "accumulate(sums, arrays, factor, total)\n--\n\nsums += factor arrays, total [1] += factor."},
+    {"adaptive_parameters", clew_py_adaptive_parameters, METH_O,
+     "adaptive_parameters(shape)\n--\n\nParameters of one constrained transformer."},
+    {"adaptive_pass", clew_py_adaptive_pass, METH_VARARGS,
+     "adaptive_pass(shape, parameters, centres, spread, variance, n, w, estimate, x, y, start, prediction, messages, "
+     "directions, losses, gradient)\n--\n\nContexts through a constrained transformer, forward and backward."},
+    {"adaptive_train", clew_py_adaptive_train, METH_VARARGS,
+     "adaptive_train(shape, parameters, m, v, centres, spread, noise, seeds, losses, batch, first_step, horizon, rate, "
+     "last_rate)\n--\n\nTrains constrained transformers side by side, in place."},
+    {"programme_values", clew_py_programme_values, METH_VARARGS,
+     "programme_values(values, first, halved, centres, probabilities, directions, heads, spread, noise, step, reach)"
+     "\n--\n\nLeast expected posterior variance after each first set of actions."},
     {"reg_stream", clew_py_reg_stream, METH_VARARGS,
      "reg_stream(settings, X, y, first, last, yhat, w, variance, covariance)\n--\n\nEstimates from prefixes."},
     {"reg_state", clew_py_reg_state, METH_VARARGS,
@@ -337,6 +350,15 @@ static PyMethodDef core_methods[] = {
     {"reg_dmmse", clew_py_reg_dmmse, METH_VARARGS,
      "reg_dmmse(yhat, w, evidence, X, y, tasks, log_prior, first, last, noise_var)\n--\n\nThe posterior mean over "
      "tasks."},
+    {"maze_generate", clew_py_maze_generate, METH_VARARGS,
+     "maze_generate(batch, first, kind, grid, p, allowed_start, allowed_target, dead_end_start, dead_end_target, "
+     "distinct, part, test_below, seed)\n--\n\nFills a batch with mazes."},
+    {"maze_hashes", clew_py_maze_hashes, METH_O, "maze_hashes(batch)\n--\n\nA number for each maze's walls."},
+    {"maze_paths", clew_py_maze_paths, METH_O, "maze_paths(batch)\n--\n\nWrites each maze's shortest path."},
+    {"maze_distances", clew_py_maze_distances, METH_O,
+     "maze_distances(batch)\n--\n\nSteps between all cells of each maze."},
+    {"maze_tokens", clew_py_maze_tokens, METH_VARARGS,
+     "maze_tokens(batch, specials, cells, with_path)\n--\n\nTokens of all mazes, and how many each has."},
     {"sites", core_sites, METH_NOARGS, "sites()\n--\n\nEvery capture site: (name, axes, meaning, layered)."},
     {"weights", core_weights, METH_NOARGS, "weights()\n--\n\nEvery weight: (name, axes, layered)."},
     {"set_num_threads", core_set_num_threads, METH_O, "set_num_threads(n)\n--\n\nThreads for the next run."},

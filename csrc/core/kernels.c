@@ -37,5 +37,7 @@ const kernel_table K(clew_kernel_table) = {
     .rotary_grad = K(rotary_grad),
     .cross_entropy = K(cross_entropy),
     .column_sums = K(column_sums),
+    .adaptive = K(adaptive),
+    .expected_variance = K(expected_variance),
     .reg = &K(clew_reg_table),
 };

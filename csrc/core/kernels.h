@@ -39,6 +39,9 @@ typedef struct clew_mask {
   ptrdiff_t end; /* keys from here on are seen by nobody */
 } clew_mask;
 
+struct clew_adaptive_chunk_f32;
+struct clew_adaptive_chunk_f64;
+
 /* What gemm_packed needs: panels of 1024 rows and 320 columns, of 1536 bytes of k each. */
 #define CLEW_PACK_BYTES ((size_t)3 << 20)
 
@@ -113,6 +116,9 @@ typedef struct clew_mask {
     /* One row: its negative log-likelihood; dlogits = weight (softmax − one-hot), not in the logits' place. */        \
     double (*cross_entropy)(real * dlogits, const real *logits, size_t target, size_t n, real weight);                   \
     void (*column_sums)(real * out, const real *x, ptrdiff_t ld, size_t rows, size_t n);                                 \
+    /* adaptive.h: a chunk of contexts through the constrained transformer; variance left by a message. */               \
+    void (*adaptive)(const struct clew_adaptive_chunk##suffix *chunk);                                                   \
+    double (*expected_variance)(const real *joint, size_t ld, const real *squares, size_t points, size_t n);             \
     const clew_reg_kernels##suffix *reg; /* kernels_reg.h */                                                             \
   } clew_kernels##suffix;                                                                                                \
   const clew_kernels##suffix *clew_get_kernels##suffix(void);

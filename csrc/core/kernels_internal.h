@@ -187,5 +187,7 @@ void K(rotary_grad)(real *x, const int32_t *pos, const real *cosine, const real 
                     size_t e, size_t n_rot, bool adjacent);
 double K(cross_entropy)(real *dlogits, const real *logits, size_t target, size_t n, real weight);
 void K(column_sums)(real *out, const real *x, ptrdiff_t ld, size_t rows, size_t n);
+void K(adaptive)(const struct R(clew_adaptive_chunk) * chunk);
+double K(expected_variance)(const real *joint, size_t ld, const real *squares, size_t points, size_t n);
 
 #endif

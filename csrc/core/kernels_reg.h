@@ -24,7 +24,7 @@ typedef enum clew_stream {
   CLEW_STREAM_GD,        /* steps of gradient descent on (1/2k)‖Xw − y‖² from 0: weights cost O(steps d²) */
   CLEW_STREAM_GD_PP,     /* GD++: weights cost O(steps d³) */
   CLEW_STREAM_NEWTON,    /* Newton–Schulz for (XᵀX + lam I)⁻¹: weights cost O(steps d³) */
-  CLEW_STREAM_LASSO,     /* coordinate descent from the last weights: a sweep costs O(d²) */
+  CLEW_STREAM_LASSO,     /* from the last weights: an iteration costs O(d³) */
   CLEW_N_STREAMS
 } clew_stream;
 

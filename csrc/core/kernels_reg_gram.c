@@ -218,7 +218,7 @@ void K(newton_weights)(real *w_ /* [d, lanes] */, real *state, const clew_stream
     w[j] *= over;
 }
 
-/* ---- Lasso: O(d²) a sweep ------------------------------------------------------------------------------------- */
+/* ---- Lasso: O(d³) an iteration -------------------------------------------------------------------------------- */
 
 /* The duality gap of ½‖Xw − y‖² + bound ‖w‖₁ at w, with g = Xᵀ(y − Xw), over `limit`. The dual point is the residual,
  * shortened until no |Xᵀ θ| is above the bound. */

@@ -118,6 +118,8 @@ static clew_status R(bad_estimate)(clew_error *err, const R(stream_job) * job, s
 
 clew_status R(clew_stream_run)(const clew_estimates *out, const clew_examples *examples,
                                const clew_stream_settings *settings, clew_cancel *cancel, clew_error *err) {
+  if (settings->kind == CLEW_STREAM_GD && examples->d >= CLEW_WIDE)
+    return R(clew_descent_run)(out, examples, settings, cancel, err);
   R(stream_job) job = {.out = out, .in = examples, .settings = settings, .kernels = R(clew_get_kernels)()->reg};
   const size_t lanes = job.kernels->lanes, d = examples->d, groups = R(groups)(examples->batch, lanes);
   const unsigned slots = clew_pool_threads();
@@ -211,7 +213,7 @@ static clew_status R(run_steps)(R(step_job) * job, clew_error *err) {
       status =
           clew_fail(err, CLEW_ERROR_VALUE,
                     "the estimate of a sequence of %zu to %zu is beyond the range of float%zu, or not found in the "
-                    "sweeps allowed",
+                    "iterations allowed",
                     group * lanes, group * lanes + lanes - 1, sizeof(real) * 8);
 
 done:

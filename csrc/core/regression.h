@@ -26,6 +26,9 @@ typedef struct clew_estimates {
   void *covariance; /* BAYES: of w, [batch, rows, d, d] */
 } clew_estimates;
 
+/* d from which gradient descent of all prefixes goes by matrix products (op_reg_descent.c), not by lanes. */
+#define CLEW_WIDE 96
+
 /* Examples that are compared with queries. Query i of a sequence sees its examples 0 … min(first + i · step, n) − 1:
  * all prefixes are queries = x, first = 0, step = 1; a fit to all examples is first = n, step = 0. */
 typedef struct clew_queries {
@@ -38,6 +41,9 @@ typedef struct clew_queries {
 #define CLEW_DECLARE_REGRESSION(suffix)                                                                                \
   clew_status clew_stream_run##suffix(const clew_estimates *out, const clew_examples *examples,                        \
                                       const clew_stream_settings *settings, clew_cancel *cancel, clew_error *err);     \
+  /* The same for GD, by matrix products. */                                                                           \
+  clew_status clew_descent_run##suffix(const clew_estimates *out, const clew_examples *examples,                       \
+                                       const clew_stream_settings *settings, clew_cancel *cancel, clew_error *err);    \
   /* The steps of a stream that goes on: state holds the groups of a batch. bytes: what it takes. */                   \
   size_t clew_stream_bytes##suffix(size_t batch, const clew_stream_settings *settings);                                \
   void clew_stream_begin##suffix(void *state, size_t batch, const clew_stream_settings *settings);                     \

@@ -8,7 +8,7 @@ colour-blind readers and in grey.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +41,7 @@ Array = NDArray[Any]
 
 # Okabe and Ito's colours, with a marker each
 _SERIES = (("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"))
+_MORE_SERIES = (*_SERIES, ("#009E73", "D"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"), ("#707070", "*"))
 _MAX_TEXT_COLUMNS = 40  # more columns than this leave no room for words in the cells
 _MAX_LABELS = 64
 
@@ -360,6 +361,66 @@ def loss_curve(curve: Curve, *, smooth: int | None = None, ax: Axes | None = Non
     return figure
 
 
+def curves(
+    series: Mapping[str, ArrayLike],
+    x: ArrayLike | None = None,
+    *,
+    xlabel: str = "layer",
+    ylabel: str = "",
+    title: str = "",
+    level: float | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Lines over layers, steps or anything else, told apart by colour and marker.
+
+    Parameters
+    ----------
+    series
+        Name → values [n]; NaN leaves a gap. Names that begin with "control" are dashed.
+    x
+        Where the values stand: numbers, or texts; None: 0, 1, 2, ...
+    level
+        A thin horizontal line there.
+
+    Raises ShapeError for series of different lengths, or none.
+
+    >>> figure = curves({"loss": [3.0, 2.0]}, ylabel="nats")
+    """
+    values = {name: np.asarray(v, np.float64) for name, v in series.items()}
+    lengths = {v.shape for v in values.values()}
+    if len(lengths) != 1 or len(next(iter(lengths))) != 1:
+        raise ShapeError(f"curves: series of shapes {sorted(list(s) for s in lengths)} must be [n], all of one length")
+    n = next(iter(lengths))[0]
+    where = np.arange(n) if x is None else np.asarray(x)
+    if where.shape != (n,):
+        raise ShapeError(f"curves: x {list(where.shape)} for series [{n}]")
+    figure, ax = _axes(ax, 6.4 if len(values) < 4 else 8.6, 3.8)
+    if level is not None:
+        ax.axhline(level, color="#707070", linewidth=0.8)
+    texts = where.dtype.kind not in "fiu"
+    for i, (name, v) in enumerate(values.items()):
+        colour, marker = _MORE_SERIES[i % len(_MORE_SERIES)]
+        ax.plot(
+            np.arange(n) if texts else where, v, color=colour, marker=marker if n <= 40 else "", markersize=5,
+            linestyle="--" if name.startswith("control") else "-", label=name,
+        )  # fmt: skip
+    if texts:
+        _ticks(ax.xaxis, [str(t) for t in where], False)
+    elif where.dtype.kind in "iu":
+        ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.set_title(title)
+    ax.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    if 1 < len(values) < 4:
+        ax.legend(frameon=True, framealpha=1.0, edgecolor="none", fontsize=9)
+    elif len(values) > 3:  # beside the axes: there is no free corner for so many names
+        ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return figure
+
+
 def sweep(
     result: Sweep,
     *,
@@ -429,4 +490,4 @@ def _ticks(axis: Axis, texts: Sequence[str], upright: bool) -> None:
     axis.set_tick_params(length=0)
 
 
-__all__ = ["attention", "label", "lens_table", "loss_curve", "residual_norms", "sweep", "token_labels"]
+__all__ = ["attention", "curves", "label", "lens_table", "loss_curve", "residual_norms", "sweep", "token_labels"]

@@ -50,6 +50,9 @@ class Weights(Mapping[str, Array]):
             hint = f"; nearest: {', '.join(near)}" if near else ""
             raise KeyError(f"{name!r} is no weight of this model{hint}") from None
 
+    def __contains__(self, name: object) -> bool:  # a Mapping's own would look for the nearest names
+        return name in self._arrays
+
     __eq__ = object.__eq__  # a Mapping's own would compare arrays
     __hash__ = object.__hash__
 

@@ -106,7 +106,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("newton_schulz", {"steps": -1}, ConfigError, "steps = -1: must be a whole number, at least 0"),
     ("bayes", {"noise_var": -1}, ConfigError, "noise_var = -1: must be a finite number above 0"),
     ("bayes", {"noise_var": 0}, ConfigError, "noise_var = 0: must be a finite number above 0"),
-    ("bayes", {"prior_cov": NOT_PD}, ConfigError, "prior_cov is not positive definite: its smallest eigenvalue is -0.5"),
+    ("bayes", {"prior_cov": NOT_PD}, ConfigError, "not positive definite: its smallest eigenvalue is -0.5"),
     ("bayes", {"prior_cov": 0.0}, ConfigError, "prior_cov is not positive definite: its smallest eigenvalue is 0"),
     ("bayes", {"prior_cov": np.triu(np.ones((4, 4)))}, ConfigError, "prior_cov is not symmetric"),
     ("bayes", {"prior_cov": np.eye(3)}, ShapeError, "prior_cov [3, 3] with d = 4"),

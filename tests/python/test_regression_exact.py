@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import clew
 import numpy as np
 import pytest
 from clew import regression
@@ -107,6 +108,29 @@ def test_linear_estimators(name: str, d: int) -> None:
     np.testing.assert_allclose(w, weights, rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(yhat, expected, rtol=1e-9, atol=1e-10)
     assert np.array_equal(ours(x, y), yhat) and (yhat[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("n", [3, 64, 65, 150])
+def test_wide_gradient_descent(n: int) -> None:
+    """From d = 96 on it goes by chunks of prefixes."""
+    x, y = data(n, batch=3, n=n, d=97)
+    precond = np.random.default_rng(0).standard_normal((3, 97, 97)) / 20
+    for given, matrices in ((None, None), (precond, precond), (precond[0], [precond[0]] * 3)):
+        yhat, w = regression.gd(x, y, 3, RATES, given, weights=True)
+        for i in range(1, n, 1 + n // 9):
+            truth = descend(x[1, :i], y[1, :i], RATES, matrices)
+            np.testing.assert_allclose(w[1, i], truth, atol=1e-11)
+            np.testing.assert_allclose(yhat[1, i], x[1, i] @ truth, atol=1e-11)
+            fit = regression.fit_predict(x[:, :i], y[:, :i], x[:, [i]], "gd", steps=3, lr=RATES, precond=given)
+            np.testing.assert_allclose(fit[1, 0], yhat[1, i], atol=1e-11)
+    heavy = regression.momentum(x, y, 3, RATES, 0.7)[2, n - 1]
+    np.testing.assert_allclose(heavy, x[2, -1] @ descend(x[2, :-1], y[2, :-1], RATES, beta=0.7), atol=1e-11)
+    with pytest.raises(clew.ConfigError, match=r"the estimate from the first \d+ examples \(sequence 0\) is beyond"):
+        regression.gd(x, y, 400, 100.0)
+    clew.set_num_threads(1)
+    one = regression.gd(x, y, 3, RATES)
+    clew.set_num_threads(3)
+    assert np.array_equal(one, regression.gd(x, y, 3, RATES))
 
 
 def test_gd_pp_is_the_transformer() -> None:
