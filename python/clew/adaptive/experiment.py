@@ -130,7 +130,7 @@ def judge_ordinary(rows: dict[str, dict[str, Any]], settings: dict[str, Any]) ->
 def reproduce(path: str | Path | None = None, seed: int = 0, steps: int = 1500) -> Experiment:
     """The long run: everything of `experiment(quick=False)` and the ordinary transformers; writes JSON to `path`.
 
-    steps: of an ordinary transformer. Minutes on two idle cores. The package's own file holds seed 0 and 600 steps, from
+    steps: of an ordinary transformer. Minutes on two idle cores. The package has the file of seed 0 and 600 steps, from
     separate runs of the two halves that were joined afterwards: `stored().facts["call"]`.
     """
     start = time.perf_counter()
