@@ -31,8 +31,8 @@ class Concept:
     pooling: str = "mean"
     """"mean", "w1mean" (Σ t·h_t / Σ t, t = 1 … T), "last", or "concat" (no reduction: a vector for each token)."""
     layer: int | str = 0
-    """Index of Hugging Face's hidden_states: 0 what enters the first block, n_layers what the final norm gives; negative
-    ones count from the end. Or "middle", "last", "E" (rows of W_E as they are), "OE" (columns of W_U)."""
+    """Index of Hugging Face's hidden_states: 0 what enters the first block, n_layers what the final norm gives; those
+    below 0 count from the end. Or "middle", "last", "E" (rows of W_E as they are), "OE" (columns of W_U)."""
     activation: str | None = None
     """Before pooling, σ the model's own: "act|" σ(h), "-act|" −σ(−h), "act+|" σ(h) + h, "-act+|" h − σ(−h)."""
     znorm: bool = False

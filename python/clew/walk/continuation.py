@@ -63,7 +63,7 @@ def _batch(model: Model, contexts: Sequence[Any], continuations: Sequence[Sequen
         tokens[first] = np.array([c[-1] for c in contexts], np.int32)[owner]
     plan = core_plan(model, n, [], -1, LOGITS_LOSS, embedded, **more)
     ((_, _, losses),) = plan.run(tokens, vectors, [], cache)
-    return -losses.sum(axis=1, dtype=np.float64)
+    return np.asarray(-losses.sum(axis=1, dtype=np.float64))
 
 
 def log_probabilities(
