@@ -14,7 +14,7 @@ from typing import Any
 import clew
 from clew import memory
 
-from . import cost, geometry, interventions, models, training
+from . import adaptive, cost, geometry, interventions, mazes, models, regression, training
 from .floor import Gemm, Reading, flops
 from .report import Figure, at_least, at_most, of_times, skipped
 from .timing import Times, alternate, median
@@ -220,7 +220,10 @@ PARTS: dict[str, Callable[[Setting], list[Figure]]] = {
     "edits": interventions.edits,
     "decode": training.decode,
     "training": training.training,
+    "regression": regression.regression,
     "geometry": geometry.geometry,
+    "mazes": mazes.figures,
+    "adaptive": adaptive.adaptive,
     "memory": lambda setting: cost.memory(setting.directory),
     "start": lambda setting: cost.start(setting.directory, setting.rounds + 4),
     "size": lambda setting: cost.size(),

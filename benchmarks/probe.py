@@ -61,6 +61,20 @@ def of_memory_hf(directory: str) -> dict[str, Any]:
     return {"peak": peak(), "logits": list(logits.shape)}
 
 
+def of_memory_dmmse(batch: str) -> dict[str, Any]:
+    """Peak in bytes, and before it with the data, and seconds of dMMSE over 2²⁰ tasks in float32."""
+    import numpy as np
+    from clew import regression
+
+    rng = np.random.default_rng(0)
+    tasks = rng.standard_normal((2**20, 8), dtype=np.float32)
+    x = rng.standard_normal((int(batch), 16, 8), dtype=np.float32)
+    y = rng.standard_normal((int(batch), 16), dtype=np.float32)
+    before, start = peak(), time.perf_counter()
+    regression.dmmse(x, y, tasks, 0.25)
+    return {"peak": peak(), "before": before, "seconds": time.perf_counter() - start}
+
+
 def of_nearest(vectors: str) -> dict[str, Any]:
     """Bytes that a nearest-token search takes beside what it is given, at its peak."""
     from clew.geometry import nearest
@@ -88,6 +102,7 @@ def main() -> None:
     what, *arguments = sys.argv[1:]
     probes: dict[str, Callable[..., dict[str, Any]]] = {}
     probes |= {"import": of_import, "load": of_load, "memory": of_memory, "memory-hf": of_memory_hf, "write": write}
+    probes |= {"memory-dmmse": of_memory_dmmse}
     probes["nearest"] = of_nearest
     print(json.dumps(probes[what](*arguments)))
 

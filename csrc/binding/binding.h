@@ -69,10 +69,31 @@ int clew_poll_signals(void *ctx);
 /* binding_nearest.c: a function of the module. */
 PyObject *clew_py_nearest(PyObject *module, PyObject *args);
 
+/* binding_maze.c: functions of the module. */
+PyObject *clew_py_maze_generate(PyObject *module, PyObject *args);
+PyObject *clew_py_maze_hashes(PyObject *module, PyObject *batch);
+PyObject *clew_py_maze_paths(PyObject *module, PyObject *batch);
+PyObject *clew_py_maze_distances(PyObject *module, PyObject *batch);
+PyObject *clew_py_maze_tokens(PyObject *module, PyObject *args);
+
 /* binding_train.c: functions of the module. */
 PyObject *clew_py_adamw(PyObject *module, PyObject *args);
 PyObject *clew_py_global_norm(PyObject *module, PyObject *list);
 PyObject *clew_py_accumulate(PyObject *module, PyObject *args);
+
+/* binding_adaptive.c: functions of the module. */
+PyObject *clew_py_adaptive_parameters(PyObject *module, PyObject *shape);
+PyObject *clew_py_adaptive_pass(PyObject *module, PyObject *args);
+PyObject *clew_py_adaptive_train(PyObject *module, PyObject *args);
+PyObject *clew_py_programme_values(PyObject *module, PyObject *args);
+
+/* binding_regression.c: functions of the module. */
+PyObject *clew_py_reg_stream(PyObject *module, PyObject *args);
+PyObject *clew_py_reg_state(PyObject *module, PyObject *args);
+PyObject *clew_py_reg_update(PyObject *module, PyObject *args);
+PyObject *clew_py_reg_weights(PyObject *module, PyObject *args);
+PyObject *clew_py_reg_compare(PyObject *module, PyObject *args);
+PyObject *clew_py_reg_dmmse(PyObject *module, PyObject *args);
 
 static inline int clew_typenum(clew_dtype dtype) { return dtype == CLEW_FLOAT32 ? NPY_FLOAT32 : NPY_FLOAT64; }
 

@@ -57,7 +57,8 @@ static int read_config(clew_config *c, clew_layer_config **layers, PyObject *dic
       config_bool(&c->attn_only, dict, "attn_only") < 0 || config_bool(&c->parallel, dict, "parallel") < 0 ||
       config_bool(&c->shared_norm, dict, "shared_norm") < 0 || config_bool(&c->gated, dict, "gated") < 0 ||
       config_bool(&c->causal, dict, "causal") < 0 || config_bool(&c->linear_attention, dict, "linear_attention") < 0 ||
-      config_bool(&c->exclude_self, dict, "exclude_self") < 0 || config_double(&c->eps, dict, "eps") < 0 ||
+      config_bool(&c->exclude_self, dict, "exclude_self") < 0 ||
+      config_bool(&c->exclude_last, dict, "exclude_last") < 0 || config_double(&c->eps, dict, "eps") < 0 ||
       config_double(&c->embed_scale, dict, "embed_scale") < 0 ||
       config_double(&c->score_softcap, dict, "score_softcap") < 0 ||
       config_double(&c->logit_softcap, dict, "logit_softcap") < 0) {

@@ -1,4 +1,4 @@
-/* Matrix products: checks first, then our own kernels for few rows and small products, BLIS for the rest.
+/* Matrix products: checks first, then our own kernels where they are the faster ones, BLIS for the rest.
  * BLIS aborts on arguments it dislikes, so nothing reaches it that has not been checked here. */
 #include "blas.h"
 
@@ -16,6 +16,9 @@
 #include "blis.h"
 #pragma GCC diagnostic pop
 
+/* Where there is a kernel that packs (AVX-512: 1.6 times BLIS's AVX2 kernels, which it chooses on processors it cannot
+ * name, on Cascade Lake), it is the faster one from so many rows on when b's rows or columns are contiguous. */
+#define PACKED_ROWS ((size_t)40)
 /* Products of at most this many multiplications are ours: BLIS's set-up costs more than the arithmetic. */
 #define SMALL_PRODUCT ((size_t)40 * 40 * 40)
 /* With b's columns contiguous (A · Bᵀ) and at most this long, BLIS 0.9 reaches two thirds of our speed at any m, n. */
@@ -30,7 +33,27 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
  * Intel: a half of our speed at 64 x 64 x 512). */
 static size_t few_rows = CLEW_FEW_ROWS;
 
+/* Each thread's own memory for the panels of gemm_packed. */
+static pthread_key_t panels;
+static bool has_panels;
+
+static void release_panels(void *slab) { clew_slab_release(slab); }
+
+/* CLEW_PACK_BYTES; NULL when memory is short. */
+static void *panels_of_thread(void) {
+  clew_slab *slab = has_panels ? pthread_getspecific(panels) : NULL;
+  if (slab == NULL && has_panels) {
+    slab = clew_slab_new(CLEW_PACK_BYTES);
+    if (slab != NULL && pthread_setspecific(panels, slab) != 0) {
+      clew_slab_release(slab);
+      slab = NULL;
+    }
+  }
+  return slab == NULL ? NULL : clew_slab_data(slab);
+}
+
 static void start(void) {
+  has_panels = pthread_key_create(&panels, release_panels) == 0;
   bli_init();
   const arch_t arch = bli_arch_query_id();
   if (arch == BLIS_ARCH_SKX || arch == BLIS_ARCH_KNL)
@@ -104,15 +127,27 @@ static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) 
     const bool small = m * n <= SMALL_PRODUCT / k || !safe;                                                            \
     /* A matrix times a vector streams the matrix; it must not be taken for the few rows. */                           \
     const bool vector = n == 1 && m > 1 && rs_c == 1 && rs_b == 1 && (rs_a == 1 || cs_a == 1);                         \
+    const clew_kernels##suffix *kernels = clew_get_kernels##suffix();                                                  \
+    const bool across = cs_c == 1, down = rs_c == 1; /* a transposed c is the product of the transposes */             \
+    if (kernels->gemm_packed != NULL && !vector && !small && (across || down) && (across ? m : n) >= PACKED_ROWS &&    \
+        (across ? n : m) > CLEW_FEW_ROWS) {                                                                            \
+      type *room = panels_of_thread();                                                                                 \
+      if (room != NULL && across)                                                                                      \
+        kernels->gemm_packed(c, rs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, room);                       \
+      else if (room != NULL)                                                                                           \
+        kernels->gemm_packed(c, cs_c, b, cs_b, rs_b, a, cs_a, rs_a, n, m, k, alpha, beta, room);                       \
+      if (room != NULL)                                                                                                \
+        return CLEW_OK;                                                                                                \
+    }                                                                                                                  \
     const bool ours = m <= few_rows || (cs_b == 1 && m <= SOME_ROWS && n > SHORT_COLUMNS) || small ||                  \
                       (rs_b == 1 && k <= SHORT_COLUMNS);                                                               \
     if (!vector && ours && cs_c == 1 && cs_a == 1 && (rs_b == 1 || cs_b == 1)) {                                       \
-      clew_get_kernels##suffix()->gemm_few(c, rs_c, a, rs_a, b, rs_b, cs_b, m, n, k, alpha, beta);                     \
+      kernels->gemm_few(c, rs_c, a, rs_a, b, rs_b, cs_b, m, n, k, alpha, beta);                                        \
       return CLEW_OK;                                                                                                  \
     }                                                                                                                  \
     /* Few columns: the same product transposed. */                                                                    \
     if ((n <= CLEW_FEW_ROWS || small) && rs_c == 1 && rs_b == 1 && (rs_a == 1 || cs_a == 1)) {                         \
-      clew_get_kernels##suffix()->gemm_few(c, cs_c, b, cs_b, a, cs_a, rs_a, n, m, k, alpha, beta);                     \
+      kernels->gemm_few(c, cs_c, b, cs_b, a, cs_a, rs_a, n, m, k, alpha, beta);                                        \
       return CLEW_OK;                                                                                                  \
     }                                                                                                                  \
     rntm_t serial;                                                                                                     \
@@ -125,6 +160,8 @@ static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) 
 
 DEFINE_GEMM(_f32, float, s)
 DEFINE_GEMM(_f64, double, d)
+
+bool clew_gemm_packs(void) { return clew_get_kernels_f32()->gemm_packed != NULL; }
 
 const char *clew_blas_kernel(void) {
   pthread_once(&once, start);

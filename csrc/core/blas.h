@@ -2,7 +2,7 @@
  *
  * c [m, n] = alpha · a [m, k] · b [k, n] + beta · c. rs and cs are the row and column strides in elements, positive
  * or, for a dimension of length 1, anything. With beta 0, c is not read. Serial, callable from several threads at once.
- * Few rows (m ≤ CLEW_FEW_ROWS) and small products go to our own kernels, everything else to BLIS.
+ * Few rows (m ≤ CLEW_FEW_ROWS), small products and, with AVX-512, all others go to our own kernels, the rest to BLIS.
  * Operands of BLIS need CLEW_SLACK readable bytes behind them: give it memory from slabs only. */
 #ifndef CLEW_BLAS_H
 #define CLEW_BLAS_H
@@ -20,6 +20,9 @@
 
 CLEW_DECLARE_GEMM(_f32, float)
 CLEW_DECLARE_GEMM(_f64, double)
+
+/* Are products of many rows as fast with a or b transposed (packed by our own kernel)? */
+bool clew_gemm_packs(void);
 
 const char *clew_blas_kernel(void); /* BLIS's kernel family on this machine: "zen3", "haswell", "skx", ... */
 const char *clew_blas_version(void);

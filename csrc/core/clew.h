@@ -138,6 +138,7 @@ typedef struct clew_config {
   bool linear_attention;               /* pattern = scores / n instead of softmax */
   int32_t linear_n;                    /* n; 0: the number of visible keys */
   bool exclude_self;                   /* linear attention: a position does not see itself */
+  bool exclude_last;                   /* linear attention, not causal: nobody sees the last position */
   double score_softcap, logit_softcap; /* 0: none */
   const clew_layer_config *layers;     /* [n_layers] */
 } clew_config;

@@ -4,11 +4,15 @@
 #define NAME_OF_(isa) #isa
 #define NAME_OF(isa) NAME_OF_(isa)
 
+extern const R(clew_reg_kernels) K(clew_reg_table);
 extern const kernel_table K(clew_kernel_table);
 
 const kernel_table K(clew_kernel_table) = {
     .isa = NAME_OF(ISA),
     .gemm_few = K(gemm_few),
+#if VEC_BYTES == 64
+    .gemm_packed = K(gemm_packed),
+#endif
     .norm = K(norm),
     .bias_act = K(bias_act),
     .bias_add = K(bias_add),
@@ -33,4 +37,7 @@ const kernel_table K(clew_kernel_table) = {
     .rotary_grad = K(rotary_grad),
     .cross_entropy = K(cross_entropy),
     .column_sums = K(column_sums),
+    .adaptive = K(adaptive),
+    .expected_variance = K(expected_variance),
+    .reg = &K(clew_reg_table),
 };

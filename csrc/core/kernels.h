@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels_reg.h"
 #include "real.h"
 
 typedef enum clew_act {
@@ -28,13 +29,21 @@ typedef enum clew_act {
 } clew_act;
 
 /* Which keys a query sees. Query row i stands at position q0 + i, key column j at k0 + j; it is seen when
- * 0 ≤ q − k (causal), q − k < window (window > 0), and not (exclude_self and q == k). */
+ * 0 ≤ q − k (causal), q − k < window (window > 0), k < end (has_end), and not (exclude_self and q == k). */
 typedef struct clew_mask {
   ptrdiff_t q0, k0;
   ptrdiff_t window; /* 0: none */
   bool causal;
   bool exclude_self;
+  bool has_end;
+  ptrdiff_t end; /* keys from here on are seen by nobody */
 } clew_mask;
+
+struct clew_adaptive_chunk_f32;
+struct clew_adaptive_chunk_f64;
+
+/* What gemm_packed needs: panels of 1024 rows and 320 columns, of 1536 bytes of k each. */
+#define CLEW_PACK_BYTES ((size_t)3 << 20)
 
 #define CLEW_DECLARE_KERNELS(suffix, real)                                                                               \
   /* What a step of AdamW multiplies by: keep = 1 - rate decay, step = rate / (1 - beta1^t),                             \
@@ -48,6 +57,11 @@ typedef struct clew_mask {
      * Made for m ≤ 32: b is streamed from memory once. */                                                             \
     void (*gemm_few)(real * c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,             \
                      ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta);                               \
+    /* The same with any strides of a and b, copied into panels in room [CLEW_PACK_BYTES], 64-byte aligned: many rows.   \
+     */                                                                                                                  \
+    void (*gemm_packed)(real * c, ptrdiff_t ld_c, const real *a, ptrdiff_t rs_a, ptrdiff_t cs_a, const real *b,          \
+                        ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta,             \
+                        real *room);                                                                                     \
     /* Layer norm (centre) or RMS norm of x [rows, d]: scale = √(mean square of the centred x + eps),                  \
      * normalized = centred / scale, out = normalized · w + b. w, b, normalized [rows, d], scale [rows] may be NULL;    \
      * out may be x. */                                                                                                  \
@@ -102,6 +116,10 @@ typedef struct clew_mask {
     /* One row: its negative log-likelihood; dlogits = weight (softmax − one-hot), not in the logits' place. */        \
     double (*cross_entropy)(real * dlogits, const real *logits, size_t target, size_t n, real weight);                   \
     void (*column_sums)(real * out, const real *x, ptrdiff_t ld, size_t rows, size_t n);                                 \
+    /* adaptive.h: a chunk of contexts through the constrained transformer; variance left by a message. */               \
+    void (*adaptive)(const struct clew_adaptive_chunk##suffix *chunk);                                                   \
+    double (*expected_variance)(const real *joint, size_t ld, const real *squares, size_t points, size_t n);             \
+    const clew_reg_kernels##suffix *reg; /* kernels_reg.h */                                                             \
   } clew_kernels##suffix;                                                                                                \
   const clew_kernels##suffix *clew_get_kernels##suffix(void);
 

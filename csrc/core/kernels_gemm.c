@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "kernels_internal.h"
+#include "kernels_transpose.h"
 
 #if VEC_BYTES == 64
 #define K_BLOCK 8
@@ -365,58 +366,6 @@ static void columns_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t
 
 /* ---- Panels of b, copied: short contiguous columns are transposed, the last few of contiguous rows filled up --- */
 
-#if CLEW_SHUFFLES
-#if LANE_COUNT == 16
-#define EACH_LANE(f, d)                                                                                                \
-  f(0, d), f(1, d), f(2, d), f(3, d), f(4, d), f(5, d), f(6, d), f(7, d), f(8, d), f(9, d), f(10, d), f(11, d),        \
-      f(12, d), f(13, d), f(14, d), f(15, d)
-#elif LANE_COUNT == 8
-#define EACH_LANE(f, d) f(0, d), f(1, d), f(2, d), f(3, d), f(4, d), f(5, d), f(6, d), f(7, d)
-#elif LANE_COUNT == 4
-#define EACH_LANE(f, d) f(0, d), f(1, d), f(2, d), f(3, d)
-#else
-#define EACH_LANE(f, d) f(0, d), f(1, d)
-#endif
-/* Of the blocks of 2d × 2d along the diagonal, the two off-diagonal quarters change places. */
-#define UPPER_LANE(l, d) ((l) & (d) ? LANE_COUNT + (l) - (d) : (l))
-#define LOWER_LANE(l, d) ((l) & (d) ? LANE_COUNT + (l) : (l) + (d))
-#define SWAP_QUARTERS(d)                                                                                               \
-  _Pragma("GCC unroll 16") for (size_t r = 0; r < LANES; r++) {                                                        \
-    if (r & (d))                                                                                                       \
-      continue;                                                                                                        \
-    const vec upper = x[r], lower = x[r + (d)];                                                                        \
-    x[r] = __builtin_shufflevector(upper, lower, EACH_LANE(UPPER_LANE, d));                                            \
-    x[r + (d)] = __builtin_shufflevector(upper, lower, EACH_LANE(LOWER_LANE, d));                                      \
-  }
-#endif
-
-/* out [LANES, LANES], rows 2 · LANES apart, from as many columns of b. */
-static void transpose(real *out, const real *b, ptrdiff_t cs_b) {
-#if CLEW_SHUFFLES
-  vec x[LANE_COUNT];
-#pragma GCC unroll 16
-  for (size_t j = 0; j < LANES; j++)
-    x[j] = load(b + (ptrdiff_t)j * cs_b);
-#if LANE_COUNT > 8
-  SWAP_QUARTERS(8)
-#endif
-#if LANE_COUNT > 4
-  SWAP_QUARTERS(4)
-#endif
-#if LANE_COUNT > 2
-  SWAP_QUARTERS(2)
-#endif
-  SWAP_QUARTERS(1)
-#pragma GCC unroll 16
-  for (size_t t = 0; t < LANES; t++)
-    store(out + t * 2 * LANES, x[t]);
-#else
-  for (size_t t = 0; t < LANES; t++)
-    for (size_t j = 0; j < LANES; j++)
-      out[t * 2 * LANES + j] = b[(ptrdiff_t)j * cs_b + (ptrdiff_t)t];
-#endif
-}
-
 /* panel [k, 2 · LANES] from b [k, n]; zeros to its right. */
 static void fill_panel(real *panel, const real *b, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t k, size_t n) {
   if (cs_b == 1) {
@@ -430,7 +379,7 @@ static void fill_panel(real *panel, const real *b, ptrdiff_t rs_b, ptrdiff_t cs_
   for (; j + LANES <= n; j += LANES) {
     size_t t = 0;
     for (; t + LANES <= k; t += LANES)
-      transpose(panel + t * 2 * LANES + j, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)t, cs_b);
+      transpose(panel + t * 2 * LANES + j, 2 * LANES, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)t, cs_b, LANES);
     for (; t < k; t++)
       for (size_t l = j; l < j + LANES; l++)
         panel[t * 2 * LANES + l] = b[(ptrdiff_t)l * cs_b + (ptrdiff_t)t];

@@ -140,6 +140,8 @@ static inline visible visible_keys(const clew_mask *mask, size_t row, size_t n) 
   const ptrdiff_t self = mask->q0 + (ptrdiff_t)row - mask->k0; /* the column where q = k */
   ptrdiff_t lo = mask->window > 0 ? self - mask->window + 1 : 0;
   ptrdiff_t hi = mask->causal ? self + 1 : width;
+  if (mask->has_end && hi > mask->end - mask->k0)
+    hi = mask->end - mask->k0;
   lo = lo < 0 ? 0 : lo > width ? width : lo;
   hi = hi > width ? width : hi < lo ? lo : hi;
   v.lo = (size_t)lo;
@@ -151,6 +153,8 @@ static inline visible visible_keys(const clew_mask *mask, size_t row, size_t n) 
 
 void K(gemm_few)(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b, ptrdiff_t cs_b,
                  size_t m, size_t n, size_t k, real alpha, real beta);
+void K(gemm_packed)(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t rs_a, ptrdiff_t cs_a, const real *b,
+                    ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta, real *room);
 void K(norm)(real *out, real *normalized, real *scale, const real *x, const real *w, const real *b, size_t rows,
              size_t d, real eps, bool centre);
 void K(bias_act)(real *post, ptrdiff_t ld_post, real *pre, ptrdiff_t ld_pre, const real *bias, const real *gate,
@@ -183,5 +187,7 @@ void K(rotary_grad)(real *x, const int32_t *pos, const real *cosine, const real 
                     size_t e, size_t n_rot, bool adjacent);
 double K(cross_entropy)(real *dlogits, const real *logits, size_t target, size_t n, real weight);
 void K(column_sums)(real *out, const real *x, ptrdiff_t ld, size_t rows, size_t n);
+void K(adaptive)(const struct R(clew_adaptive_chunk) * chunk);
+double K(expected_variance)(const real *joint, size_t ld, const real *squares, size_t points, size_t n);
 
 #endif

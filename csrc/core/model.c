@@ -92,6 +92,10 @@ static clew_status check_config(const clew_config *c, clew_error *err) {
   if (!c->linear_attention && (!c->causal || c->exclude_self)) {
     return clew_fail(err, CLEW_ERROR_UNSUPPORTED, "config: softmax attention that is not causal or excludes itself");
   }
+  if (c->exclude_last && (!c->linear_attention || c->causal)) {
+    return clew_fail(err, CLEW_ERROR_UNSUPPORTED,
+                     "config: exclude_last without linear attention over the whole prompt");
+  }
   return CLEW_OK;
 }
 

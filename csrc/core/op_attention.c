@@ -32,11 +32,14 @@ typedef struct R(block) {
 } R(block);
 
 static clew_mask R(mask)(const clew_exec *x, const clew_step *s, const R(block) * b, size_t k0) {
+  const clew_config *c = &x->model->config;
   return (clew_mask){.q0 = b->q0,
                      .k0 = (ptrdiff_t)k0,
                      .window = s->attention.window,
-                     .causal = x->model->config.causal,
-                     .exclude_self = x->model->config.exclude_self};
+                     .causal = c->causal,
+                     .exclude_self = c->exclude_self,
+                     .has_end = true,
+                     .end = (ptrdiff_t)b->n_keys - (c->exclude_last ? 1 : 0)};
 }
 
 /* Rows of keys or values from `at` on, and how many of the next n lie together. */
@@ -76,7 +79,8 @@ static void R(linear_factor)(real *factor, const clew_exec *x, const clew_step *
     if (n == 0) {
       const ptrdiff_t pos = b->q0 + (ptrdiff_t)i, window = s->attention.window;
       const ptrdiff_t first = window > 0 && pos - window + 1 > 0 ? pos - window + 1 : 0;
-      n = (c->causal ? pos + 1 : (ptrdiff_t)b->n_keys) - first - (c->exclude_self ? 1 : 0);
+      const ptrdiff_t end = (ptrdiff_t)b->n_keys - (c->exclude_last ? 1 : 0);
+      n = (c->causal ? pos + 1 : end) - first - (c->exclude_self && pos < end ? 1 : 0);
     }
     factor[i] = n > 0 ? 1 / (real)n : 0;
   }

@@ -245,6 +245,10 @@ static void R(dw_task)(void *ctx, size_t index, unsigned slot) {
   real *out = (real *)clew_grad_data(x, s->dw.w[i]) + (ptrdiff_t)row * rs + (ptrdiff_t)col * cs;
   const real *in = (const real *)clew_buffer_data(x, s->dw.in[i]) + row;
   const size_t rows = clew_min(t->rows, w->k - row), cols = clew_min(t->cols, n - col);
+  if (clew_gemm_packs()) {
+    (void)R(clew_gemm)(out, rs, cs, in, 1, (ptrdiff_t)w->k, g + col, (ptrdiff_t)n, 1, rows, cols, job->n_rows, 1, 0);
+    return;
+  }
   real *turned = (real *)(x->slots + slot * x->plan->slot_bytes); /* [rows, CLEW_SUM_ROWS] */
   for (size_t at = 0; at < job->n_rows; at += CLEW_SUM_ROWS) {
     const size_t depth = clew_min(CLEW_SUM_ROWS, job->n_rows - at);

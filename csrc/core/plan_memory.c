@@ -435,8 +435,9 @@ clew_tiling clew_tile(size_t m, size_t n) {
     t.cols = (n / 8 + 63) / 64 * 64;
     t.cols = t.cols < 384 ? 384 : t.cols > 1024 ? 1024 : t.cols;
   } else {
-    t.rows = m <= 640 ? m : 512;
-    t.cols = n <= 512 ? (n + 1) / 2 : n <= 1024 ? (n / 2 + 15) / 16 * 16 : 512;
+    /* Rows are copied once for each tile beside them: narrow products are cut by rows alone, where there are enough. */
+    t.rows = m <= 640 ? m : n <= 256 ? 256 : 512;
+    t.cols = n <= 512 ? (m <= 640 ? (n + 1) / 2 : n) : n <= 1024 ? (n / 2 + 15) / 16 * 16 : 512;
     t.cols = t.cols < 16 ? 16 : t.cols;
   }
   t.n_rows = (m + t.rows - 1) / t.rows;

@@ -14,7 +14,7 @@ from .errors import (
 )
 
 # isort: split
-from . import edit, metrics, train
+from . import edit, metrics, regression, train
 from .attribution import direct_logit_attribution
 from .config import ModelConfig
 from .factored import FactoredMatrix
@@ -49,6 +49,7 @@ __all__ = [
     "get_num_threads",
     "load",
     "metrics",
+    "regression",
     "set_num_threads",
     "show_config",
     "train",

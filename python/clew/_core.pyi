@@ -80,6 +80,161 @@ def global_norm(arrays: list[NDArray[Any]], /) -> float:
 def accumulate(sums: list[NDArray[Any]], arrays: list[NDArray[Any]], factor: float, total: NDArray[Any], /) -> None:
     """sums += factor · arrays, and total += factor (float64 [1]) in the same call."""
 
+def adaptive_parameters(shape: tuple[int, int, int, int, int, int, bool, bool], /) -> int:
+    """Parameters of one constrained transformer: (dim, layers, heads, width, readout, points, routing, orthonormal)."""
+
+def adaptive_pass(
+    shape: tuple[int, int, int, int, int, int, bool, bool],
+    parameters: NDArray[Any],
+    centres: NDArray[Any] | None,
+    spread: NDArray[Any] | None,
+    variance: float,
+    n: int,
+    w: NDArray[Any] | None,
+    estimate: NDArray[Any] | None,
+    x: NDArray[Any] | None,
+    y: NDArray[Any] | None,
+    start: int,
+    prediction: NDArray[Any] | None,
+    messages: NDArray[Any] | None,
+    directions: NDArray[Any] | None,
+    losses: NDArray[Any] | None,
+    gradient: NDArray[Any] | None,
+    /,
+) -> None:
+    """n contexts through a constrained transformer, into prediction, messages, directions, losses and gradient."""
+
+def adaptive_train(
+    shape: tuple[int, int, int, int, int, int, bool, bool],
+    parameters: NDArray[Any],
+    m: NDArray[Any],
+    v: NDArray[Any],
+    centres: NDArray[Any],
+    spread: NDArray[Any],
+    noise: NDArray[Any],
+    seeds: NDArray[Any],
+    losses: NDArray[Any],
+    batch: int,
+    first_step: int,
+    horizon: int,
+    rate: float,
+    last_rate: float,
+    /,
+) -> None:
+    """Trains constrained transformers side by side, in place; losses [steps, models] says how many steps."""
+
+def programme_values(
+    values: NDArray[Any],
+    first: NDArray[Any],
+    halved: NDArray[Any],
+    centres: NDArray[Any],
+    probabilities: NDArray[Any],
+    directions: NDArray[Any],
+    heads: NDArray[Any],
+    spread: float,
+    noise: float,
+    step: float,
+    reach: float,
+    /,
+) -> None:
+    """values [n] = least expected posterior variance when the first layer asks the actions first [n, heads[0]]."""
+
+def reg_stream(
+    settings: tuple[Any, ...],
+    X: NDArray[Any],
+    y: NDArray[Any],
+    first: int,
+    last: int,
+    yhat: NDArray[Any] | None,
+    w: NDArray[Any] | None,
+    variance: NDArray[Any] | None,
+    covariance: NDArray[Any] | None,
+    /,
+) -> None:
+    """Fills estimates from prefixes first … last of X [batch, n, d] (in slab memory), y [batch, n], one row each.
+
+    settings: (kind, steps, lam, noise_var, alpha, tol, momentum, rates, gammas, matrices, mean, max_iterations).
+    """
+
+def reg_state(settings: tuple[Any, ...], batch: int, d: int, dtype: DTypeLike, /) -> NDArray[Any]:
+    """The state of a stream of `batch` sequences before their first example; copy it to keep it."""
+
+def reg_update(state: NDArray[Any], settings: tuple[Any, ...], x: NDArray[Any], y: NDArray[Any], /) -> None:
+    """Takes one more example for each sequence, x [batch, d], y [batch], into the state."""
+
+def reg_weights(
+    state: NDArray[Any], settings: tuple[Any, ...], w: NDArray[Any], covariance: NDArray[Any] | None, /
+) -> None:
+    """Fills w [batch, d] with the estimates from the examples so far, covariance [batch, d, d] with the posterior's."""
+
+def reg_compare(
+    kind: int,
+    out: NDArray[Any],
+    X: NDArray[Any],
+    y: NDArray[Any],
+    queries: NDArray[Any],
+    first: int,
+    step: int,
+    a: float,
+    b: float,
+    /,
+) -> None:
+    """Fills out [batch, m] with predictions for queries that are compared with the examples they see.
+
+    kind: 0 Nadaraya–Watson (a: scale), 1 nearest neighbours (a: k), 2 kernel ridge (a: gamma, b: lam). Query i sees
+    examples 0 … min(first + i · step, n) − 1: (0, 1) with queries = X, or (n, 0).
+    """
+
+def reg_dmmse(
+    yhat: NDArray[Any] | None,
+    w: NDArray[Any] | None,
+    evidence: NDArray[Any] | None,
+    X: NDArray[Any],
+    y: NDArray[Any],
+    tasks: NDArray[Any],
+    log_prior: NDArray[Any] | None,
+    first: int,
+    last: int,
+    noise_var: float,
+    /,
+) -> None:
+    """Fills the posterior means over tasks [n_tasks, d], and log evidence (float64), of prefixes first … last."""
+
+_Mazes = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+"""(grids [n], edges [n, E, 2, 2], n_edges [n], ends [n, 2, 2], path [n, P, 2], n_path [n]): uint8, counts int32."""
+
+def maze_generate(
+    batch: _Mazes,
+    first: int,
+    kind: int,
+    grid: int,
+    p: float,
+    allowed_start: NDArray[Any] | None,
+    allowed_target: NDArray[Any] | None,
+    dead_end_start: bool,
+    dead_end_target: bool,
+    distinct: bool,
+    part: int,
+    test_below: int,
+    seed: int,
+    /,
+) -> None:
+    """Fills a batch with the mazes `first`, `first` + 1, … of a seed."""
+
+def maze_hashes(batch: _Mazes, /) -> NDArray[Any]:
+    """A number for each maze's walls, uint64 [n]."""
+
+def maze_paths(batch: _Mazes, /) -> None:
+    """Writes each maze's shortest path into the batch."""
+
+def maze_distances(batch: _Mazes, /) -> NDArray[Any]:
+    """Steps between all cells, int16 [n, cells, cells]; -1: no way."""
+
+def maze_tokens(
+    batch: _Mazes, specials: NDArray[Any], cells: NDArray[Any], with_path: bool, /
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Tokens of all mazes, one after the other, and how many each has, int32."""
+
 def sites() -> list[tuple[str, str, str, bool]]:
     """(name, axes, meaning, layered) of every capture site, in order of computation."""
 

@@ -123,6 +123,8 @@ class ModelConfig:
     """Linear attention: the n that scores are divided by; None: the number of visible keys."""
     exclude_self: bool = False
     """Linear attention: a position does not see itself."""
+    exclude_last: bool = False
+    """Linear attention over the whole prompt: nobody sees the last position, which asks and is no example."""
     attn_scores_soft_cap: float | None = None
     output_logits_soft_cap: float | None = None
     rotary_dim: int = None  # type: ignore[assignment]

@@ -71,6 +71,7 @@ def core_config(config: ModelConfig, dtype: np.dtype[Any]) -> dict[str, Any]:
         "causal": config.attention_dir == "causal",
         "linear_attention": config.attention_kind == "linear",
         "exclude_self": config.exclude_self,
+        "exclude_last": config.exclude_last,
         "eps": config.eps,
         "embed_scale": config.embed_scale,
         "score_softcap": config.attn_scores_soft_cap or 0.0,

@@ -259,6 +259,8 @@ class _Decoder:
             for sequences, past, n_new, outputs in self.kept:
                 part = outputs[number][2]
                 for row, (seq, begin, n) in enumerate(zip(sequences, past, n_new, strict=True)):
+                    if begin >= len(texts[seq]):  # it has ended and is carried along
+                        continue
                     to: list[Any] = [slice(None)] * len(axes)
                     at: list[Any] = [slice(None)] * len(axes)
                     to[axes.index("batch")], at[axes.index("batch")] = seq, row
@@ -322,12 +324,14 @@ def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> 
             logits, active.astype(np.int64), places, how.temperature, how.top_k, how.top_p, how.seed or 0
         )
         pieces = []
-        for row, seq in enumerate(active):
-            text = texts[seq]
+        grown = [row for row, seq in enumerate(active) if texts[seq].stopped is None]
+        for row in grown:
+            text = texts[active[row]]
             text.tokens.append(int(ids[row]))
             text.log_probs.append(float(log_probs[row]))
             pieces.append(_ended(model, text, how))
-        yield Step(tuple(active.tolist()), tuple(ids.tolist()), tuple(pieces), tuple(log_probs.tolist()))
+        said, chosen, likely = (tuple(values[grown].tolist()) for values in (active, ids, log_probs))
+        yield Step(said, chosen, tuple(pieces), likely)
         going = np.array([texts[seq].stopped is None for seq in active])
         if decoder.edits and going.any():  # edits count sequences: those that have ended stay
             going[:] = True

@@ -215,7 +215,7 @@ static void test_uniform_attention(clew_dtype dtype, int32_t window, bool captur
 }
 
 /* Without a softmax: the stream is x_i + Σ_j (x_i · x_j) x_j / n. */
-static void test_linear_attention(clew_dtype dtype, bool causal, bool exclude_self) {
+static void test_linear_attention(clew_dtype dtype, bool causal, bool exclude_self, bool exclude_last) {
   enum { N = 90 };
   int32_t tokens[N];
   const int32_t lengths[1] = {N};
@@ -224,6 +224,7 @@ static void test_linear_attention(clew_dtype dtype, bool causal, bool exclude_se
   fixture f;
   begin(&f, dtype);
   f.config.linear_attention = true, f.config.causal = causal, f.config.exclude_self = exclude_self;
+  f.config.exclude_last = exclude_last;
   add(&f, CLEW_WEIGHT_W_E, 0, small, false);
   add(&f, CLEW_WEIGHT_W_Q, 0, unit, false);
   add(&f, CLEW_WEIGHT_W_K, 0, unit, true);
@@ -240,7 +241,7 @@ static void test_linear_attention(clew_dtype dtype, bool causal, bool exclude_se
     long double z[D] = {0};
     int32_t n = 0;
     for (int32_t k = 0; k < N; k++) {
-      if ((causal && k > i) || (exclude_self && k == i))
+      if ((causal && k > i) || (exclude_self && k == i) || (exclude_last && k == N - 1))
         continue;
       long double score = 0;
       for (size_t j = 0; j < D; j++)
@@ -254,7 +255,8 @@ static void test_linear_attention(clew_dtype dtype, bool causal, bool exclude_se
       worst = fmax(worst, (double)fabsl((long double)get(got, (size_t)i * V + j, dtype) - exact));
     }
   }
-  CHECK(got && worst <= 400 * round_off(dtype), "causal %d exclude_self %d: %g", causal, exclude_self, worst);
+  CHECK(got && worst <= 400 * round_off(dtype), "causal %d exclude_self %d exclude_last %d: %g", causal, exclude_self,
+        exclude_last, worst);
   clew_run_free(run);
   clew_plan_free(plan);
   clew_model_free(model);
@@ -764,7 +766,9 @@ int main(void) {
         test_uniform_attention(dtype, windows[w], captured, CLEW_LOGITS_LAST);
       }
     for (int form = 0; form < 4; form++)
-      test_linear_attention(dtype, form & 1, form & 2);
+      test_linear_attention(dtype, form & 1, form & 2, false);
+    test_linear_attention(dtype, false, false, true);
+    test_linear_attention(dtype, false, true, true);
     test_norm_mlp_and_loss(dtype);
     test_out_of_memory(dtype);
     test_refused_models(dtype);

@@ -260,11 +260,30 @@ static bool F(near)(T got, long double exact, long double tolerance) {
 
 /* ---- Products ----------------------------------------------------------------------------------------------- */
 
-static void F(gemm_case)(const char *isa, size_t m, size_t n, size_t k, bool columns, T alpha, T beta) {
-  const size_t ld_a = k + below(4), ld_c = n + below(4), ld_b = (columns ? k : n) + below(4);
+/* How a product is computed: by the kernel for few rows, or packed, a as it is or transposed. */
+typedef enum F(way) { F(few), F(packed), F(packed_turned) } F(way);
+
+/* The same arguments for each way; room for packing is the caller's. */
+static void F(multiply)(F(way) way, T *c, size_t ld_c, const T *a, ptrdiff_t rs_a, ptrdiff_t cs_a, const T *b,
+                        ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k, T alpha, T beta, T *room) {
+  if (way == F(few))
+    F(kernels)->gemm_few(c, (ptrdiff_t)ld_c, a, rs_a, b, rs_b, cs_b, m, n, k, alpha, beta);
+  else
+    F(kernels)->gemm_packed(c, (ptrdiff_t)ld_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, room);
+}
+
+static void F(gemm_case)(const char *isa, F(way) way, size_t m, size_t n, size_t k, bool columns, T alpha, T beta) {
+  static const char *const names[] = {"gemm_few", "gemm_packed", "gemm_packed of a transposed"};
+  const char *name = names[way];
+  T *room = way == F(few) ? NULL : aligned_alloc(64, CLEW_PACK_BYTES);
+  const size_t a_rows = way == F(packed_turned) ? k : m, a_cols = way == F(packed_turned) ? m : k;
+  const size_t ld_a = a_cols + below(4), ld_c = n + below(4), ld_b = (columns ? k : n) + below(4);
   const ptrdiff_t rs_b = columns ? 1 : (ptrdiff_t)ld_b, cs_b = columns ? (ptrdiff_t)ld_b : 1;
-  T *a = F(matrix)(m, ld_a), *b = F(matrix)(columns ? n : k, ld_b), *c = F(matrix)(m, ld_c), *old = F(matrix)(m, ld_c);
-  F(fill)(a, m, k, ld_a, -1, 1);
+  const ptrdiff_t rs_a = way == F(packed_turned) ? 1 : (ptrdiff_t)ld_a,
+                  cs_a = way == F(packed_turned) ? (ptrdiff_t)ld_a : 1;
+  T *a = F(matrix)(a_rows, ld_a), *b = F(matrix)(columns ? n : k, ld_b), *c = F(matrix)(m, ld_c),
+    *old = F(matrix)(m, ld_c);
+  F(fill)(a, a_rows, a_cols, ld_a, -1, 1);
   F(fill)(b, columns ? n : k, columns ? k : n, ld_b, -1, 1);
   F(fill)(c, m, n, ld_c, -1, 1);
   if (beta == 0) /* c is not read */
@@ -272,13 +291,14 @@ static void F(gemm_case)(const char *isa, size_t m, size_t n, size_t k, bool col
       for (size_t j = 0; j < n; j++)
         c[i * ld_c + j] = (T)NAN;
   memcpy(old, c, m * ld_c * sizeof(T));
-  F(kernels)->gemm_few(c, (ptrdiff_t)ld_c, a, (ptrdiff_t)ld_a, b, rs_b, cs_b, m, n, k, alpha, beta);
+  F(multiply)(way, c, ld_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, room);
   size_t wrong = 0;
   for (size_t i = 0; i < m; i++)
     for (size_t j = 0; j < n; j++) {
       long double sum = 0, size = 0;
       for (size_t p = 0; p < k; p++) {
-        const long double x = (long double)a[i * ld_a + p] * (long double)b[(ptrdiff_t)p * rs_b + (ptrdiff_t)j * cs_b];
+        const long double x = (long double)a[(ptrdiff_t)i * rs_a + (ptrdiff_t)p * cs_a] *
+                              (long double)b[(ptrdiff_t)p * rs_b + (ptrdiff_t)j * cs_b];
         sum += x;
         size += fabsl(x);
       }
@@ -292,24 +312,26 @@ static void F(gemm_case)(const char *isa, size_t m, size_t n, size_t k, bool col
       if (!F(near)(c[i * ld_c + j], sum, (2 + 0.25L * (long double)k) * EPSILON * size))
         wrong++;
     }
-  CHECK(wrong == 0, "%s gemm_few %zu x %zu x %zu columns %d alpha %g beta %g: %zu wrong", isa, m, n, k, columns,
+  CHECK(wrong == 0, "%s %s %zu x %zu x %zu columns %d alpha %g beta %g: %zu wrong", isa, name, m, n, k, columns,
         (double)alpha, (double)beta, wrong);
-  CHECK(F(guarded)(c, m, n, ld_c), "%s gemm_few %zu x %zu x %zu wrote outside", isa, m, n, k);
+  CHECK(F(guarded)(c, m, n, ld_c), "%s %s %zu x %zu x %zu wrote outside", isa, name, m, n, k);
 
-  /* The same bits from any piece of it; with contiguous columns the number of rows decides how they are computed. */
+  /* The same bits from any piece of it; with few rows and contiguous columns, their number decides how. */
   if (m * n > 1) {
-    const size_t i0 = columns ? 0 : below(m), rows = columns ? m : 1 + below(m - i0), j0 = below(n),
+    const bool all_rows = (columns || (n == 1 && rs_b == 1)) && way == F(few);
+    const size_t i0 = all_rows ? 0 : below(m), rows = all_rows ? m : 1 + below(m - i0), j0 = below(n),
                  cols = 1 + below(n - j0);
     T *piece = F(matrix)(rows, cols);
     for (size_t i = 0; i < rows; i++)
       for (size_t j = 0; j < cols; j++)
         piece[i * cols + j] = old[(i0 + i) * ld_c + j0 + j];
-    F(kernels)->gemm_few(piece, (ptrdiff_t)cols, a + i0 * ld_a, (ptrdiff_t)ld_a, b + (ptrdiff_t)j0 * cs_b, rs_b, cs_b,
-                         rows, cols, k, alpha, beta);
+    F(multiply)
+    (way, piece, cols, a + (ptrdiff_t)i0 * rs_a, rs_a, cs_a, b + (ptrdiff_t)j0 * cs_b, rs_b, cs_b, rows, cols, k, alpha,
+     beta, room);
     bool same = true;
     for (size_t i = 0; i < rows; i++)
       same = same && memcmp(piece + i * cols, c + (i0 + i) * ld_c + j0, cols * sizeof(T)) == 0;
-    CHECK(same, "%s gemm_few %zu x %zu x %zu columns %d: rows %zu+%zu, columns %zu+%zu differ when computed alone", isa,
+    CHECK(same, "%s %s %zu x %zu x %zu columns %d: rows %zu+%zu, columns %zu+%zu differ when computed alone", isa, name,
           m, n, k, columns, i0, rows, j0, cols);
     F(release)(piece);
   }
@@ -317,6 +339,26 @@ static void F(gemm_case)(const char *isa, size_t m, size_t n, size_t k, bool col
   F(release)(b);
   F(release)(c);
   F(release)(old);
+  free(room);
+}
+
+/* Sizes around every edge of tiles (14 x 32), blocks of k (384), of columns (320) and of rows (1024). */
+static void F(test_packed)(const char *isa) {
+  if (F(kernels)->gemm_packed == NULL)
+    return;
+  for (size_t r = 0; r < 300; r++)
+    F(gemm_case)
+  (isa, r % 3 ? F(packed) : F(packed_turned), 1 + below(90), 1 + below(90), 1 + below(67), r % 2,
+   r % 4 < 2 ? (T)1 : (T)-0.75,
+   r % 8 < 4    ? (T)0
+   : r % 16 < 8 ? (T)1
+                : (T)0.5);
+  for (size_t columns = 0; columns < 2; columns++) {
+    F(gemm_case)(isa, F(packed), 1037, 33, 40, columns, 1, 0);
+    F(gemm_case)(isa, F(packed), 43, 333, 777, columns, 1, 1);
+    F(gemm_case)(isa, F(packed_turned), 29, 321, 1153, columns, 2, (T)0.5);
+    F(gemm_case)(isa, F(packed), 1, 1, 1, columns, 1, 0);
+  }
 }
 
 static void F(test_gemm)(const char *isa) {
@@ -325,16 +367,16 @@ static void F(test_gemm)(const char *isa) {
     for (size_t r = 0; r < 40; r++) {
       const size_t n = 1 + below(67), k = 1 + below(67);
       F(gemm_case)
-      (isa, rows[i], n, k, r % 2, r % 4 < 2 ? (T)1 : (T)-0.75, r % 8 < 4 ? (T)0 : r % 16 < 8 ? (T)1 : (T)0.5);
+      (isa, F(few), rows[i], n, k, r % 2, r % 4 < 2 ? (T)1 : (T)-0.75, r % 8 < 4 ? (T)0 : r % 16 < 8 ? (T)1 : (T)0.5);
     }
   for (size_t columns = 0; columns < 2; columns++) {
-    F(gemm_case)(isa, 4, 1030, 300, columns, 1, 0);
-    F(gemm_case)(isa, 32, 515, 130, columns, 1, 1);
-    F(gemm_case)(isa, 1, 5000, 97, columns, 1, 0);
-    F(gemm_case)(isa, 9, 100, 64, columns, 1, 0);
-    F(gemm_case)(isa, 33, 65, 80, columns, 1, 0);
-    F(gemm_case)(isa, 3, 37, 1031, columns, 1, 0);
-    F(gemm_case)(isa, 20, 37, 777, columns, 2, 0);
+    F(gemm_case)(isa, F(few), 4, 1030, 300, columns, 1, 0);
+    F(gemm_case)(isa, F(few), 32, 515, 130, columns, 1, 1);
+    F(gemm_case)(isa, F(few), 1, 5000, 97, columns, 1, 0);
+    F(gemm_case)(isa, F(few), 9, 100, 64, columns, 1, 0);
+    F(gemm_case)(isa, F(few), 33, 65, 80, columns, 1, 0);
+    F(gemm_case)(isa, F(few), 3, 37, 1031, columns, 1, 0);
+    F(gemm_case)(isa, F(few), 20, 37, 777, columns, 2, 0);
   }
   T c[6] = {1, 2, 3, 4, 5, 6};
   F(kernels)->gemm_few(c, 3, c, 0, c, 1, 1, 2, 3, 0, 1, (T)0.5);
@@ -539,13 +581,17 @@ static bool F(seen)(const clew_mask *mask, size_t i, size_t j) {
   if (!mask)
     return true;
   const ptrdiff_t q = mask->q0 + (ptrdiff_t)i, k = mask->k0 + (ptrdiff_t)j;
-  return !(mask->causal && q < k) && !(mask->window > 0 && q - k >= mask->window) && !(mask->exclude_self && q == k);
+  return !(mask->causal && q < k) && !(mask->window > 0 && q - k >= mask->window) && !(mask->exclude_self && q == k) &&
+         !(mask->has_end && k >= mask->end);
 }
 
 static clew_mask F(some_mask)(size_t m, size_t n) {
-  clew_mask mask = {(ptrdiff_t)below(n + 8), (ptrdiff_t)below(n + 8), 0, below(4) > 0, below(2)};
+  clew_mask mask = {.q0 = (ptrdiff_t)below(n + 8), .k0 = (ptrdiff_t)below(n + 8)};
+  mask.causal = below(4) > 0, mask.exclude_self = below(2);
   if (below(2))
     mask.window = 1 + (ptrdiff_t)below(n + m);
+  if (below(3) == 0)
+    mask.has_end = true, mask.end = (ptrdiff_t)below(2 * n + 8);
   return mask;
 }
 
@@ -655,7 +701,7 @@ static void F(test_scores)(const char *isa) {
   CHECK(none[0] == 0 && none[3] == 0, "%s softmax of an empty row", isa);
   /* masked entries may hold anything */
   T poison[4] = {1, (T)NAN, (T)INFINITY, (T)NAN}, top = -(T)INFINITY, total = 0, factor;
-  const clew_mask first = {0, 0, 0, true, false};
+  const clew_mask first = {.causal = true};
   F(kernels)->softmax_block(poison, 4, &top, &total, &factor, 1, 4, 1, 0, &first);
   CHECK(poison[0] == 1 && poison[1] == 0 && poison[2] == 0 && poison[3] == 0 && top == 1 && total == 1 && factor == 0,
         "%s softmax_block reads masked entries", isa);
@@ -738,6 +784,7 @@ static void F(all)(const char *isa) {
   F(kernels) = F(clew_get_kernels)();
   F(test_functions)(isa);
   F(test_gemm)(isa);
+  F(test_packed)(isa);
   F(test_norm)(isa);
   F(test_activations)(isa);
   F(test_scores)(isa);

@@ -22,7 +22,7 @@ from clew import cli
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PLOTS = ("clew.plot", "clew.geometry.figures", "clew.descent.figures")  # need matplotlib
+PLOTS = ("clew.plot", "clew.geometry.figures", "clew.descent.figures", "clew.mazes.draw", "clew.adaptive.figures")  # need matplotlib
 
 
 def modules() -> list[str]:

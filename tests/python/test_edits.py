@@ -92,7 +92,18 @@ def test_every_site_equals_the_twin(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "gemma2", "gemma3", "gptj", "gpt_neox", "qwen3", "linear_causal", "linear_full"]
+    "name",
+    [
+        "gpt2",
+        "gemma2",
+        "gemma3",
+        "gptj",
+        "gpt_neox",
+        "qwen3",
+        "linear_causal",
+        "linear_full",
+        "linear_full_exclude_last",
+    ],
 )
 def test_many_edits_at_once_equal_the_twin(name: str) -> None:
     """Several sites of several layers, and two edits of one site in order."""

@@ -39,7 +39,17 @@ def test_every_site_equals_the_twin(name: str, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["gpt2", "gemma2", "mistral", "llama3", "linear_causal_exclude_self", "linear_full", "linear_window", "gptj"],
+    [
+        "gpt2",
+        "gemma2",
+        "mistral",
+        "llama3",
+        "linear_causal_exclude_self",
+        "linear_full",
+        "linear_full_exclude_last",
+        "linear_window",
+        "gptj",
+    ],
 )
 def test_prompts_longer_than_a_block_of_keys(name: str) -> None:
     config = with_positions(ZOO[name], 600).replace(n_layers=1, attn_types=None)
@@ -313,6 +323,7 @@ def configs(draw: st.DrawFn) -> clew.ModelConfig:
             exclude_self=draw(st.booleans()),
             linear_attn_n=draw(st.sampled_from([None, 5])),
         )
+        fields["exclude_last"] = fields["attention_dir"] == "bidirectional" and draw(st.booleans())
     return clew.ModelConfig(**fields)
 
 

@@ -413,6 +413,7 @@ def test_nan_stays_in_its_own_sequence() -> None:
         (dict(shared_norm=True), ConfigError, "shared_norm needs parallel"),
         (dict(attention_dir="bidirectional"), UnsupportedModelError, "softmax attention that is not causal"),
         (dict(exclude_self=True), UnsupportedModelError, "excludes itself"),
+        (dict(attention_kind="linear", exclude_last=True), UnsupportedModelError, "exclude_last without linear"),
         (
             dict(parallel_attn_mlp=True, use_normalization_before_and_after=True),
             UnsupportedModelError,

@@ -108,6 +108,21 @@ def test_edited_context_and_calls(model: clew.Model) -> None:
     assert shapes[0] == (3, 5, 24) and shapes[2] == (3, 1, 24), "the prompt, then the new rows only"
 
 
+def test_edited_texts_end_where_they_stop(model: clew.Model) -> None:
+    given = prompts(model.config)
+    plain = model.generate(given, max_new_tokens=9, temperature=2.0, seed=0, stop=list(range(5)), capture="resid_post")
+    assert len({len(t) for t in plain.tokens}) > 1
+    same = edit.scale("z", 1.0)
+    how: dict[str, Any] = dict(max_new_tokens=9, temperature=2.0, seed=0, stop=list(range(5)), edits=[same])
+    got = model.generate(given, capture="resid_post", **how)
+    assert [t.tolist() for t in got.tokens] == [t.tolist() for t in plain.tokens] and got.stopped == plain.stopped
+    assert [len(p) for p in got.log_probs] == [len(t) for t in got.tokens]
+    assert relative_error(got.run.stack("resid_post"), plain.run.stack("resid_post")) <= 1e-12
+    steps = list(model.generate_stream(given, **how))
+    for i, tokens in enumerate(got.tokens):
+        assert [s.tokens[s.sequences.index(i)] for s in steps if i in s.sequences] == tokens.tolist()
+
+
 # ---- Sampling -------------------------------------------------------------------------------------------------------
 
 

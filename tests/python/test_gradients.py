@@ -179,7 +179,9 @@ def cubed(logits: Array) -> tuple[Array, Array]:
     return (logits[:, 1] ** 3).sum(axis=-1), slope_of
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "llama3", "linear_full", "attn_only", "gpt_neox"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "gemma2", "llama3", "linear_full", "linear_full_exclude_last", "attn_only", "gpt_neox"]
+)
 @pytest.mark.parametrize(
     "metric",
     [metrics.logit_diff([1, 2], 3), metrics.log_prob(2), metrics.kl(np.cos(np.arange(62.0)).reshape(2, 31)), cubed],

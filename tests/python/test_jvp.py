@@ -62,7 +62,7 @@ def test_every_site_of_every_architecture(name: str) -> None:
             assert np.abs(got[other] - want[other]).max() <= EXACT * scale, f"d {other} by {full}"
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "llama3", "linear_full"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "llama3", "linear_full", "linear_full_exclude_last"])
 def test_is_the_transpose_of_the_gradient(name: str) -> None:
     config = ZOO[name]
     model, _ = make(config)

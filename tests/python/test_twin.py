@@ -97,6 +97,8 @@ def test_patterns(case: Any) -> None:
             seen &= offset < config.window_size
         if config.exclude_self:
             seen &= offset != 0
+        if config.exclude_last:
+            seen[:, -1] = False
         assert (np.isfinite(scores) == seen).all()
         if config.attention_kind == "softmax":
             np.testing.assert_allclose(pattern.sum(axis=-1), 1, rtol=1e-13)
@@ -168,6 +170,7 @@ def test_no_setting_can_be_ignored_unseen(case: Any) -> None:
         "use_qk_norm": False,
         "gated_mlp": False,
         "exclude_self": False,
+        "exclude_last": False,
         "rotary_adjacent_pairs": False,
         "pos_offset": 0,
         "attn_scores_soft_cap": None,
@@ -182,8 +185,20 @@ def test_no_setting_can_be_ignored_unseen(case: Any) -> None:
     }
     for field, plain in changes.items():
         if getattr(config, field) != plain:
-            only_linear = {"linear_attn_n": None, "exclude_self": False, "attention_dir": "causal"}
-            changed = config.replace(**{field: plain}, **(only_linear if field == "attention_kind" else {}))
+            only_linear = {
+                "linear_attn_n": None,
+                "exclude_self": False,
+                "attention_dir": "causal",
+                "exclude_last": False,
+            }
+            drops = (
+                only_linear
+                if field == "attention_kind"
+                else {"exclude_last": False}
+                if field == "attention_dir"
+                else {}
+            )
+            changed = config.replace(**{field: plain}, **drops)
             other = weights
             if field == "shared_norm":  # then the MLP has a norm of its own, without weights here
                 other = {k: v for k, v in weights.items() if ".ln2." not in k}

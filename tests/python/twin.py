@@ -122,6 +122,7 @@ def visible(config: Any, layer: int, n: int) -> NDArray[np.bool_]:
                 (config.attention_dir == "bidirectional" or j <= i)
                 and (not config.is_local(layer) or i - j < config.window_size)
                 and not (config.attention_kind == "linear" and config.exclude_self and i == j)
+                and not (config.exclude_last and j == n - 1)
             )
     return seen
 

@@ -167,6 +167,13 @@ def zoo() -> dict[str, ModelConfig]:
         "linear_full_exclude_self": ModelConfig(
             **linear, normalization_type="LN", attention_dir="bidirectional", exclude_self=True
         ),
+        "linear_full_exclude_last": ModelConfig(
+            **linear, normalization_type=None, attention_dir="bidirectional", exclude_last=True
+        ),
+        "linear_full_exclude_both": ModelConfig(
+            **linear, normalization_type=None, attention_dir="bidirectional", exclude_last=True, exclude_self=True,
+            window_size=3,
+        ),
         "linear_fixed_n": ModelConfig(**linear, normalization_type=None, linear_attn_n=10),
         "linear_window": ModelConfig(**linear, normalization_type="RMS", norm_bias=False, window_size=3),
         "linear_attn_only": ModelConfig(

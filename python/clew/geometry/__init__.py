@@ -9,7 +9,7 @@ vector (`nearest`), and all of it on one model (`experiment`).
 >>> from clew import geometry
 >>> model = clew.load("shakespeare")
 >>> geometry.norm_geometry(model)
-NormGeometry ln_final: LayerNorm: projects along 1, radius √128 = 11.31, |γ| 0.918 to 1.7, ‖β‖ 2.67
+NormGeometry ln_final: LayerNorm: projects along 1, radius √128 = 11.31, |γ| 1.33 to 2.04, ‖β‖ 2.27
 """
 
 from .attention import QueryKey, Rewritten, ValueOutput, query_key, rewrite_attention, value_output

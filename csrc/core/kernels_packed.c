@@ -1,0 +1,194 @@
+/* Products of many rows: both operands are copied into panels that the innermost loop reads from end to end.
+ *
+ * The loops, from outside: a block of k; a block of rows, whose panels are copied; a block of columns, whose panels are
+ * copied and stay in the second-level cache; a panel of rows, which stays in the first; a panel of columns. The last
+ * two meet in a tile of c that is computed in registers. Every element of c is a sum in the order of k within each
+ * block of k, added to c, wherever the tile edges fall: cutting m or n among threads does not change a bit. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=fast") /* vectors have no fma builtin */
+#else
+#pragma STDC FP_CONTRACT ON
+#endif
+
+#include <string.h>
+
+#include "kernels_internal.h"
+#include "kernels_transpose.h"
+
+/* A tile: as many rows as leave registers for two of b and one of a; two registers of columns. */
+#if VEC_BYTES == 64
+#define TILE_ROWS 14
+#else
+#define TILE_ROWS 6
+#endif
+#define TILE_COLS (2 * LANES)
+#define PANEL_ROWS                                                                                                     \
+  ((TILE_ROWS + LANE_COUNT - 1) / LANE_COUNT * LANE_COUNT) /* whole registers, so that a is turned in them */
+
+#define DEPTH ((size_t)(1536 / REAL_BYTES)) /* of k at a time: a panel of rows leaves room in 32 KiB */
+#define ROWS ((size_t)1024)
+#define COLUMNS ((size_t)320)
+#define A_VALUES (DEPTH * (ROWS + ROWS / TILE_ROWS * (PANEL_ROWS - TILE_ROWS) + 2 * PANEL_ROWS))
+
+_Static_assert((A_VALUES + DEPTH * COLUMNS) * REAL_BYTES <= CLEW_PACK_BYTES, "room for the panels");
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
+
+/* ---- A tile --------------------------------------------------------------------------------------------------- */
+
+/* One operand's rows of a tile: element (i, p) lies i · row + p · step bytes behind at. */
+typedef struct rows_of {
+  const char *at;
+  ptrdiff_t row, step;
+} rows_of;
+
+/* c [rows, n] = Σ_p a[p] b[p] + beta · c; n ≤ width registers. a: [rows, k], b: [k, TILE_COLS]
+ * Rows are addressed three by three, as an instruction adds no, one or two times a register: five pointers for 14. */
+INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, const size_t rows,
+                 const size_t width) {
+  vec sum[TILE_ROWS][2];
+  const char *three[(TILE_ROWS + 2) / 3];
+#pragma GCC unroll 14
+  for (size_t i = 0; i < rows; i++) {
+    sum[i][0] = sum[i][1] = (vec){0};
+    for (size_t v = 0; v < width; v++)
+      __builtin_prefetch(c + (ptrdiff_t)i * ld_c + (ptrdiff_t)(v * LANES), 1);
+    if (i % 3 == 0)
+      three[i / 3] = a.at + (ptrdiff_t)i * a.row;
+  }
+  for (size_t p = 0; p < k; p++, b += TILE_COLS) {
+    const vec b0 = load(b), b1 = width > 1 ? load(b + LANES) : b0;
+#pragma GCC unroll 14
+    for (size_t i = 0; i < rows; i++) {
+      const vec factor = splat(*(const real *)(three[i / 3] + (ptrdiff_t)(i % 3) * a.row));
+      sum[i][0] = factor * b0 + sum[i][0];
+      if (width > 1)
+        sum[i][1] = factor * b1 + sum[i][1];
+      if (i % 3 == 2 || i + 1 == rows)
+        three[i / 3] += a.step;
+    }
+  }
+  const vec old = splat(beta);
+#pragma GCC unroll 14
+  for (size_t i = 0; i < rows; i++) {
+    real *row = c + (ptrdiff_t)i * ld_c;
+    if (n == width * LANES) {
+#pragma GCC unroll 2
+      for (size_t v = 0; v < width; v++)
+        store(row + v * LANES, beta == (real)0 ? sum[i][v] : old * load(row + v * LANES) + sum[i][v]);
+      continue;
+    }
+    real part[2 * LANE_COUNT];
+#pragma GCC unroll 2
+    for (size_t v = 0; v < width; v++)
+      store(part + v * LANES, sum[i][v]);
+    for (size_t j = 0; j < n; j++)
+      row[j] = beta == (real)0 ? part[j] : fma_real(beta, row[j], part[j]);
+  }
+}
+
+/* The same; the number of rows becomes a constant. */
+static void tile_of(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, size_t rows) {
+#define TILE(count)                                                                                                    \
+  case count:                                                                                                          \
+    if (n <= LANES)                                                                                                    \
+      tile(c, ld_c, a, b, k, n, beta, count, 1);                                                                       \
+    else                                                                                                               \
+      tile(c, ld_c, a, b, k, n, beta, count, 2);                                                                       \
+    break
+  switch (rows) {
+    TILE(1);
+    TILE(2);
+    TILE(3);
+    TILE(4);
+    TILE(5);
+    TILE(6);
+#if TILE_ROWS > 6
+    TILE(7);
+    TILE(8);
+    TILE(9);
+    TILE(10);
+    TILE(11);
+    TILE(12);
+    TILE(13);
+    TILE(14);
+#endif
+  default:
+    break;
+  }
+#undef TILE
+}
+
+/* ---- Panels --------------------------------------------------------------------------------------------------- */
+
+/* Panels [k, width], one after the other, each of `step` columns of in [k, n], step ≤ width. What lies behind its own
+ * columns is 0 or anything else of in. Contiguous rows are read from end to end, contiguous columns turned in squares.
+ */
+INLINE void fill(real *out, const real *in, ptrdiff_t along, ptrdiff_t across, size_t k, size_t n, const size_t step,
+                 const size_t width) {
+  if (along == 1 && across != 1) {
+    for (size_t j = 0; j < n; j += step, out += k * width)
+      for (size_t l = 0; l < width; l += LANES) {
+        const size_t columns = least(step, n - j), here = l < columns ? least(LANES, columns - l) : 0;
+        const real *from = in + (ptrdiff_t)(j + l) * across;
+        size_t p = 0;
+        for (; p + LANES <= k; p += LANES)
+          transpose(out + p * width + l, width, from + p, across, here);
+        for (; p < k; p++)
+          for (size_t i = 0; i < LANES; i++)
+            out[p * width + l + i] = i < here ? from[(ptrdiff_t)i * across + (ptrdiff_t)p] : (real)0;
+      }
+    return;
+  }
+  for (size_t p = 0; p < k; p++) {
+    const real *row = in + (ptrdiff_t)p * along;
+    real *to = out + p * width;
+    size_t j = 0;
+    for (; across == 1 && j + width <= n; j += step, to += k * width)
+      for (size_t l = 0; l < width; l += LANES)
+        store(to + l, load(row + j + l));
+    for (; j < n; j += step, to += k * width)
+      for (size_t l = 0; l < width; l++)
+        to[l] = j + l < n ? row[(ptrdiff_t)(j + l) * across] : (real)0;
+  }
+}
+
+void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k] */, ptrdiff_t rs_a, ptrdiff_t cs_a,
+                    const real *b /* [k, n] */, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k,
+                    real alpha, real beta, real *room) {
+  const ptrdiff_t item = sizeof(real);
+  real *columns_of_b = room, *rows_of_a = room + DEPTH * COLUMNS; /* panels */
+  /* Contiguous rows of a serve as they are, but where their distance puts them into the same lines of the cache. */
+  const bool as_it_is = cs_a == 1 && alpha == (real)1 && rs_a * item % 2048 != 0;
+  const size_t blocks = (k + DEPTH - 1) / DEPTH;
+  for (size_t block = 0, p = 0, depth; block < blocks; block++, p += depth) {
+    depth = k / blocks + (block < k % blocks);
+    const real old = block == 0 ? beta : (real)1;
+    for (size_t first = 0; first < m; first += ROWS) {
+      const size_t n_rows = least(ROWS, m - first);
+      const real *own = a + (ptrdiff_t)first * rs_a + (ptrdiff_t)p * cs_a;
+      rows_of rows = {(const char *)own, rs_a * item, cs_a * item};
+      ptrdiff_t next = TILE_ROWS * rows.row; /* from a tile's rows to the next ones */
+      if (!as_it_is) {
+        fill(rows_of_a, own, cs_a, rs_a, depth, n_rows, TILE_ROWS, PANEL_ROWS);
+        const size_t values = (n_rows + TILE_ROWS - 1) / TILE_ROWS * PANEL_ROWS * depth;
+        for (size_t t = 0; t < values && alpha != (real)1; t++)
+          rows_of_a[t] *= alpha;
+        rows = (rows_of){(const char *)rows_of_a, item, PANEL_ROWS * item};
+        next = (ptrdiff_t)(PANEL_ROWS * depth) * item;
+      }
+      for (size_t j = 0; j < n; j += COLUMNS) {
+        const size_t n_cols = least(COLUMNS, n - j);
+        fill(columns_of_b, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p * rs_b, rs_b, cs_b, depth, n_cols, TILE_COLS,
+             TILE_COLS);
+        rows_of here = rows;
+        for (size_t i = 0; i < n_rows; i += TILE_ROWS, here.at += next)
+          for (size_t l = 0; l < n_cols; l += TILE_COLS)
+            tile_of(c + (ptrdiff_t)(first + i) * ld_c + (ptrdiff_t)(j + l), ld_c, here, columns_of_b + l * depth, depth,
+                    least(TILE_COLS, n_cols - l), old, least(TILE_ROWS, n_rows - i));
+      }
+    }
+  }
+}

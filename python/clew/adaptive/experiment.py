@@ -1,0 +1,152 @@
+"""The whole experiment: every prediction measured and judged, and the stored results of the long run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..info import __version__
+from .ordinary import grid
+from .predictions import PREDICTIONS, Check, Laboratory, Prediction, above, below, expected_values
+from .priors import tree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Experiment", "experiment", "judge_ordinary", "reproduce", "stored"]
+
+STORED = Path(__file__).resolve().parents[1] / "data" / "adaptive" / "reproduction.json"
+"""The results of `reproduce`, as they come with the package."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What was measured: predictions by key, and facts about the run (seed, versions, seconds, how it was called)."""
+
+    predictions: dict[str, Prediction]
+    facts: dict[str, Any]
+
+    def table(self) -> str:
+        """A line for each prediction: its verdict, and the numbers that decide it. Printed with `print`."""
+        lines = [
+            "Adaptive inference: a test of an abstract's claims (arXiv 2606.16694) under our own specification.",
+            "seed {seed}, {setting}, {seconds:.0f} s, clew {clew}".format(**self.facts),
+            "",
+        ]
+        for key, prediction in self.predictions.items():
+            failed = [c for c in prediction.checks if not c.holds]
+            passed = len(prediction.checks) - len(failed)
+            word = "holds" if not failed else "DOES NOT HOLD"
+            lines.append(f"({key}) {prediction.claim}")
+            lines.append(f"      {word}: {passed} of {len(prediction.checks)} checks")
+            lines += [f"      failed: {c.statement}: {c.value:.3g}, bound {c.bound:.3g}" for c in failed]
+        return "\n".join(lines)
+
+    def figures(self) -> dict[str, Figure]:
+        """A figure for each prediction, by key; needs matplotlib (`clew[plot]`)."""
+        from .figures import draw
+
+        return {key: draw(prediction) for key, prediction in self.predictions.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number, seed, version and verdict, as a JSON object."""
+        return {"facts": self.facts, "predictions": {k: p.to_json() for k, p in self.predictions.items()}}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Experiment:
+        """The inverse of `to_json`."""
+        return cls({k: Prediction.from_json(p) for k, p in data["predictions"].items()}, data["facts"])
+
+
+def _facts(seed: int, setting: str, call: str, start: float) -> dict[str, Any]:
+    return {
+        "seed": seed, "setting": setting, "call": call, "seconds": round(time.perf_counter() - start, 1),
+        "clew": __version__, "numpy": np.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def experiment(quick: bool = True, seed: int = 0, only: Sequence[str] | None = None) -> Experiment:
+    """Measures and judges predictions (a) to (g) and the table of expected values.
+
+    quick: small trainings, about half a minute on two cores; the table's s = .3 rows only. Otherwise some minutes.
+    Ordinary transformers, which take longer, are in `stored()`. only: keys out of "a" … "g" and "table". Results
+    depend on the seed alone.
+
+    Raises ConfigError for unknown keys or a seed that is not a whole number.
+
+    Example
+    -------
+    >>> result = experiment(seed=1, only=["table"])
+    >>> sorted(result.predictions)
+    ['table']
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ConfigError(f"seed = {seed!r}, must be a whole number, at least 0")
+    known = ["table", *PREDICTIONS]
+    chosen = known if only is None else list(only)
+    unknown = [key for key in chosen if key not in known]
+    if unknown:
+        raise ConfigError(f"no prediction named {', '.join(map(repr, unknown))}: {', '.join(known)}")
+    start = time.perf_counter()
+    lab = Laboratory(quick, int(seed))
+    found: dict[str, Prediction] = {}
+    for key in chosen:
+        cells = [(0.3, 1), (0.3, 2), (0.3, 3)] if quick else None
+        found[key] = expected_values(lab, cells) if key == "table" else PREDICTIONS[key](lab)
+    call = f"clew.adaptive.experiment(quick={quick}, seed={seed})"
+    return Experiment(found, _facts(int(seed), "quick" if quick else "full", call, start))
+
+
+def judge_ordinary(rows: dict[str, dict[str, Any]], settings: dict[str, Any]) -> Prediction:
+    """The 2 × 2 of MLP × depth and attention kind: which algorithm trained models lie nearer to."""
+    checks: list[Check] = []
+    total = float(np.trace(tree().covariance))
+    for name, row in rows.items():
+        checks.append(above(f"{name}: error / tree posterior's error", row["error"] / row["posterior_error"], 1.0))
+        checks.append(below(f"{name}: error / error of predicting 0", row["error"] / total, 1.0))
+    for kind in dict.fromkeys(name.split(",")[0] for name in rows):
+        deep, shallow = f"{kind}, 3 layers, MLP", f"{kind}, 1 layer, no MLP"
+        if deep in rows and shallow in rows:
+            ratio = rows[deep]["to_posterior"] / rows[shallow]["to_posterior"]
+            checks.append(below(f"{kind}: distance to the tree posterior, 3 layers with MLP / 1 without", ratio, 0.7))
+            own = rows[deep]["to_posterior"] / rows[deep]["to_algorithm"]
+            checks.append(
+                below(f"{kind}, 3 layers, MLP: distance to the posterior / to GD, GD++, ridge, OLS", own, 1.0)
+            )
+    claim = (
+        "feedforward blocks and depth bring ordinary transformers nearer to the tree posterior than GD-like algorithms"
+    )
+    return Prediction("ordinary", claim, rows, checks, settings)
+
+
+def reproduce(path: str | Path | None = None, seed: int = 0, steps: int = 1500) -> Experiment:
+    """The long run: everything of `experiment(quick=False)` and the ordinary transformers; writes JSON to `path`.
+
+    steps: of an ordinary transformer. Minutes on two idle cores. The package's own file was made by
+    `clew.adaptive.reproduce(path, seed=0)` with the steps that the file tells.
+    """
+    start = time.perf_counter()
+    result = experiment(quick=False, seed=seed)
+    found = dict(result.predictions)
+    found["ordinary"] = judge_ordinary(grid(steps=steps, seed=seed), {"steps": steps, "seed": seed, "batch": 32})
+    whole = Experiment(found, _facts(seed, "full", f"clew.adaptive.reproduce(path, seed={seed}, steps={steps})", start))
+    if path is not None:
+        Path(path).write_text(json.dumps(whole.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return whole
+
+
+def stored() -> Experiment:
+    """The results of the long run that come with the package.
+
+    >>> stored().facts["seed"]
+    0
+    """
+    return Experiment.from_json(json.loads(STORED.read_text(encoding="utf-8")))

@@ -1,0 +1,297 @@
+"""Constrained linear-attention transformers: layers that ask u_l(p_l), one answer a head, and a readout.
+
+With the exact posterior as the readout the network is a *policy*, and its error an upper bound of the optimum. With a
+network as the readout it is the *constrained transformer* of the specification. Both run and train in the core, on the
+estimate ŵ (reduced model) or on the examples themselves (token-level model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from .. import _core
+from ..errors import ConfigError, ShapeError, TrainingError
+from .priors import Prior, _positive
+from .specification import DEFAULT
+
+__all__ = ["Constrained", "Pass", "fit"]
+
+Array = NDArray[Any]
+_STEPS_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Contexts through a network: prediction [n, D], messages [n, L·H], directions [n, L·H, D], squared errors [n].
+
+    The workspace after layer l is `messages[:, : l * heads]`; errors are None where w was not given.
+    """
+
+    prediction: Array
+    messages: Array
+    directions: Array
+    errors: Array | None = None
+
+
+@dataclass(eq=False)
+class Constrained:
+    """One network. Parameters are one array [P], layer by layer: W1, b1, W2, b2; then the readout's V1, c1, V2, c2.
+
+    prior: whose posterior an exact readout computes, and what training draws from. noise: s. layers × heads messages.
+    width: hidden units of each routing network. readout: hidden units, or "exact". routing: False feeds the routing
+    networks zeros instead of p: the same parameters, but directions that do not depend on the context, which is one
+    layer of L·H heads. orthonormal: directions orthonormal to all earlier ones (always with an exact readout).
+
+    Raises ConfigError or ShapeError for sizes that do not go together.
+
+    Example
+    -------
+    >>> from clew.adaptive import tree
+    >>> policy = Constrained(tree(), 0.3, layers=2)
+    >>> policy.n_parameters, policy.run(np.zeros((5, 7))).directions.shape
+    (1166, (5, 2, 7))
+    """
+
+    prior: Prior
+    noise: float
+    layers: int
+    heads: int = 1
+    width: int = DEFAULT.width
+    readout: int | Literal["exact"] = "exact"
+    routing: bool = True
+    orthonormal: bool | None = None
+    seed: int = 0
+    dtype: DTypeLike = "float32"
+    parameters: Array = None  # type: ignore[assignment]
+    losses: Array = field(default_factory=lambda: np.empty(0), repr=False)
+    """Mean squared error of each training step's batch."""
+
+    def __post_init__(self) -> None:
+        _positive("noise", self.noise)
+        self.dtype = np.dtype(self.dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise ConfigError(f"dtype = {self.dtype}, must be float32 or float64")
+        for name in ("layers", "heads", "width"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise ConfigError(f"{name} = {value!r}, must be a positive whole number")
+        if self.readout != "exact" and (not isinstance(self.readout, int | np.integer) or self.readout < 1):
+            raise ConfigError(f'readout = {self.readout!r}: a number of hidden units, or "exact"')
+        if self.orthonormal is None:
+            self.orthonormal = self.readout == "exact"
+        try:
+            n = _core.adaptive_parameters(self._shape)
+        except ValueError as error:
+            raise ConfigError(f"Constrained: {error}") from None
+        if self.parameters is None:
+            self.parameters = self._initial(n)
+        self.parameters = np.ascontiguousarray(self.parameters, self.dtype)
+        if self.parameters.shape != (n,):
+            raise ShapeError(f"parameters {list(self.parameters.shape)}, this network has [{n}]")
+
+    @property
+    def _exact(self) -> bool:
+        return self.readout == "exact"
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int, int, int, bool, bool]:
+        readout = 0 if self.readout == "exact" else int(self.readout)
+        points = len(self.prior.centres) if self._exact else 0
+        sizes = (self.prior.dim, int(self.layers), int(self.heads), int(self.width))
+        return (*sizes, readout, points, bool(self.routing), bool(self.orthonormal))
+
+    @property
+    def n_parameters(self) -> int:
+        """P."""
+        return len(self.parameters)
+
+    def _initial(self, n: int) -> Array:
+        rng = np.random.default_rng([self.seed, 2606])
+        d, out = self.prior.dim, self.heads * self.prior.dim
+        parts: list[Array] = []
+        for layer in range(self.layers):
+            n_in = layer * self.heads
+            parts += [
+                rng.standard_normal((self.width, n_in)) * max(n_in, 1) ** -0.5,
+                rng.standard_normal(self.width) * 0.5,
+                rng.standard_normal((out, self.width)) * self.width**-0.5,
+                np.zeros(out),
+            ]
+        if self.readout != "exact":
+            messages, units = self.layers * self.heads, int(self.readout)
+            parts += [
+                rng.standard_normal((units, messages)) * 1.5 * messages**-0.5,
+                rng.standard_normal(units) * 0.5,
+                rng.standard_normal((d, units)) * 0.1 * units**-0.5,
+                np.zeros(d),
+            ]
+        flat = np.concatenate([part.ravel() for part in parts])
+        assert len(flat) == n
+        return flat.astype(self.dtype)
+
+    # ---- Running ----------------------------------------------------------------------------------------------------
+
+    def _contexts(self, value: ArrayLike, what: str) -> Array:
+        array = np.ascontiguousarray(value, self.dtype)
+        if array.ndim != 2 or array.shape[1] != self.prior.dim:
+            raise ShapeError(f"{what} {list(array.shape)}: [n, D], D is {self.prior.dim}")
+        return array
+
+    def _pass(
+        self, estimate: ArrayLike | None, examples: tuple[ArrayLike, ArrayLike] | None, w: ArrayLike | None, start: int,
+        messages: ArrayLike | None, gradient: Array | None,
+    ) -> Pass:  # fmt: skip
+        d, width = self.prior.dim, self.layers * self.heads
+        x = y = reduced = None
+        if (estimate is None) == (examples is None):
+            raise ConfigError("a context is an estimate or examples (x, y): give one of them")
+        if examples is not None:
+            x, y = (np.ascontiguousarray(part, self.dtype) for part in examples)
+            if x.ndim != 3 or x.shape[2] != d or y.shape != x.shape[:2] or x.shape[1] == 0:
+                raise ShapeError(f"examples: x {list(x.shape)} and y {list(y.shape)}, not [n, N, {d}] and [n, N]")
+            n = len(x)
+        else:
+            assert estimate is not None
+            reduced = self._contexts(estimate, "estimate")
+            n = len(reduced)
+        if not 0 <= start <= self.layers:
+            raise ConfigError(f"start = {start}: this network has {self.layers} layers")
+        answers = np.zeros((n, width), self.dtype)
+        if start > 0:
+            if messages is None:
+                raise ConfigError(f"start = {start} needs the messages of the layers before it")
+            given = np.asarray(messages, self.dtype)
+            if given.ndim != 2 or len(given) != n or given.shape[1] < start * self.heads:
+                raise ShapeError(f"messages {list(given.shape)}: [{n}, at least {start * self.heads}]")
+            answers[:, : start * self.heads] = given[:, : start * self.heads]
+        truth = None if w is None else self._contexts(w, "w")
+        if truth is not None and len(truth) != n:
+            raise ShapeError(f"w {list(truth.shape)} for {n} contexts")
+        prediction, directions = np.empty((n, d), self.dtype), np.empty((n, width, d), self.dtype)
+        errors = None if truth is None else np.empty(n)
+        _core.adaptive_pass(
+            self._shape,
+            self.parameters,
+            self.prior.centres.astype(self.dtype) if self._exact else None,
+            self.prior.spread.astype(self.dtype),
+            self.noise**2,
+            n,
+            truth,
+            reduced,
+            x,
+            y,
+            start,
+            prediction,
+            answers,
+            directions,
+            errors,
+            gradient,
+        )
+        return Pass(prediction, answers, directions, errors)
+
+    def run(
+        self, estimate: ArrayLike | None = None, *, examples: tuple[ArrayLike, ArrayLike] | None = None,
+        w: ArrayLike | None = None, start: int = 0, messages: ArrayLike | None = None,
+    ) -> Pass:  # fmt: skip
+        """Runs contexts: an estimate ŵ [n, D] each, or examples (x [n, N, D], y [n, N]).
+
+        w [n, D]: for squared errors. start, messages [n, ≥ start·heads]: layers before `start` do not run; their
+        answers are taken from `messages` instead, which is how a workspace is patched.
+        """
+        return self._pass(estimate, examples, w, start, messages, None)
+
+    def gradient(
+        self, w: ArrayLike, estimate: ArrayLike | None = None, *,
+        examples: tuple[ArrayLike, ArrayLike] | None = None,
+    ) -> tuple[float, Array]:  # fmt: skip
+        """Mean squared error over contexts, and its gradient by the parameters [P]."""
+        out = np.empty_like(self.parameters)
+        errors = self._pass(estimate, examples, w, 0, None, out).errors
+        assert errors is not None
+        return float(errors.mean()), out
+
+    def error(self, n: int = 100_000, seed: int = 1) -> tuple[float, float]:
+        """E|w − ŵ|² over n fresh contexts of the reduced model, and its standard error."""
+        rng = np.random.default_rng([seed, n])
+        w, _ = self.prior.sample(n, rng)
+        errors = self.run(w + self.noise * rng.standard_normal(w.shape), w=w).errors
+        assert errors is not None
+        return float(errors.mean()), float(errors.std() / n**0.5)
+
+
+def fit(
+    prior: Prior | Sequence[Prior],
+    noise: float,
+    layers: int,
+    heads: int = 1,
+    *,
+    readout: int | Literal["exact"] = "exact",
+    routing: bool = True,
+    orthonormal: bool | None = None,
+    width: int = DEFAULT.width,
+    seeds: Sequence[int] = (0,),
+    steps: int = 2500,
+    batch: int = DEFAULT.batch,
+    rate: float = 3e-3,
+    dtype: DTypeLike = "float32",
+) -> list[Constrained]:
+    """Trains one network for each seed, side by side, by Adam whose rate falls along half a cosine to a fiftieth.
+
+    prior: one, or one for each seed (of as many centres). Each step draws fresh contexts and one fresh estimate for
+    each, from the seed and the step alone: results are the same bits for any number of threads. The networks'
+    `losses` [steps] are those of the batches.
+
+    Raises ConfigError for settings that do not go together, TrainingError when a loss is not finite.
+
+    Example
+    -------
+    >>> from clew.adaptive import tree
+    >>> one, = fit(tree(), 0.3, 1, steps=60, batch=128)
+    >>> bool(one.losses[-10:].mean() < one.losses[:10].mean())
+    True
+    """
+    priors = [prior] * len(seeds) if isinstance(prior, Prior) else list(prior)
+    if not seeds or len(priors) != len(seeds) or any(int(s) != s or s < 0 for s in seeds):
+        raise ConfigError(f"{len(priors)} priors for seeds {list(seeds)!r}: one each, seeds are whole and not negative")
+    if len({p.centres.shape for p in priors}) > 1:
+        raise ConfigError(f"priors with different numbers of centres: {[list(p.centres.shape) for p in priors]}")
+    if steps < 1 or batch < 1 or not rate > 0:
+        raise ConfigError(f"steps = {steps}, batch = {batch}, rate = {rate}: must be positive")
+    networks = [
+        Constrained(p, noise, layers, heads, width, readout, routing, orthonormal, int(s), dtype)
+        for p, s in zip(priors, seeds, strict=True)
+    ]
+    parameters = np.stack([network.parameters for network in networks])
+    m, v = np.zeros_like(parameters), np.zeros_like(parameters)
+    kind = parameters.dtype
+    losses = np.empty((steps, len(seeds)))
+    for first in range(0, steps, _STEPS_AT_ONCE):
+        part = losses[first : first + _STEPS_AT_ONCE]
+        try:
+            _core.adaptive_train(
+                networks[0]._shape,
+                parameters,
+                m,
+                v,
+                np.stack([p.centres for p in priors]).astype(kind),
+                np.stack([p.spread for p in priors]).astype(kind),
+                np.full(len(seeds), float(noise)),
+                np.array(seeds, np.uint64),
+                part,
+                int(batch),
+                first,
+                int(steps),
+                float(rate),
+                float(rate) / 50,
+            )
+        except ConfigError as error:
+            raise TrainingError(f"fit: {error}", first + 1) from None
+    for i, network in enumerate(networks):
+        network.parameters = parameters[i].copy()
+        network.losses = losses[:, i].copy()
+    return networks

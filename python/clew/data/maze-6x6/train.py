@@ -1,0 +1,117 @@
+"""Trains the bundled model "maze-6x6" with clew, on mazes that are made while it learns.
+
+    python train.py FOLDER                                  trains at a constant rate, for as long as it is let
+    python train.py FOLDER --decay-from CHECKPOINT          makes a model of a checkpoint: the rate falls to 0
+
+The shape is the paper's hallway model (arXiv:2312.02566): 6 layers of width 128, 4 heads, 1,238,076 parameters, tokens
+AOTP_UT_uniform of 7 × 7 mazes. The loss is on the path alone, <PATH_START> and <PATH_END> included. What is learned
+first is to look up edges; small mazes teach that with a third of the tokens, and small batches suffice for it. So grids
+grow from 3 to 6, and batches with them; some large mazes come from the beginning, for positions and cells are learned.
+
+The first command goes on from its last checkpoint when it is stopped and started again, with the same bits as without
+the stop. The rate is constant, so a decay may begin at any checkpoint, and training may go on behind it. FOLDER holds
+the trainer's checkpoints and, as float16, the weights at steps spaced by factors of about 2 (step-N/, for the
+dynamics). The second command writes config.json, model.safetensors (float16) and training.json to --out.
+
+All mazes of training have walls whose hash lies in the split "train"; the other tenth is held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import clew
+import numpy as np
+from clew import mazes
+from clew.train import Trainer, constant, linear
+from safetensors.numpy import load_file, save_file
+
+SEED, BATCH, RATE, WARMUP, DECAY, CLIP = 0, 32, 1.5e-3, 100, 0.1, 1.0
+BETAS, STD = (0.9, 0.98), 0.06
+KINDS = {"rdfs": 0.7, "forkless": 0.2, "prdfs": 0.1}
+STAGES = (
+    mazes.Stage(1000, {3: 0.6, 4: 0.2, 6: 0.2}, KINDS, batch=8),
+    mazes.Stage(2500, {3: 0.2, 4: 0.5, 5: 0.1, 6: 0.2}, KINDS, batch=12),
+    mazes.Stage(4500, {4: 0.2, 5: 0.5, 6: 0.3}, KINDS, batch=16),
+    mazes.Stage(7000, {4: 0.05, 5: 0.25, 6: 0.7}, KINDS, batch=24),
+    mazes.Stage(10**9, {3: 0.02, 4: 0.03, 5: 0.1, 6: 0.85}, KINDS),
+)
+KEPT = (0, 100, 250, 500, 1000, 1750, 2500, 3500, 4500, 7000, 10000, 14000, 20000, 28000, 40000)
+EXTRA = {"mazes": {"grid": 7, "order": "uniform"}}
+HERE = Path(__file__).parent
+TOKENIZER = mazes.Tokenizer(**EXTRA["mazes"])
+
+
+def held_out(n: int = 96) -> clew.train.Examples:
+    """Held-out 6 × 6 mazes of the three kinds."""
+    parts = [mazes.generate(n, 6, kind, seed=10**6, split="test") for kind in KINDS]
+    return mazes.examples(mazes.Mazes.join(parts), TOKENIZER)
+
+
+def save_half(model: clew.Model, folder: Path) -> None:
+    """The model's files, float16."""
+    model.save(folder)
+    half = {name: w.astype(np.float16) for name, w in load_file(folder / "model.safetensors").items()}
+    save_file(half, folder / "model.safetensors", {"format": "clew"})
+
+
+def trainer_of(model: clew.Model, folder: Path, steps: int, lr: clew.train.Schedule, every: int) -> Trainer:
+    """The trainer of both phases."""
+
+    def keep(trainer: Trainer) -> None:
+        step = trainer.optimizer.steps
+        if step in KEPT:
+            save_half(trainer.model, folder / f"step-{step}")
+
+    return Trainer(
+        model, mazes.Curriculum(STAGES, TOKENIZER, SEED), steps, BATCH, lr=lr, betas=BETAS, weight_decay=DECAY,
+        clip=CLIP, micro_batch=256, held_out=held_out(), eval_every=500, eval_batch=64, directory=folder,
+        checkpoint_every=every, keep=3, seed=SEED, progress="lines", callback=keep,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where checkpoints go")
+    parser.add_argument("--steps", type=int, default=20000, help="of the constant rate, all together")
+    parser.add_argument("--threads", type=int, help="of the pool")
+    parser.add_argument("--decay-from", type=Path, help="a checkpoint (step-….safetensors) to make a model of")
+    parser.add_argument("--decay-steps", type=int, default=3000)
+    parser.add_argument("--out", type=Path, default=HERE, help="where the model goes")
+    args = parser.parse_args()
+    if args.threads:
+        clew.set_num_threads(args.threads)
+    model = clew.Model.from_config(
+        mazes.hallway_config(initializer_range=STD, model_name="maze-6x6", extra=EXTRA), seed=SEED
+    )
+    if args.decay_from is None:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        if not (args.folder / "step-0").exists():
+            save_half(model, args.folder / "step-0")
+        trainer_of(model, args.folder, args.steps, constant(RATE, WARMUP), 250).run()
+        return
+    began = int(args.decay_from.stem.removeprefix("step-"))
+    folder = args.folder / f"decay-{began}-{args.decay_steps}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.glob("step-*.safetensors")):
+        shutil.copyfile(args.decay_from, folder / args.decay_from.name)
+    end = began + args.decay_steps
+    trainer = trainer_of(model, folder, end, linear(RATE, end, began), 250)
+    curve = trainer.run()
+    save_half(model, args.out)
+    result = {
+        "seed": SEED, "steps": end, "constant_steps": began, "decay_steps": args.decay_steps, "batch": BATCH,
+        "rate": RATE, "betas": BETAS, "weight_decay": DECAY, "parameters": model.n_params,
+        "data": trainer.source.identity(),
+        "loss_curve": [[int(row[0]), round(float(row[1]), 4)] for row in curve.rows if row[0] % 50 == 0],
+        "held_out_loss": [[int(step), round(float(loss), 4)] for step, loss in curve.held_out],
+    }  # fmt: skip
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in result.items()]
+    (args.out / "training.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

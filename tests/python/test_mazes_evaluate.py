@@ -1,0 +1,240 @@
+"""Rollouts and the rows of Table 1: hand-made paths, slow twins of what models are asked, intervals against SciPy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import clew
+import numpy as np
+import pytest
+from clew import ConfigError, TokenError, edit, mazes
+from clew.mazes.evaluate import PATHS
+from clew.mazes.rollout import walk_cells
+from scipy import stats
+
+# +---+---+---+
+# | O   ·   · |      a ring around the middle, and a dead end into it
+# +   +---+   +
+# |   |       |
+# +   +---+   +
+# |         T |
+# +---+---+---+
+RING = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0), (0, 0)]
+EDGES = [*zip(RING[:-1], RING[1:], strict=True), ((1, 1), (1, 2))]
+MAZE = mazes.Maze(3, EDGES, (0, 0), (2, 2), RING[:5])
+NONE = (-1, -1)
+
+
+@pytest.mark.parametrize(
+    ("path", "true", "streak"),
+    [
+        (RING[:5], "exact valid target shortest", 5),
+        ([(0, 0), (1, 0), (2, 0), (2, 1), (2, 2)], "valid target shortest", 1),  # as short, another way
+        ([(0, 0), (0, 1), (0, 0), (0, 1), (0, 2), (1, 2), (2, 2)], "valid target", 2),  # backtracking
+        ([(0, 0), (0, 1), (0, 2), (1, 2), (1, 1), (1, 2), (2, 2)], "valid target", 4),  # into the dead end and back
+        (RING[:4], "valid", 4),  # stops early
+        (RING[:5] + [(2, 1)], "valid", 5),  # walks over the target
+        ([(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)], "target", 2),  # through a wall
+        ([(0, 0), (2, 2)], "target", 1),  # a leap
+        ([(0, 0), (0, 0), (0, 1), (0, 2), (1, 2), (2, 2)], "target", 1),  # a cell is no neighbour of itself
+        ([(0, 1), (0, 2), (1, 2), (2, 2)], "valid target", 0),  # does not begin at the origin
+        ([(0, 0), NONE, (0, 2), (1, 2), (2, 2)], "target", 1),  # a token that is no cell
+        ([(0, 0), (0, 3)], "", 1),  # a cell of larger mazes
+        ([(0, 0), (0, 1), (0, 2), (1, 2), NONE], "", 4),
+        ([(2, 2)], "valid target", 0),
+        ([], "", 0),
+    ],
+)
+def test_what_is_true_of_a_path(path: list[tuple[int, int]], true: str, streak: int) -> None:
+    # among others, so that padding and neighbours in a batch are seen not to matter
+    others = [np.array(RING[:5]), np.array([(0, 0)]), np.array(RING * 3)]
+    found = mazes.judge([others[0], np.array(path).reshape(-1, 2), *others[1:]], [MAZE] * 4)
+    names = [name for name in ("exact", "valid", "target", "shortest") if getattr(found, name)[1]]
+    assert names == true.split() and found.streak[1] == streak
+    assert found.exact.tolist()[0] and found.valid.tolist()[2:] == [True, False]
+
+
+def test_paths_in_mazes_of_several_sizes() -> None:
+    large = mazes.generate(1, 7, seed=2)[0]
+    found = mazes.judge([MAZE.solution, large.solution, MAZE.solution], [MAZE, large, large])
+    assert found.exact.tolist() == [True, True, False]
+    with pytest.raises(ConfigError, match="judge: 1 paths, 2 mazes"):
+        mazes.judge([MAZE.solution], [MAZE, large])
+
+
+def test_intervals_are_wilsons() -> None:
+    for k, n in ((0, 10), (10, 10), (3, 17), (782, 1000)):
+        theirs = stats.binomtest(k, n).proportion_ci(method="wilson")
+        rate = mazes.Rate(k, n)
+        assert (rate.low, rate.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert math.isnan(mazes.Rate(0, 0).value) and str(mazes.Rate(1, 2)) == "50.0 % [9.5, 90.5] of 2"
+
+
+# ---- Models ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> clew.Model:
+    """Random, with logits that differ enough for all kinds of tokens to come."""
+    return clew.Model.from_config(mazes.hallway_config(n_layers=2, initializer_range=0.3), seed=3, dtype="float64")
+
+
+@pytest.fixture(scope="module")
+def learned() -> clew.Model:
+    """A model that has learned 2 × 2 mazes, more or less."""
+    config = mazes.hallway_config(n_layers=2, d_model=64, n_heads=4, d_mlp=128, n_ctx=40, initializer_range=0.06)
+    model = clew.Model.from_config(config, seed=0)
+    source = mazes.Curriculum([mazes.Stage(1, {2: 1.0}, {"rdfs": 0.7, "prdfs": 0.3})], mazes.Tokenizer(7), test_share=0)
+    schedule = clew.train.cosine(3e-3, steps=150, warmup=20)
+    clew.train.fit(model, source, 150, 64, lr=schedule, betas=(0.9, 0.98), progress=False)
+    return model
+
+
+def greedy(model: clew.Model, prompt: list[int], n: int) -> list[int]:
+    """The likeliest token again and again, each time over the whole text."""
+    out: list[int] = []
+    while len(out) < n and (not out or out[-1] != 7):
+        out.append(int(model.run([*prompt, *out]).logits[0, -1].argmax()))
+    return out
+
+
+def test_rollouts_are_greedy(model: clew.Model, learned: clew.Model) -> None:
+    tok = mazes.Tokenizer(7)
+    for m, ms in ((model, [*mazes.generate(4, 3, "prdfs"), *mazes.generate(2, 5)]), (learned, mazes.generate(8, 2))):
+        room = max(maze.grid for maze in ms) ** 2 + 2
+        made = mazes.rollouts(m, ms)
+        assert [row.tolist() for row in made] == [greedy(m, tok.encode(maze, path=False).tolist(), room) for maze in ms]
+        for row, path in zip(made, mazes.solve(m, ms), strict=True):
+            assert np.array_equal(path, tok.cells_of(walk_cells(row)))
+    assert all(len(row) <= 3 for row in mazes.rollouts(model, mazes.generate(3, 3), max_cells=1) if row[-1] != 7)
+
+
+def test_walked_cells() -> None:
+    assert walk_cells(np.array([6, 11, 12, 7])).tolist() == [11, 12]
+    assert walk_cells(np.array([11, 6, 12])).tolist() == [11, 6, 12]
+    assert walk_cells(np.array([7])).tolist() == [] and walk_cells(np.array([6])).tolist() == []
+
+
+def test_tasks_of_one_token(model: clew.Model, learned: clew.Model) -> None:
+    tok = mazes.Tokenizer(7)
+    for m, ms in ((model, mazes.generate(30, 4, "prdfs", seed=1)), (learned, mazes.generate(60, 2, "prdfs", seed=1))):
+        result = mazes.evaluate(m, ms)
+        for i, maze in enumerate(ms):
+            ids, k = tok.encode(maze).tolist(), len(maze.solution)
+            start = ids.index(6)
+            fixed = {"path_start": 0, "origin_after_path_start": 1, "first_path_choice": 2,
+                     "final_before_path_end": k, "path_end": k + 1}  # fmt: skip
+
+            def right(index: int, m: clew.Model = m, ids: list[int] = ids, start: int = start) -> int:
+                return int(m.run(ids[: start + index]).logits[0, -1].argmax() == ids[start + index])
+
+            for name, index in fixed.items():
+                assert result.tasks[name][i] == right(index), name
+            among = {"rand_path_token": range(1, k), "rand_path_token_nonend": range(3, k - 1)}
+            for name, choices in among.items():
+                options = {right(index) for index in choices} or {-1}
+                assert result.tasks[name][i] in options, name
+        assert list(result) == [*PATHS, *mazes.TASKS]
+        for name in mazes.TASKS:
+            found = result.tasks[name]
+            assert result[name] == mazes.Rate(int((found == 1).sum()), int((found >= 0).sum()))
+
+
+def test_random_tokens_are_anywhere_in_their_range(learned: clew.Model) -> None:
+    """Which tokens are chosen shows in mazes where the model is right at one place only."""
+    one = mazes.Maze(3, [((0, c), (0, c + 1)) for c in range(2)] + [((r, 2), (r + 1, 2)) for r in range(2)]
+                     + [((2, c), (2, c + 1)) for c in range(2)], (0, 0), (2, 0))  # fmt: skip
+    k = len(one.solution)
+    right = np.zeros((4000, k + 2), int)
+    chosen = {name: np.zeros(k + 2, int) for name in ("rand_path_token", "rand_path_token_nonend")}
+    from clew.mazes import evaluate as function
+
+    module: Any = __import__("sys").modules[function.__module__]
+    batch = mazes.Mazes.of([one] * 4000)
+    original = module._right
+    try:
+        for index in range(k + 2):
+            right[:] = 0
+            right[:, index] = 1
+            module._right = lambda *_: right
+            tasks = module._tasks(learned, batch, mazes.Tokenizer(7), [], 0)
+            for name in chosen:
+                chosen[name][index] = int((tasks[name] == 1).sum())
+    finally:
+        module._right = original
+    for name, places in (("rand_path_token", range(1, k)), ("rand_path_token_nonend", range(3, k - 1))):
+        counts = chosen[name]
+        assert counts.sum() == 4000 and set(np.flatnonzero(counts)) == set(places)
+        assert stats.chisquare(counts[list(places)]).pvalue > 1e-3
+
+
+def test_a_learned_model_scores(learned: clew.Model) -> None:
+    ms = mazes.generate(300, 2, seed=5)
+    result = mazes.evaluate(learned, ms)
+    assert result["path_start"].value == 1 and result["ended"].value > 0.95 and result["exact"].value > 0.6
+    found = mazes.judge(mazes.solve(learned, ms), ms)
+    assert result["exact"].successes == found.exact.sum() and result.streak == found.streak.mean()
+    lengths = result.by_length()
+    assert list(lengths) == [2, 3, 4]
+    for name in PATHS:
+        assert sum(row[name].successes for row in lengths.values()) == result[name].successes
+        assert sum(row[name].n for row in lengths.values()) == 300
+    assert "exact" in repr(result) and "<td>valid</td>" in result._repr_html_()
+
+
+def test_edits_hold_in_rollouts_and_tasks(learned: clew.Model) -> None:
+    ms = mazes.generate(300, 2, seed=5)  # more than one batch of rollouts
+    blind = [edit.zero("z")]
+    assert mazes.evaluate(learned, ms, edits=blind)["exact"].value < 0.4
+    with learned.edited(blind):
+        inside = mazes.evaluate(learned, ms)
+    assert {**inside} == {**mazes.evaluate(learned, ms, edits=blind)}
+    # one sequence alone
+    vector = 9 * np.random.default_rng(0).standard_normal(64)
+    paths = mazes.solve(learned, ms, edits=edit.add("blocks.0.hook_resid_pre", vector, batch=[299]))
+    plain = mazes.solve(learned, ms)
+    assert [np.array_equal(a, b) for a, b in zip(paths, plain, strict=True)].index(False) == 299
+
+
+def test_table(learned: clew.Model) -> None:
+    table = mazes.table(learned, 40, grid=2, split=None)
+    assert list(table) == ["forkless", "rdfs", "prdfs"] and table["rdfs"]["exact"].n == 40
+    assert {**table["prdfs"]} == {**mazes.evaluate(learned, mazes.generate(40, 2, "prdfs"))}
+    assert "jirpy" in repr(table) and "<table>" in table._repr_html_()
+    below = table.below()
+    for kind, row in ((k, r) for k in table for r in mazes.PAPER["hallway"][k]):
+        assert ((kind, row) in below) == (100 * table[kind][row].value < mazes.PAPER["hallway"][kind][row] - 0.05)
+    assert table.to_dict()["rows"]["rdfs"]["exact"] == [table["rdfs"]["exact"].successes, 40]
+    assert mazes.PAPER["hallway"]["rdfs"]["first_path_choice"] == 67.2
+    assert mazes.PAPER["jirpy"]["forkless"]["path_end"] == 71.5
+
+
+# ---- What is refused ------------------------------------------------------------------------------------------------
+
+
+def test_models_with_another_vocabulary(model: clew.Model) -> None:
+    other = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=99, d_vocab=50), seed=0)
+    with pytest.raises(TokenError, match=r"a vocabulary of 50 tokens is none of mazes: they have 11 \+ grid²"):
+        mazes.solve(other, [MAZE])
+    with pytest.raises(TokenError, match="reads 60 and writes 60 tokens; the vocabulary of 5 × 5 mazes has 36"):
+        mazes.evaluate(model, [MAZE], tokenizer=mazes.Tokenizer(5))
+    named = mazes.hallway_config(extra={"mazes": {"grid": 6, "order": "rasterized"}}, n_layers=1)
+    with pytest.raises(TokenError, match="reads 60 and writes 60 tokens; the vocabulary of 6 × 6 mazes has 47"):
+        mazes.solve(clew.Model.from_config(named), [MAZE])
+    fitting = named.replace(d_vocab=47, d_vocab_out=47)
+    assert mazes.tokenizer_of(clew.Model.from_config(fitting)).order == "rasterized"
+
+
+def test_mazes_that_do_not_fit(model: clew.Model) -> None:
+    with pytest.raises(TokenError, match="maze 0 has a grid of 8 × 8, larger than the vocabulary's 7 × 7"):
+        mazes.solve(model, mazes.generate(1, 8))
+    short = clew.Model.from_config(mazes.hallway_config(n_layers=1, n_ctx=100))
+    with pytest.raises(TokenError, match="mazes 0 to 1: prompts of 148 tokens, the model has 100 positions"):
+        mazes.solve(short, mazes.generate(2, 6))
+    with pytest.raises(ConfigError, match="max_cells = 0: at least 1"):
+        mazes.solve(model, [MAZE], max_cells=0)
+    with pytest.raises(ConfigError, match="evaluate: no mazes: an empty split?"):
+        mazes.evaluate(model, [])
+    with pytest.raises(TokenError, match="maze 0: its target cannot be reached"):
+        mazes.evaluate(model, [mazes.Maze(3, EDGES[:1], (0, 0), (2, 2))])

@@ -1,0 +1,150 @@
+"""What maze models learn from: shapes of the paper, masks, curricula, runs that are stopped and go on."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import clew
+import numpy as np
+import pytest
+from clew import ConfigError, mazes
+from clew.train import Trainer
+
+SCRIPT = Path(clew.__file__).parent / "data" / "maze-6x6" / "train.py"
+STAGES = [mazes.Stage(2, {2: 1.0}, {"rdfs": 1.0}), mazes.Stage(9, {2: 0.3, 3: 0.7}, {"rdfs": 0.6, "forkless": 0.4}, 4)]
+
+
+def small() -> clew.Model:
+    config = mazes.hallway_config(n_layers=1, d_model=16, n_heads=2, d_mlp=32, n_ctx=64)
+    return clew.Model.from_config(config, seed=0)
+
+
+def source(**more: Any) -> mazes.Curriculum:
+    return mazes.Curriculum(STAGES, mazes.Tokenizer(7), **more)
+
+
+def test_the_papers_shapes() -> None:
+    assert clew.Model.from_config(mazes.hallway_config()).n_params == 1_238_076
+    assert clew.Model.from_config(mazes.jirpy_config()).n_params == 9_639_484
+    config = mazes.hallway_config(n_layers=2, model_name="x")
+    assert (config.n_layers, config.model_name, config.d_mlp, config.tie_word_embeddings) == (2, "x", 512, False)
+
+
+def test_the_loss_is_on_the_path_alone() -> None:
+    tok, ms = mazes.Tokenizer(7), mazes.generate(10, 5, "prdfs")
+    batch = mazes.examples(ms, tok)
+    for ids, mask, maze in zip(batch.tokens, batch.loss_mask, ms, strict=True):
+        assert len(mask) == len(ids) and mask[-1] == 0
+        learned = [tok.vocab[t] for t in ids[1:][np.flatnonzero(mask[:-1])]]
+        cells = [f"({r},{c})" for r, c in maze.solution.tolist()]
+        assert learned == ["<PATH_START>", *cells, "<PATH_END>"]
+
+
+def test_stages_follow_each_other() -> None:
+    data = source()
+    first, second = data.mazes(0, 8), data.mazes(2, 8)
+    assert set(first.grids) == {2} and set(second.grids) == {2, 3}
+    assert np.array_equal(data.mazes(1, 8).batch[1], source().mazes(1, 8).batch[1])
+    assert not np.array_equal(data.mazes(0, 8).hashes, data.mazes(1, 8).hashes) or len(set(first.hashes)) < 4
+    # as many tokens as `size` mazes of the largest grid, whatever the grid; the second stage has a size of its own
+    tokens = [sum(map(len, data.batch(step, 400).tokens)) for step in (0, 1)]
+    large = sum(map(len, mazes.examples(mazes.generate(400, 3), mazes.Tokenizer(7)).tokens))
+    assert all(abs(n / large - 1) < 0.1 for n in tokens)
+    assert len(data.mazes(5, 400)) == len(data.mazes(5, 8)) < 12
+    later = data.mazes(10**6, 8)  # the last stage goes on
+    assert set(later.grids) == {2, 3}
+    many = mazes.Curriculum([mazes.Stage(1, {3: 1.0}, {"rdfs": 0.5, "forkless": 0.5})], mazes.Tokenizer(7))
+    forkless = [len(m.edges) < 8 for m in many.mazes(0, 1000)]
+    assert 0.3 < np.mean(forkless) < 0.5  # some walks cross the whole grid
+
+
+def test_no_maze_of_the_test_split_is_learned_from() -> None:
+    data = source(test_share=0.5)
+    seen = np.concatenate([data.mazes(step, 64).hashes for step in range(2, 30)])
+    assert not set(seen) & set(mazes.generate(500, 3, split="test", test_share=0.5).hashes)
+
+
+def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    how: dict[str, Any] = dict(steps=6, batch=8, lr=1e-2, checkpoint_every=2, progress=False)
+    whole = Trainer(small(), source(), **how)
+    whole.run()
+    Trainer(small(), source(), directory=tmp_path, **how).run(until=4)
+    rest = Trainer(small(), source(), directory=tmp_path, **how)
+    assert rest.optimizer.steps == 4
+    rest.run()
+    for name, value in whole.model.weights.items():
+        assert np.array_equal(value, rest.model.weights[name]), name
+    with pytest.raises(ConfigError, match='was made with data = "mazes until 2 .* seed 0 .*this run has .*seed 1'):
+        Trainer(small(), source(seed=1), directory=tmp_path, **how)  # a folder that holds another run
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: mazes.Stage(1, {21: 1.0}, {"rdfs": 1.0}), "grid = 21: a maze has 2 to 20 rows"),
+        (lambda: mazes.Stage(1, {3: 1.0}, {"maze": 1.0}), "Stage: kind 'maze'; known: rdfs"),
+        (lambda: mazes.Stage(1, {}, {"rdfs": 1.0}), r"Stage: grids = \{\}: shares must be above 0"),
+        (lambda: mazes.Stage(1, {3: 1.0}, {"rdfs": 0.0}), "Stage: kinds = .*: shares must be above 0"),
+        (lambda: mazes.Stage(1, {3: 1.0}, {"rdfs": 1.0}, 0), "Stage: batch = 0: at least 1"),
+        (lambda: mazes.Curriculum([], mazes.Tokenizer(7)), "Curriculum: stages must come in order, at least one"),
+        (lambda: mazes.Curriculum(STAGES[::-1], mazes.Tokenizer(7)), "Curriculum: stages must come in order"),
+        (
+            lambda: mazes.Curriculum(STAGES, mazes.Tokenizer(2)),
+            "Curriculum: mazes of 3 × 3, larger than the vocabulary's 2 × 2",
+        ),
+        (lambda: mazes.Curriculum(STAGES, mazes.Tokenizer(7), seed=-1), "seed = -1, must be a whole number"),
+        (lambda: mazes.Curriculum(STAGES, mazes.Tokenizer(7), test_share=1.0), "leaves the split 'train' empty"),
+    ],
+)
+def test_what_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+# ---- The script of the bundled model --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The training script as a module, with a small model and short stages."""
+    pytest.importorskip("safetensors", reason="safetensors is not installed: the script writes with it")
+    spec = importlib.util.spec_from_file_location("train_maze", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = mazes.hallway_config
+    shape = dict(n_layers=1, d_model=16, n_heads=2, d_mlp=32)
+    monkeypatch.setattr(module.mazes, "hallway_config", lambda **fields: config(**fields, **shape))
+    monkeypatch.setattr(module, "STAGES", (mazes.Stage(4, {3: 1.0}, {"rdfs": 1.0}, batch=2),))
+    monkeypatch.setattr(module, "KEPT", (0, 2, 5))
+    held_out = module.held_out
+    monkeypatch.setattr(module, "held_out", lambda: held_out(2))
+    return module
+
+
+def test_the_script_trains_goes_on_and_decays(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", ["train.py", str(tmp_path / "run"), *arguments])
+        script.main()
+
+    run("--steps", "2")
+    run("--steps", "4")
+    folder = tmp_path / "run"
+    assert {p.name for p in folder.glob("step-*")} >= {"step-0", "step-2", "step-000000004.safetensors"}
+    kept = clew.load(folder / "step-2")
+    assert mazes.tokenizer_of(kept).grid == 7
+    checkpoint = folder / "step-000000004.safetensors"
+    run("--decay-from", str(checkpoint), "--decay-steps", "2", "--out", str(tmp_path / "out"))
+    model = clew.load(tmp_path / "out")
+    assert model.config.model_name == "maze-6x6" and (folder / "decay-4-2" / "step-5").is_dir()
+    curve = clew.train.checkpoint.read(folder / "decay-4-2" / "step-000000006.safetensors").curve
+    assert [row[0] for row in curve.rows] == [1, 2, 3, 4, 5, 6]
+    assert [row[2] for row in curve.rows[-2:]] == pytest.approx([script.RATE, script.RATE / 2])
+    trained = clew.train.load_model(folder / "decay-4-2").weights["embed.W_E"]
+    assert np.array_equal(model.weights["embed.W_E"], trained.astype(np.float16).astype(np.float32))
+    assert '"decay_steps": 2' in (tmp_path / "out" / "training.json").read_text()
+    assert "step 4" in capsys.readouterr().out
