@@ -225,7 +225,7 @@ def split_encoding(model: Model, tokens: Any) -> Split:
 
 
 def split_decoding(model: Model, tokens: Any) -> Split:
-    """Each step of the last stream from a position to the next, as aggregation + filtering [batch, pos − 1, d]; float64.
+    """Each step of the last stream to the next position, as aggregation + filtering [batch, pos − 1, d]; float64.
 
     Filtering holds the difference of the embeddings too. The final norm comes after: it is one more filter, and none of
     a sum's parts. Padding behind shorter texts gives steps of no meaning.
