@@ -1,0 +1,172 @@
+"""Multiple-choice tasks: HellaSwag's files, with errors that name the line, and an easier task made of any text."""
+
+from __future__ import annotations
+
+import bz2
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import ConfigError, LoadError, TokenError
+
+N_CHOICES = 4
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question with four endings."""
+
+    context: str
+    """`activity_label: ctx`"""
+    endings: tuple[str, ...]
+    """Without the space that joins them to the context."""
+    gold: int
+
+    @property
+    def answer(self) -> str:
+        """The right ending, with the space before it."""
+        return " " + self.endings[self.gold]
+
+
+@dataclass(frozen=True)
+class Tasks(Sequence[Task]):
+    """Tasks of a file; made by :func:`read_tasks`."""
+
+    tasks: tuple[Task, ...]
+    source: str
+    skipped: tuple[str, ...] = ()
+    """What was wrong with each task that was left out, with its line."""
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Tasks(self.tasks[index], self.source, self.skipped)
+        return self.tasks[index]
+
+
+Bad = Literal["error", "skip"]
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Lines of a text file, plain or .bz2. Raises LoadError for a file that cannot be read (the byte, if not UTF-8)."""
+    try:
+        data = Path(path).read_bytes()
+        return (bz2.decompress(data) if str(path).endswith(".bz2") else data).decode("utf-8").splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise LoadError(f"{path}: {error}") from None
+
+
+def _six_lines(lines: list[str]) -> Callable[[int], Task]:
+    def parse(at: int) -> Task:
+        block = lines[at : at + 2 + N_CHOICES]
+        if len(block) < 2 + N_CHOICES:
+            raise ValueError(f"line {at + 1}: a task has six lines (context, gold index, four endings), this has "
+                             f"{len(block)}")  # fmt: skip
+        return _task(block[0], block[1], block[2:], [at + 1 + i for i in range(6)])
+
+    return parse
+
+
+def _task(context: Any, gold: Any, endings: Any, lines: list[int]) -> Task:
+    if not isinstance(context, str) or not context.strip():
+        raise ValueError(f"line {lines[0]}: the context is empty or no text")
+    text = str(gold).strip()
+    if isinstance(gold, bool) or not re.fullmatch(r"[0-3]", text):
+        raise ValueError(f"line {lines[1]}: the gold index is {text[:40]!r}, not 0 to 3")
+    if not isinstance(endings, list) or len(endings) != N_CHOICES:
+        raise ValueError(f"line {lines[2]}: a task has {N_CHOICES} endings")
+    for i, ending in enumerate(endings):
+        if not isinstance(ending, str) or not ending.strip():
+            raise ValueError(f"line {lines[2 + i]}: ending {i} is empty or no text")
+    return Task(context, tuple(e.strip() for e in endings), int(text))
+
+
+def _json_line(number: int, line: str) -> Task:
+    """A line of HellaSwag's own JSONL: activity_label, ctx, label, endings."""
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number}: no JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"line {number}: not an object")
+    missing = [key for key in ("ctx", "label", "endings") if key not in data]
+    if missing:
+        raise ValueError(f"line {number}: no {missing[0]!r}")
+    label = data.get("activity_label")
+    context = f"{label}: {data['ctx']}" if label else data["ctx"]
+    return _task(context, data["label"], data["endings"], [number] * 6)
+
+
+def read_tasks(path: str | os.PathLike[str], bad: Bad = "error") -> Tasks:
+    """Tasks of a HellaSwag file: six lines a task (context, gold, four endings; also .bz2), or .jsonl.
+
+    bad: "error" stops at a broken line, with its number and what is wrong; "skip" leaves the task out, and `skipped`
+    says what was wrong with each. In six-line files a task that is too short or long shifts the others: reading goes on
+    at the next line whose successor is a gold index. Raises LoadError, ConfigError.
+    """
+    if bad not in ("error", "skip"):
+        raise ConfigError(f"bad = {bad!r}: 'error' or 'skip'")
+    lines = read_lines(path)
+    tasks: list[Task] = []
+    skipped: list[str] = []
+    is_json = ".jsonl" in Path(path).name
+    parse = _six_lines(lines)
+    at = 0
+    while at < len(lines):
+        step = 1
+        try:
+            if is_json and lines[at].strip():
+                tasks.append(_json_line(at + 1, lines[at]))
+            elif not is_json:
+                step = 2 + N_CHOICES
+                tasks.append(parse(at))
+        except ValueError as error:
+            if bad == "error":
+                raise LoadError(f"{path}: {error}") from None
+            skipped.append(str(error))
+            if not is_json:
+                step = next((n for n in range(1, len(lines) - at - 1)
+                             if re.fullmatch(r"[0-3]", lines[at + n + 1].strip())), len(lines) - at)  # fmt: skip
+        at += step
+    if not tasks:
+        raise LoadError(f"{path}: no task" + (f"; the first of {len(skipped)}: {skipped[0]}" if skipped else ""))
+    return Tasks(tuple(tasks), Path(path).name, tuple(skipped))
+
+
+_SENTENCE = re.compile(r"[^.!?\n]+[.!?]")
+
+
+def next_sentence_tasks(text: str, n: int = 100, seed: int = 0, sentences: int = 2) -> Tasks:
+    """An easier four-way task for small models: the true next sentence against three random ones of the same text.
+
+    Contexts are `sentences` sentences long. Raises TokenError for a text of fewer than ten sentences.
+
+    >>> tasks = next_sentence_tasks(" ".join(f"This is sentence {i}." for i in range(30)), n=5)
+    >>> len(tasks), tasks[0].endings[tasks[0].gold] != tasks[0].context
+    (5, True)
+    """
+    found = [s.strip() for s in _SENTENCE.findall(text) if 3 <= len(s.split()) <= 40]
+    if len(found) < 10:
+        raise TokenError(f"next_sentence_tasks: {len(found)} sentences of 3 to 40 words: at least 10 are needed")
+    rng = np.random.default_rng(seed)
+    starts = rng.permutation(len(found) - sentences)[:n]
+    tasks = []
+    for start in starts:
+        true = int(start) + sentences
+        others = rng.permutation([i for i in range(len(found)) if not start <= i <= true and found[i] != found[true]])
+        gold = int(rng.integers(N_CHOICES))
+        endings = [found[int(i)] for i in others[: N_CHOICES - 1]]
+        endings.insert(gold, found[true])
+        tasks.append(Task(" ".join(found[start:true]), tuple(endings), gold))
+    return Tasks(tuple(tasks), "the next of four sentences")
+
+
+__all__ = ["Task", "Tasks", "next_sentence_tasks", "read_lines", "read_tasks"]
