@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from . import commands as papers
 from . import demo, info, lens, set_num_threads
 from .errors import Error, TokenError
 from .model import Model, load
@@ -274,6 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", default="out", metavar="DIR", help="folder for the figures (out), made where missing")
     sub.add_argument("--model", default="shakespeare", metavar="MODEL", help="another model (shakespeare)")
     sub.set_defaults(act=lambda args: demo.main(args.out, args.model))
+    papers.add(commands, common)
     return parser
 
 

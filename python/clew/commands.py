@@ -1,0 +1,148 @@
+"""The papers' experiments as commands: clew walk, geometry, descent, mazes, adaptive, and the report of all."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+from .experiment import Claim, Experiment, verdict
+from .model import load
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper and where its experiment is."""
+
+    number: int
+    name: str
+    """Of the command and of the module `clew.NAME`, whose `experiment` runs it."""
+    title: str
+    model: str | None
+    """Bundled model of the report; None: the experiment trains its own networks."""
+
+
+PAPERS = (
+    Paper(1, "walk", "Embedding walks", "shakespeare"),
+    Paper(2, "adaptive", "Adaptive inference", None),
+    Paper(3, "geometry", "Traveling words", "shakespeare"),
+    Paper(4, "descent", "Inner optimisation", "shakespeare"),
+    Paper(5, "mazes", "Mazes", "maze-6x6"),
+)
+
+
+@dataclass(frozen=True)
+class _Predictions(Experiment):
+    """What `clew.adaptive` measured, in the form that the other papers' results have."""
+
+    result: Any
+
+    def figures(self) -> dict[str, Any]:
+        return dict(self.result.figures())
+
+    def numbers(self) -> dict[str, Any]:
+        return dict(self.result.to_json())
+
+
+def _from_predictions(result: Any, quick: bool, seed: int) -> Experiment:
+    """Claims of the predictions (a) to (g) that `clew.adaptive.experiment` judges."""
+    claims = []
+    for key, prediction in result.predictions.items():
+        failed = [c for c in prediction.checks if not c.holds]
+        measured = f"{len(prediction.checks) - len(failed)} of {len(prediction.checks)} checks hold"
+        if failed:
+            measured += "; not: " + "; ".join(f"{c.statement} ({c.value:.3g}, bound {c.bound:.3g})" for c in failed)
+        says = "ours, to test the abstract (the paper's text was not to be had): " + prediction.claim
+        claims.append(Claim(2, f"({key}) {prediction.claim}", says, measured, verdict(not failed), key))
+    title = "Adaptive inference, by our own specification"
+    return _Predictions(2, title, "networks trained here", seed, quick, tuple(claims), result)
+
+
+def run(
+    paper: Paper, model: str | None = None, text: str | None = None, quick: bool = True, seed: int = 0
+) -> Experiment:
+    """The experiment of a paper on a model; None: the bundled one.
+
+    Raises ConfigError (a model or text for an experiment that takes none), ImportError where this installation lacks
+    the experiment, and what the experiment raises.
+
+    >>> run(PAPERS[2], "stories260K").paper
+    3
+    """
+    module = importlib.import_module(f"clew.{paper.name}")
+    function = getattr(module, "experiment", None)
+    if not callable(function):
+        raise ImportError(f"clew.{paper.name} has no experiment in this installation")
+    if paper.model is None:
+        if model is not None or text is not None:
+            raise ConfigError(f"clew {paper.name} trains its own networks: it takes no model and no text")
+        result = function(quick=quick, seed=seed)
+    else:
+        result = function(load(model or paper.model), text=text, quick=quick, seed=seed)
+    return result if isinstance(result, Experiment) else _from_predictions(result, quick, seed)
+
+
+def _folder(out: str, force: bool) -> Path:
+    """The folder to write to: new, empty, or --force."""
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, not a folder")
+    if folder.exists() and any(folder.iterdir()) and not force:
+        raise ConfigError(
+            f"the folder {folder} exists and is not empty: choose another --out, or --force to write into it"
+        )
+    return folder
+
+
+def _act(args: argparse.Namespace) -> None:
+    paper: Paper = args.paper
+    folder = None if args.out is None else _folder(args.out, args.force)  # before the work, not after it
+    text = None if args.text is None else Path(args.text).read_text(encoding="utf-8")
+    result = run(paper, args.model, text, not args.full, args.seed)
+    print(result.table())
+    if folder is not None:
+        files = result.save(folder, overwrite=args.force)
+        print(f"\nMade {len(files)} files in {args.out}: {', '.join(path.name for path in files)}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from . import report
+
+    report.main(args.out, not args.full, args.seed)
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Adds the commands to those of `clew`."""
+    settings = argparse.ArgumentParser(add_help=False)
+    size = settings.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="the small version (the default)")
+    size.add_argument("--full", action="store_true", help="the whole experiment, which takes longer")
+    settings.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (0)")
+    for paper in PAPERS:
+        sub = commands.add_parser(
+            paper.name,
+            parents=[common, settings],
+            help=f"paper {paper.number}: {paper.title.lower()}",
+            description=f"Runs the experiment of paper {paper.number} and prints for every claim what the paper says, "
+            "what was measured and the verdict.",
+        )
+        sub.add_argument("model", nargs="?", metavar="MODEL", help=f"({paper.model or 'it trains its own networks'})")
+        sub.add_argument("--out", metavar="DIR", help="folder for table.txt, result.json and figures")
+        sub.add_argument("--force", action="store_true", help="write into a folder that is not empty")
+        sub.add_argument("--text", metavar="FILE", help="a text instead of the bundled one")
+        sub.set_defaults(act=_act, paper=paper)
+    sub = commands.add_parser(
+        "report",
+        parents=[common, settings],
+        help="all five papers' experiments, as one page",
+        description="Runs the experiments of all papers on the bundled models and writes DIR/report.html. Exit status "
+        "2 when one of them failed; the page says which and why.",
+    )
+    sub.add_argument("--out", default="out", metavar="DIR", help="folder of report.html (out), which is replaced")
+    sub.set_defaults(act=_report)
+
+
+__all__ = ["PAPERS", "Paper", "add", "run"]

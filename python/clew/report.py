@@ -1,0 +1,171 @@
+"""All five papers' experiments on one page: what each says, what was measured, the picture, the verdict.
+
+The page is one file: images and style are inside, nothing is loaded, no script runs.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .commands import PAPERS, Paper, run
+from .errors import Error
+from .experiment import Claim, Experiment
+from .info import __version__
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One experiment: its result, or the message of what stopped it."""
+
+    paper: Paper
+    result: Experiment | None
+    error: str = ""
+    seconds: float = 0.0
+    images: dict[str, bytes] = field(default_factory=dict)
+    """PNG files by the figure's name."""
+
+
+def _png(figure: object) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)  # type: ignore[attr-defined]
+    return data.getvalue()
+
+
+def entry(paper: Paper, quick: bool = True, seed: int = 0) -> Entry:
+    """Runs an experiment and draws it. Whatever goes wrong becomes the entry's error."""
+    start = time.perf_counter()
+    try:
+        result = run(paper, quick=quick, seed=seed)
+        images = {name: _png(figure) for name, figure in result.figures().items()}
+    except Exception as error:  # the page tells what failed and the other papers still run
+        text = " ".join(str(error).split())
+        return Entry(paper, None, f"{type(error).__name__}: {text}" if text else type(error).__name__,
+                     time.perf_counter() - start)  # fmt: skip
+    return Entry(paper, result, "", time.perf_counter() - start, images)
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; padding: 1rem;
+  max-width: 60rem; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.3rem; border-top: 2px solid #333; padding-top: 1rem;
+  margin-top: 3rem; } h3 { font-size: 1.05rem; margin: 0 0 .5rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; } td, th { border: 1px solid #bbb;
+  padding: .3rem .6rem; text-align: left; } td.number { text-align: right; }
+img { max-width: 100%; height: auto; display: block; margin: .5rem 0; }
+.claim, .failure { border: 1px solid #ccc; border-left: .4rem solid #666; border-radius: 4px; padding: .8rem 1rem;
+  margin: 1rem 0; }
+dl { margin: 0; } dt { font-weight: 600; } dd { margin: 0 0 .5rem; }
+.verdict { font-weight: 700; } .yes { border-left-color: #0072B2; } .no { border-left-color: #D55E00; }
+.failure { border-left-color: #a00000; background: #fff4f4; } .open { border-left-color: #888; }
+footer { margin-top: 3rem; color: #555; font-size: .85rem; }
+"""
+_LOOK = {"holds": "yes", "does not hold": "no"}
+
+
+def _image(name: str, data: bytes, alt: str) -> str:
+    source = base64.b64encode(data).decode("ascii")
+    return f'<img id="{html.escape(name)}" src="data:image/png;base64,{source}" alt="{html.escape(alt)}">'
+
+
+def _claim(claim: Claim, images: dict[str, bytes], prefix: str, shown: set[str]) -> str:
+    picture = ""
+    if claim.figure in images and claim.figure is not None:
+        name = f"{prefix}-{claim.figure}"
+        if claim.figure in shown:  # one figure can be about several claims: it is on the page once
+            picture = f'<p><a href="#{html.escape(name)}">The picture is above.</a></p>'
+        else:
+            shown.add(claim.figure)
+            picture = _image(name, images[claim.figure], f"{claim.figure.replace('_', ' ')}: {claim.text}")
+    return (
+        f'<article class="claim {_LOOK.get(claim.verdict, "open")}"><h3>{html.escape(claim.text)}</h3><dl>'
+        f"<dt>The paper says</dt><dd>{html.escape(claim.says)}</dd>"
+        f"<dt>Measured</dt><dd>{html.escape(claim.measured)}</dd>"
+        f'<dt>Verdict</dt><dd class="verdict">{html.escape(claim.verdict)}</dd></dl>{picture}</article>'
+    )
+
+
+def _section(e: Entry) -> str:
+    head = f'<section id="{e.paper.name}"><h2>Paper {e.paper.number}: {html.escape(e.paper.title)}</h2>'
+    if e.result is None:
+        return f'{head}<div class="failure"><h3>Failed</h3><p>{html.escape(e.error)}</p></div></section>'
+    r = e.result
+    facts = f"<p>{html.escape(r.title)}. Model: {html.escape(r.model)}; seed {r.seed}; {e.seconds:.0f} s.</p>"
+    shown: set[str] = set()
+    claims = "".join(_claim(c, e.images, e.paper.name, shown) for c in r.claims)
+    more = "".join(
+        _image(f"{e.paper.name}-{name}", data, f"{name.replace('_', ' ')}, paper {e.paper.number}")
+        for name, data in e.images.items() if name not in shown
+    )  # fmt: skip
+    return f"{head}{facts}{claims}{'<h3>More pictures</h3>' + more if more else ''}</section>"
+
+
+def counts(e: Entry) -> dict[str, int]:
+    """How many claims have each verdict; empty for an experiment that failed."""
+    out: dict[str, int] = {}
+    for claim in e.result.claims if e.result is not None else ():
+        out[claim.verdict] = out.get(claim.verdict, 0) + 1
+    return out
+
+
+def page(entries: Sequence[Entry], quick: bool = True, seed: int = 0) -> str:
+    """The whole page as HTML.
+
+    >>> "no weights" in page([Entry(PAPERS[0], None, "LoadError: no weights")])
+    True
+    """
+    rows = ""
+    for e in entries:
+        n = counts(e)
+        cells = "".join(
+            f'<td class="number">{n.get(v, 0)}</td>' for v in ("holds", "does not hold", "not testable on this model")
+        )
+        name = f'<td><a href="#{e.paper.name}">{e.paper.number}. {html.escape(e.paper.title)}</a></td>'
+        rows += f"<tr>{name}{cells if e.result is not None else '<td colspan=3>failed</td>'}</tr>"
+    size = "small" if quick else "whole"
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>clew: five papers, measured</title><style>{_STYLE}</style></head><body>"
+        "<h1>Five papers, measured</h1><p>For every claim: what the paper says, what was measured on small models that "
+        "come with clew, and whether it holds there.</p>"
+        '<div class="scroll"><table><thead><tr><th>paper</th><th>holds</th><th>does not hold</th><th>not testable</th>'
+        f"</tr></thead><tbody>{rows}</tbody></table></div>"
+        + "".join(_section(e) for e in entries)
+        + f"<footer>clew {html.escape(__version__)}, the {size} version of each experiment, seed {seed}.</footer>"
+        "</body></html>\n"
+    )
+
+
+def main(out: str | os.PathLike[str] = "out", quick: bool = True, seed: int = 0,
+         papers: Sequence[Paper] = PAPERS) -> Path:  # fmt: skip
+    """Runs the papers' experiments, with a line of progress for each, and writes `out`/report.html; its path.
+
+    Raises Error, after the page is written, where an experiment failed: which, and why.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for i, paper in enumerate(papers, 1):
+        print(f"[{i}/{len(papers)}] paper {paper.number}, {paper.title} ...", end=" ", flush=True)
+        e = entry(paper, quick, seed)
+        entries.append(e)
+        told = ", ".join(f"{n} {v}" for v, n in counts(e).items()) if e.result is not None else f"FAILED: {e.error}"
+        print(f"{told} ({e.seconds:.0f} s)", flush=True)
+    path = folder / "report.html"
+    path.write_text(page(entries, quick, seed), encoding="utf-8")
+    print(f"Made {os.fspath(path)}")
+    failed = [e for e in entries if e.result is None]
+    if failed:
+        why = "; ".join(f"{e.paper.name} ({e.error})" for e in failed)
+        raise Error(f"{len(failed)} of {len(entries)} experiments failed: {why}; the others are in {os.fspath(path)}")
+    return path
+
+
+__all__ = ["Entry", "counts", "entry", "main", "page"]

@@ -1,0 +1,362 @@
+"""What stays of values that stream by: sums that merge, in float64.
+
+A reducer takes rows [n, d] (one for each token) by `update`, another reducer of its kind by `merge`, and gives what it
+was made for as attributes. Sums are kept about their means (Chan, Golub & LeVeque 1979), so that values far from zero
+lose nothing. How rows were cut into batches changes results by rounding only; histograms and top-k do not change.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ConfigError, ShapeError
+from ..weights import whole
+
+Array = NDArray[Any]
+R = TypeVar("R", bound="Reducer")
+
+
+class Reducer:
+    """Base of the reducers: rows counted, their number of values checked. Its kinds say what they take and give."""
+
+    inputs = 1
+    """Arrays of rows that `update` takes."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        """Rows seen."""
+        self.width: tuple[int, ...] = ()
+        """Values in a row of each input; empty before the first rows."""
+
+    def fresh(self: R) -> R:
+        """A reducer with the same settings that has seen nothing."""
+        if self.n:
+            raise ConfigError(
+                f"{type(self).__name__} has seen {self.n} rows already: a fresh one is made from an unused"
+            )
+        return copy.deepcopy(self)
+
+    def update(self, *rows: ArrayLike, where: Array | None = None) -> None:
+        """Takes rows [n, d], one array for each input; where: int64 [n, 2], text and position of each.
+
+        Raises ShapeError where they are no matrices of equal length, or of another width than the rows before.
+        """
+        arrays = [np.asarray(r) for r in rows]
+        name = type(self).__name__
+        if len(arrays) != self.inputs:
+            raise ShapeError(f"{name} takes {self.inputs} array{'s' * (self.inputs > 1)} of rows, not {len(arrays)}")
+        shapes = " and ".join(str(list(a.shape)) for a in arrays)
+        if any(a.ndim != 2 or a.dtype.kind not in "fiu" for a in arrays) or len({len(a) for a in arrays}) != 1:
+            raise ShapeError(f"{name} takes real rows [n, d] of equal number, not {shapes}")
+        width = tuple(a.shape[1] for a in arrays)
+        if self.width and width != self.width:
+            raise ShapeError(f"{name}: rows of {width} values after rows of {self.width}")
+        if not len(arrays[0]):
+            return
+        if where is None:
+            where = np.column_stack([np.zeros(len(arrays[0]), np.int64), np.arange(self.n, self.n + len(arrays[0]))])
+        first = not self.width
+        self.width = width
+        self._take(arrays, where, first)
+        self.n += len(arrays[0])
+
+    def merge(self: R, other: R) -> None:
+        """Takes what another reducer of this kind has seen. Raises ConfigError for other kinds or settings."""
+        if type(self) is not type(other) or self._settings() != other._settings():
+            raise ConfigError(f"{self!r} cannot take what {other!r} has seen")
+        if not other.n:
+            return
+        if not self.n:
+            self.__dict__.update(copy.deepcopy(other.__dict__))
+            return
+        if self.width != other.width:
+            raise ShapeError(f"{type(self).__name__}: rows of {self.width} values merged with rows of {other.width}")
+        self._join(other)
+        self.n += other.n
+
+    def _settings(self) -> tuple[Any, ...]:
+        return ()
+
+    def _take(self, rows: list[Array], where: Array, first: bool) -> None:
+        raise NotImplementedError
+
+    def _join(self, other: Any) -> None:
+        raise NotImplementedError
+
+    def _needs(self, least: int = 1) -> None:
+        if self.n < least:
+            raise ConfigError(f"{type(self).__name__} has seen {self.n} rows: it needs {least}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self._settings()))}) of {self.n} rows"
+
+
+class _Centred(Reducer):
+    """Means and sums of products about them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mean: list[Array] = []
+        self._sums: list[Array] = []
+
+    def _products(self, centred: list[Array]) -> list[Array]:
+        raise NotImplementedError
+
+    def _of_shift(self, shift: list[Array]) -> list[Array]:
+        return self._products([s[None] for s in shift])
+
+    def _take(self, rows: list[Array], where: Array, first: bool) -> None:
+        exact = [r.astype(np.float64) for r in rows]
+        means = [e.mean(0) for e in exact]
+        for e, m in zip(exact, means, strict=True):
+            e -= m
+        sums = self._products(exact)
+        if first:
+            self._mean, self._sums = means, sums
+        else:
+            self._add(len(rows[0]), means, sums)
+
+    def _add(self, n: int, means: list[Array], sums: list[Array]) -> None:
+        total = self.n + n
+        shift = [b - a for a, b in zip(self._mean, means, strict=True)]
+        beside = self._of_shift(shift)
+        self._sums = [a + b + s * (self.n * n / total) for a, b, s in zip(self._sums, sums, beside, strict=True)]
+        self._mean = [a + s * (n / total) for a, s in zip(self._mean, shift, strict=True)]
+
+    def _join(self, other: Any) -> None:
+        self._add(other.n, other._mean, other._sums)
+
+
+class Mean(_Centred):
+    """Mean and variance of every column.
+
+    >>> mean = Mean()
+    >>> mean.update([[1.0, 2.0], [3.0, 2.0]])
+    >>> mean.mean, mean.variance
+    (array([2., 2.]), array([1., 0.]))
+    """
+
+    def _products(self, centred: list[Array]) -> list[Array]:
+        return [np.einsum("nd,nd->d", centred[0], centred[0])]
+
+    @property
+    def mean(self) -> Array:
+        """[d], float64. Raises ConfigError before the first row."""
+        self._needs()
+        return self._mean[0].copy()
+
+    @property
+    def variance(self) -> Array:
+        """[d], over n. Raises ConfigError before the first row."""
+        self._needs()
+        return np.asarray(self._sums[0] / self.n)
+
+
+class Covariance(_Centred):
+    """Mean and covariance of the columns.
+
+    >>> both = Covariance()
+    >>> both.update([[0.0, 0.0], [2.0, 4.0]])
+    >>> both.covariance
+    array([[1., 2.],
+           [2., 4.]])
+    """
+
+    def _products(self, centred: list[Array]) -> list[Array]:
+        return [centred[0].T @ centred[0]]
+
+    @property
+    def mean(self) -> Array:
+        """[d], float64. Raises ConfigError before the first row."""
+        self._needs()
+        return self._mean[0].copy()
+
+    @property
+    def covariance(self) -> Array:
+        """[d, d], over n. Raises ConfigError before the first row."""
+        self._needs()
+        return np.asarray(self._sums[0] / self.n)
+
+
+class Ridge(_Centred):
+    """Normal equations of ridge regression with intercept: min Σ‖y − x W − b‖² + lam ‖W‖² over two arrays of rows.
+
+    Raises ConfigError for a negative or non-finite lam.
+
+    >>> fit = Ridge(lam=0.0)
+    >>> fit.update([[0.0], [1.0], [2.0]], [[1.0], [3.0], [5.0]])
+    >>> weights, bias = fit.solve()
+    >>> weights.round(9), bias.round(9)
+    (array([[2.]]), array([1.]))
+    """
+
+    inputs = 2
+
+    def __init__(self, lam: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= lam < np.inf:
+            raise ConfigError(f"lam = {lam}: a number from 0")
+        self.lam = float(lam)
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (self.lam,)
+
+    def _products(self, centred: list[Array]) -> list[Array]:
+        x, y = centred
+        return [x.T @ x, x.T @ y, np.einsum("nd,nd->d", y, y)]
+
+    def solve(self, lam: float | None = None) -> tuple[Array, Array]:
+        """Weights [d, m] and bias [m]; of minimum norm where lam is 0 and the columns depend on each other.
+
+        Raises ConfigError before the first row.
+        """
+        self._needs()
+        lam = self.lam if lam is None else lam
+        xx, xy, _ = self._sums
+        if lam > 0:
+            weights = np.linalg.solve(xx + lam * np.eye(len(xx)), xy)
+        else:
+            weights = np.linalg.lstsq(xx, xy, rcond=None)[0]
+        return weights, self._mean[1] - self._mean[0] @ weights
+
+    def explained(self, lam: float | None = None) -> Array:
+        """Share of each output's variance that the fit explains [m]; NaN for an output that never changes."""
+        weights, _ = self.solve(lam)
+        xx, xy, yy = self._sums
+        left = yy - 2 * np.einsum("dm,dm->m", weights, xy) + np.einsum("dm,dm->m", weights, xx @ weights)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(np.where(yy > 0, 1 - left / yy, np.nan))
+
+
+class Histogram(Reducer):
+    """Counts of every column in equal bins of [low, high]; the last bin holds `high` too.
+
+    `below`, `above` and `nan` [d] count what is in none. Raises ConfigError unless low < high and bins ≥ 1.
+
+    >>> counts = Histogram(0, 1, bins=2)
+    >>> counts.update([[0.1], [0.9], [1.0], [7.0]])
+    >>> counts.counts, counts.above
+    (array([[1, 2]]), array([1]))
+    """
+
+    def __init__(self, low: float, high: float, bins: int = 100) -> None:
+        super().__init__()
+        self.bins = whole(bins, "bins")
+        if self.bins < 1 or not np.isfinite([low, high]).all() or low >= high:
+            raise ConfigError(f"Histogram({low}, {high}, {bins}): needs low < high and one bin or more")
+        self.edges = np.linspace(low, high, self.bins + 1)
+        """[bins + 1]"""
+        self._all = np.zeros((0, 0), np.int64)
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (float(self.edges[0]), float(self.edges[-1]), self.bins)
+
+    def _take(self, rows: list[Array], where: Array, first: bool) -> None:
+        values = rows[0].astype(np.float64)
+        d = values.shape[1]
+        low, high = self.edges[0], self.edges[-1]
+        # bins by arithmetic, then one step up or down where rounding put a value on the wrong side of its edge
+        with np.errstate(invalid="ignore"):
+            scaled = np.clip((values - low) * (self.bins / (high - low)), 0, self.bins - 1)
+        at = np.nan_to_num(scaled).astype(np.int64)
+        at -= values < self.edges[at]
+        at = np.maximum(at, 0)
+        at += (values >= self.edges[at + 1]) & (at < self.bins - 1)
+        at += 1
+        at[values < low] = 0
+        at[values > high] = self.bins + 1
+        at[np.isnan(values)] = self.bins + 2
+        at += np.arange(d) * (self.bins + 3)
+        found = np.bincount(at.reshape(-1), minlength=d * (self.bins + 3)).reshape(d, self.bins + 3)
+        self._all = found if first else self._all + found
+
+    def _join(self, other: Any) -> None:
+        self._all = self._all + other._all
+
+    @property
+    def counts(self) -> Array:
+        """[d, bins]"""
+        return self._all[:, 1 : self.bins + 1].copy()
+
+    @property
+    def below(self) -> Array:
+        """[d], smaller than every bin."""
+        return self._all[:, 0].copy()
+
+    @property
+    def above(self) -> Array:
+        """[d], greater than every bin."""
+        return self._all[:, self.bins + 1].copy()
+
+    @property
+    def nan(self) -> Array:
+        """[d]"""
+        return self._all[:, self.bins + 2].copy()
+
+
+class TopK(Reducer):
+    """The k greatest values of every column and where they were; of equal ones the earliest. NaN is passed over.
+
+    Raises ConfigError for k below 1.
+
+    >>> top = TopK(2)
+    >>> top.update([[1.0], [5.0], [3.0]])
+    >>> top.values, top.where[0].tolist()
+    (array([[5., 3.]]), [[0, 1], [0, 2]])
+    """
+
+    def __init__(self, k: int = 10) -> None:
+        super().__init__()
+        self.k = whole(k, "k")
+        if self.k < 1:
+            raise ConfigError(f"k = {k}: at least 1")
+        self._columns = np.zeros(0, np.int64)
+        self._values = np.zeros(0)
+        self._where = np.zeros((0, 2), np.int64)
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (self.k,)
+
+    def _keep(self, columns: Array, values: Array, where: Array) -> None:
+        columns = np.concatenate([self._columns, columns])
+        values = np.concatenate([self._values, values])
+        where = np.concatenate([self._where, where])
+        order = np.lexsort((where[:, 1], where[:, 0], -values, columns))
+        starts = np.searchsorted(columns[order], np.arange(self.width[0]))
+        best = order[np.arange(len(order)) - starts[columns[order]] < self.k]
+        self._columns, self._values, self._where = columns[best], values[best], where[best]
+
+    def _take(self, rows: list[Array], where: Array, first: bool) -> None:
+        values = np.array(rows[0].T, order="C")  # [d, n]: a column's values side by side
+        if values.dtype.kind == "f":
+            values = np.where(np.isnan(values), -np.inf, values)
+        n = values.shape[1]
+        least = np.partition(values, n - self.k, axis=1)[:, n - self.k, None] if n > self.k else values.min(1)[:, None]
+        columns, at = np.nonzero(values >= least)
+        held = ~np.isnan(rows[0][at, columns].astype(np.float64))
+        columns, at = columns[held], at[held]
+        self._keep(columns, values[columns, at].astype(np.float64), where[at])
+
+    def _join(self, other: Any) -> None:
+        self._keep(other._columns, other._values, other._where)
+
+    def _table(self, items: Array, filler: float) -> Array:
+        d = self.width[0] if self.width else 0
+        out = np.full((d, self.k, *items.shape[1:]), filler, items.dtype)
+        starts = np.searchsorted(self._columns, np.arange(d))
+        out[self._columns, np.arange(len(self._columns)) - starts[self._columns]] = items
+        return out
+
+    @property
+    def values(self) -> Array:
+        """[d, k], greatest first, float64; NaN where fewer rows were seen."""
+        return self._table(self._values, np.nan)
+
+    @property
+    def where(self) -> Array:
+        """[d, k, 2], number of the text and position in it, int64; −1 where fewer rows were seen."""
+        return self._table(self._where, -1)

@@ -1,0 +1,78 @@
+"""Captured tensors on disk, as Zarr. Needs `clew[dist]`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..model import Model
+from ..sites import capture_list, pair_name
+from .flow import Reduced, TooLong, batches, chunks, pieces, real, rows, settings
+from .texts import Texts
+
+_ROWS = 4096  # tokens in a chunk of the store
+
+
+def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str], *, length: int | None = None,
+            too_long: TooLong = "error", at_once: int = 4096, overwrite: bool = False) -> Reduced:  # fmt: skip
+    """Writes what a model computes on texts into a Zarr group, in the order of the texts; counts of what was read.
+
+    The group holds `tokens` [n], `where` [n, 2] (number of the text, position in it) and an array [n, d] for each
+    site, in the model's dtype, under the site's name as it was given ("resid_post.3"). Axes behind pos are flattened.
+
+    Raises ConfigError where something is at `path` already, unless `overwrite`; ImportError without `clew[dist]`; what
+    :func:`clew.stream.reduce` raises.
+
+    >>> import clew
+    >>> found = to_zarr(clew.load("stories260K"), [[1, 2, 3], [4]], "resid_post.4", "streams.zarr")
+    >>> import zarr
+    >>> zarr.open_group("streams.zarr", mode="r")["resid_post.4"].shape
+    (4, 64)
+    """
+    try:
+        import zarr
+    except ImportError as error:
+        raise ImportError("clew.stream.to_zarr needs Zarr: pip install 'clew[dist]'") from error
+
+    names = [pair_name(site) for site in capture_list(sites)]
+    if not names:
+        raise ConfigError("nothing to write: name a site")
+    how = settings(length, too_long, at_once, ())
+    if Path(path).exists() and not overwrite:
+        raise ConfigError(f"{path} exists already: choose another path, or overwrite=True")
+    texts = source if isinstance(source, Texts) else Texts(source)
+    group = zarr.open_group(os.fspath(path), mode="w")
+    total = Reduced({})
+    for first, items in chunks(texts):
+        found, split = pieces(model, first, items, how)
+        # a piece's rows, in order: batches are by length
+        starts = dict(
+            zip(((p.text, p.start) for p in found), np.cumsum([0, *(len(p.ids) for p in found)]), strict=False)
+        )
+        n = sum(len(p.ids) for p in found)
+        columns: dict[str, Any] = {
+            "tokens": np.concatenate([np.array(p.ids, np.int64) for p in found]),
+            "where": np.concatenate(
+                [np.column_stack([np.full(len(p.ids), p.text), p.start + np.arange(len(p.ids))]) for p in found]
+            ),
+        }
+        for batch in batches(found, how.at_once):
+            run = model.run([p.ids for p in batch], capture=names, logits=None)
+            to = np.concatenate([starts[p.text, p.start] + np.arange(len(p.ids)) for p in batch])
+            mask = real(run)
+            for name in names:
+                got = rows(run, name, mask)
+                columns.setdefault(name, np.empty((n, got.shape[1]), got.dtype))[to] = got
+        for name, values in columns.items():
+            if name not in group:
+                group.create_array(
+                    name, shape=(0, *values.shape[1:]), chunks=(_ROWS, *values.shape[1:]), dtype=values.dtype
+                )
+            group[name].append(values)
+        total.texts, total.tokens, total.split = total.texts + len(items), total.tokens + n, total.split + split
+    total.n_broken, total.broken = texts.n_broken, list(texts.broken)
+    return total
