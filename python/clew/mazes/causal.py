@@ -382,7 +382,8 @@ def spearman(pairs: Array) -> float:
         _, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
     with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.corrcoef(np.array(ranks))[0, 1])
+        table: Array = np.asarray(np.corrcoef(np.array(ranks)))
+    return float(table[0, 1])
 
 
 @dataclass(frozen=True)
