@@ -12,6 +12,8 @@ tokens are those of the `maze-dataset` package.
 
 from __future__ import annotations
 
+from .causal import HeadAblation, ablate_heads, matched_heads, output_norms
+from .counterfactual import MinimalPairs, minimal_pairs
 from .draw import draw, text
 from .ecosystem import from_maze_dataset, to_maze_dataset
 from .embedding import EmbeddingDistances, embedding_distances
@@ -19,6 +21,7 @@ from .evaluate import PAPER, TASKS, Evaluation, Judgement, Rate, Table, evaluate
 from .generate import KINDS, generate, split, unique
 from .heads import AdjacencyHeads, LogitAttribution, adjacency_heads, logit_attribution
 from .maze import Maze, Mazes
+from .patching import HeadPatching, PathStartPatching, patch_heads, patch_path_start
 from .probes import (
     RouteProbes,
     WallProbes,
@@ -31,6 +34,7 @@ from .probes import (
     walls_of,
 )
 from .rollout import rollouts, solve, tokenizer_of
+from .steering import WallFlips, flip_walls
 from .tokens import Tokenizer
 from .training import Curriculum, Stage, examples, hallway_config, jirpy_config
 
@@ -42,22 +46,29 @@ __all__ = [
     "Curriculum",
     "EmbeddingDistances",
     "Evaluation",
+    "HeadAblation",
+    "HeadPatching",
     "Judgement",
     "LogitAttribution",
     "Maze",
     "Mazes",
+    "MinimalPairs",
+    "PathStartPatching",
     "Rate",
     "RouteProbes",
     "Stage",
     "Table",
     "Tokenizer",
+    "WallFlips",
     "WallProbes",
     "WallScores",
+    "ablate_heads",
     "adjacency_heads",
     "draw",
     "embedding_distances",
     "evaluate",
     "examples",
+    "flip_walls",
     "from_maze_dataset",
     "generate",
     "hallway_config",
@@ -65,6 +76,11 @@ __all__ = [
     "jirpy_config",
     "judge",
     "logit_attribution",
+    "matched_heads",
+    "minimal_pairs",
+    "output_norms",
+    "patch_heads",
+    "patch_path_start",
     "rollouts",
     "route_probes",
     "solve",
