@@ -18,6 +18,7 @@ from .embedding import EmbeddingDistances, embedding_distances
 from .evaluate import PAPER, TASKS, Evaluation, Judgement, Rate, Table, evaluate, judge, table
 from .generate import KINDS, generate, split, unique
 from .heads import AdjacencyHeads, LogitAttribution, adjacency_heads, logit_attribution
+from .lens import LensMasses, lens_masses, path_lens, path_steps
 from .maze import Maze, Mazes
 from .probes import (
     RouteProbes,
@@ -43,6 +44,7 @@ __all__ = [
     "EmbeddingDistances",
     "Evaluation",
     "Judgement",
+    "LensMasses",
     "LogitAttribution",
     "Maze",
     "Mazes",
@@ -64,7 +66,10 @@ __all__ = [
     "inner_walls",
     "jirpy_config",
     "judge",
+    "lens_masses",
     "logit_attribution",
+    "path_lens",
+    "path_steps",
     "rollouts",
     "route_probes",
     "solve",
