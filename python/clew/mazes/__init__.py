@@ -12,7 +12,9 @@ tokens are those of the `maze-dataset` package.
 
 from __future__ import annotations
 
+from .consistency import Consistency, Pair, compare, stored_consistency
 from .draw import draw, text
+from .dynamics import Dynamics, kept_checkpoints, over_training, stored_dynamics
 from .ecosystem import from_maze_dataset, to_maze_dataset
 from .embedding import EmbeddingDistances, embedding_distances
 from .evaluate import PAPER, TASKS, Evaluation, Judgement, Rate, Table, evaluate, judge, table
@@ -32,6 +34,7 @@ from .probes import (
     walls_of,
 )
 from .rollout import rollouts, solve, tokenizer_of
+from .snapshot import Snapshot, snapshot
 from .tokens import Tokenizer
 from .training import Curriculum, Stage, examples, hallway_config, jirpy_config
 
@@ -40,7 +43,9 @@ __all__ = [
     "PAPER",
     "TASKS",
     "AdjacencyHeads",
+    "Consistency",
     "Curriculum",
+    "Dynamics",
     "EmbeddingDistances",
     "Evaluation",
     "Judgement",
@@ -48,14 +53,17 @@ __all__ = [
     "LogitAttribution",
     "Maze",
     "Mazes",
+    "Pair",
     "Rate",
     "RouteProbes",
+    "Snapshot",
     "Stage",
     "Table",
     "Tokenizer",
     "WallProbes",
     "WallScores",
     "adjacency_heads",
+    "compare",
     "draw",
     "embedding_distances",
     "evaluate",
@@ -66,15 +74,20 @@ __all__ = [
     "inner_walls",
     "jirpy_config",
     "judge",
+    "kept_checkpoints",
     "lens_masses",
     "logit_attribution",
+    "over_training",
     "path_lens",
     "path_steps",
     "rollouts",
     "route_probes",
+    "snapshot",
     "solve",
     "spanning_trees",
     "split",
+    "stored_consistency",
+    "stored_dynamics",
     "table",
     "text",
     "to_maze_dataset",
