@@ -81,8 +81,8 @@ class Consistency:
             if pairs:
                 kappa = [p.kappa for p in pairs if not np.isnan(p.kappa)]
                 lines.append(
-                    f"{len(pairs)} pairs of the {name}: same path {np.mean([p.same_path for p in pairs]):.1%}, kappa of "
-                    f"solving {np.mean(kappa) if kappa else np.nan:.2f}, embeddings' distances correlate "
+                    f"{len(pairs)} pairs of the {name}: same path {np.mean([p.same_path for p in pairs]):.1%}, kappa "
+                    f"of solving {np.mean(kappa) if kappa else np.nan:.2f}, embeddings' distances correlate "
                     f"{np.mean([p.embedding for p in pairs]):.2f}"
                 )
         return "\n".join(lines)

@@ -59,8 +59,8 @@ class Dynamics:
         for step, one in zip(self.steps.tolist(), self.snapshots, strict=True):
             heads = ", ".join(f"L{layer}H{head}" for layer, head in one.adjacency_heads()[:3]) or "none"
             lines.append(
-                f"{step:>7}  {one.loss:6.3f}  {one.exact:5.1%}  {one.valid:5.1%}  {one.target:6.1%}  {one.streak:6.2f}  "
-                f"{one.accuracy.max():7.1%} ({one.best})     {one.majority:7.1%}  {heads}"
+                f"{step:>7}  {one.loss:6.3f}  {one.exact:5.1%}  {one.valid:5.1%}  {one.target:6.1%}  {one.streak:6.2f}"
+                f"  {one.accuracy.max():7.1%} ({one.best})     {one.majority:7.1%}  {heads}"
             )
         return "\n".join(lines)
 
