@@ -19,7 +19,7 @@ from .ecosystem import from_maze_dataset, to_maze_dataset
 from .embedding import EmbeddingDistances, embedding_distances
 from .evaluate import PAPER, TASKS, Evaluation, Judgement, Rate, Table, evaluate, judge, table
 from .generate import KINDS, generate, split, unique
-from .heads import AdjacencyHeads, LogitAttribution, adjacency_heads, logit_attribution
+from .heads import AdjacencyHeads, LogitAttribution, adjacency_heads, attention_over, logit_attribution
 from .lens import LensMasses, lens_masses, path_lens, path_steps
 from .maze import Maze, Mazes
 from .probes import (
@@ -63,6 +63,7 @@ __all__ = [
     "WallProbes",
     "WallScores",
     "adjacency_heads",
+    "attention_over",
     "compare",
     "draw",
     "embedding_distances",
