@@ -35,6 +35,7 @@ from .probes import (
 )
 from .rollout import rollouts, solve, tokenizer_of
 from .snapshot import Snapshot, snapshot
+from .study import MazeExperiment, experiment
 from .tokens import Tokenizer
 from .training import Curriculum, Stage, examples, hallway_config, jirpy_config
 
@@ -52,6 +53,7 @@ __all__ = [
     "LensMasses",
     "LogitAttribution",
     "Maze",
+    "MazeExperiment",
     "Mazes",
     "Pair",
     "Rate",
@@ -69,6 +71,7 @@ __all__ = [
     "embedding_distances",
     "evaluate",
     "examples",
+    "experiment",
     "from_maze_dataset",
     "generate",
     "hallway_config",

@@ -55,7 +55,9 @@ def evaluation(table: Table) -> Figure:
         ax.errorbar(value, y, xerr=off, fmt="o", color="#000000", markersize=5, capsize=3, label="here", zorder=3)
         for (name, columns), (colour, marker) in zip(PAPER.items(), (("#0072B2", "s"), ("#D55E00", "^")), strict=True):
             if kind in columns:
-                ax.plot([columns[kind][row] for row in rows], y, marker, color=colour, mfc="none", label=f"paper: {name}")
+                ax.plot(
+                    [columns[kind][row] for row in rows], y, marker, color=colour, mfc="none", label=f"paper: {name}"
+                )
         ax.set_title(kind, fontsize=10)
         ax.set_xlim(-3, 103)
         ax.set_xlabel("%")
@@ -201,9 +203,7 @@ def dynamics(found: Dynamics) -> Figure:
 
 def consistency(found: Consistency) -> Figure:
     """Probe accuracy by layer of models that differ in their seed."""
-    series = {
-        f"{shape}, seed {i}": one.accuracy for shape, ones in found.models.items() for i, one in enumerate(ones)
-    }
+    series = {f"{shape}, seed {i}": one.accuracy for shape, ones in found.models.items() for i, one in enumerate(ones)}
     series["control: majority of each wall"] = np.full(
         len(next(iter(series.values()))), next(iter(found.models.values()))[0].majority
     )

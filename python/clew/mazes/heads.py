@@ -308,9 +308,7 @@ def _sums(model: Model, prompts: Prompts, tok: Tokenizer, bins: int) -> tuple[Ar
     return by_path, by_manhattan, count_path, count_manhattan, behind, count_behind
 
 
-def attention_over(
-    model: Model, maze: Maze, head: Head, step: int = 0, *, tokenizer: Tokenizer | None = None
-) -> Array:
+def attention_over(model: Model, maze: Maze, head: Head, step: int = 0, *, tokenizer: Tokenizer | None = None) -> Array:
     """Attention of one head (layer, head) from a cell of the maze's path to every cell, [grid, grid] float64.
 
     From path cell number `step` (0: the origin), the true path before it; summed over all of a cell's tokens up to

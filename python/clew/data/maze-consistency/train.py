@@ -20,7 +20,7 @@ from clew.train import Trainer, linear
 
 SHAPES = {"4 heads of 16": {"n_heads": 4}, "2 heads of 32": {"n_heads": 2}}
 SEEDS = (0, 1, 2)
-STEPS, BATCH, RATE, WARMUP, DECAY, CLIP = 2000, 16, 1e-3, 100, 0.1, 1.0
+STEPS, BATCH, RATE, WARMUP, DECAY, CLIP = 4000, 16, 1e-3, 100, 0.1, 1.0
 BETAS, STD = (0.9, 0.98), 0.08
 KINDS = {"rdfs": 0.7, "forkless": 0.2, "prdfs": 0.1}
 STAGES = (mazes.Stage(500, {3: 0.8, 4: 0.2}, KINDS, batch=12), mazes.Stage(10**9, {3: 0.1, 4: 0.9}, KINDS))

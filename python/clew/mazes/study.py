@@ -1,0 +1,209 @@
+"""Paper 5 on one model: everything of this package measured, its claims judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, TokenError
+from ..experiment import Experiment
+from ..model import Model
+from .claims import claims
+from .consistency import Consistency, stored_consistency
+from .dynamics import Dynamics, stored_dynamics
+from .embedding import EmbeddingDistances, embedding_distances
+from .evaluate import Rate, Table, judge
+from .evaluate import table as evaluations
+from .generate import generate
+from .heads import AdjacencyHeads, Head, LogitAttribution, adjacency_heads, attention_over, logit_attribution
+from .lens import LensMasses, lens_masses
+from .maze import Cell, Maze, Mazes
+from .probes import RouteProbes, WallProbes, route_probes, untrained, wall_probes
+from .prompts import path_prompts, residuals
+from .rollout import solve, tokenizer_of
+from .tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = NDArray[Any]
+
+KINDS = ("forkless", "rdfs", "prdfs")
+LEAST_MASS = 0.05
+"""Attention to the adjacency list below which no head is called an adjacency head."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Mazes for pictures."""
+
+    mazes: Mazes
+    """One of each kind."""
+    kinds: tuple[str, ...]
+    paths: tuple[Array, ...]
+    """What the model walked in them."""
+    exact: tuple[bool, ...]
+    maze: Maze
+    """The maze of the pictures below: the held-out rdfs maze of the longest way among the first twenty."""
+    head: Head
+    step: int
+    """Number of the path's cell from which the head looks."""
+    here: Cell
+    attention: Array
+    """[grid, grid]"""
+    layer: int
+    """Of the probes."""
+    openness: Array
+    """[2, grid, grid]"""
+
+
+@dataclass(frozen=True)
+class MazeExperiment(Experiment):
+    """What paper 5's experiments give on a model; made by :func:`experiment`."""
+
+    grid: int
+    sizes: dict[str, int]
+    """How many mazes each part had."""
+    table1: Table = field(repr=False, metadata={"json": False})
+    rows: dict[str, dict[str, Rate]]
+    """Table 1: kind of maze → row → rate."""
+    embedding: dict[str, EmbeddingDistances]
+    """By metric, "l1" and "cosine"."""
+    attribution: LogitAttribution
+    adjacency: AdjacencyHeads
+    """On held-out mazes."""
+    adjacency_head: Head
+    """The head with the highest score on mazes of the training split."""
+    walls: WallProbes
+    walls_untrained: WallProbes
+    walls_bag: WallProbes
+    route: RouteProbes
+    lens: LensMasses
+    dynamics: Dynamics | None
+    """Of the training of "maze-6x6", as it is stored with the package; None for other models."""
+    consistency: Consistency | None
+    """Of small models, as it is stored with the package."""
+    shown: Shown = field(repr=False, metadata={"json": False})
+
+    def figures(self) -> dict[str, Figure]:
+        """Figures by name; needs matplotlib (`clew[plot]`)."""
+        from . import figures
+
+        out = {
+            "evaluation": figures.evaluation(self.table1),
+            "solved": figures.solved(self.shown),
+            "by_length": figures.by_length(self.table1),
+            "embedding": figures.embedding(self.embedding),
+            "attribution": figures.attribution(self.attribution),
+            "adjacency_scores": figures.adjacency_scores(self.adjacency),
+            "adjacency_lengths": figures.adjacency_lengths(self.adjacency, *self.adjacency_head),
+            "adjacency_head": figures.adjacency_head(self.shown),
+            "probes": figures.probes(self.walls, self.walls_untrained, self.walls_bag),
+            "probe_picture": figures.probe_picture(self.shown),
+            "lens": figures.lens(self.lens),
+        }
+        if self.dynamics is not None:
+            out["dynamics"] = figures.dynamics(self.dynamics)
+        if self.consistency is not None:
+            out["consistency"] = figures.consistency(self.consistency)
+        return out
+
+    def details(self) -> str:
+        """The tables of all parts, one after the other."""
+        parts = [repr(self.table1), self.adjacency.table(8), self.lens.table()]
+        parts += [part.table() for part in (self.dynamics, self.consistency) if part is not None]
+        return "\n\n".join(parts)
+
+
+def picture(model: Model, walls: WallProbes, head: Head, grid: int, seed: int, tok: Tokenizer) -> Shown:
+    """Solves some held-out mazes and looks into one of them."""
+    ms = Mazes.join([generate(1, grid, kind, seed + 3, split="test") for kind in KINDS])
+    paths = solve(model, ms, tokenizer=tok)
+    some = generate(20, grid, "rdfs", seed + 3, split="test")
+    maze = some[int(some.path_lengths.argmax())]
+    step = (len(maze.solution) - 1) // 2
+    scores = walls.scores
+    method = max(scores, key=lambda name: float(scores[name].accuracy.max()))
+    layer = scores[method].best
+    _, stream = next(residuals(model, path_prompts(maze, tok, walls.position)))
+    return Shown(
+        ms, KINDS, tuple(paths), tuple(judge(paths, ms).exact.tolist()), maze, head, step,
+        (int(maze.solution[step][0]), int(maze.solution[step][1])),
+        attention_over(model, maze, head, step, tokenizer=tok), layer, walls.openness(stream[layer], layer, method)[0],
+    )  # fmt: skip
+
+
+def experiment(
+    model: Model, text: Any = None, quick: bool = True, seed: int = 0, *, grid: int | None = None
+) -> MazeExperiment:
+    """Paper 5 (Ivanitskiy et al. 2023, arXiv:2312.02566) on a model of maze tokens.
+
+    Parameters
+    ----------
+    model
+        A model of maze tokens, such as "maze-6x6".
+    text
+        None: it makes its own mazes.
+    quick
+        The small version: 200 mazes of each kind for Table 1, 2,000 for the probes to learn from; else 1,000 and
+        15,000, as the paper's.
+    seed
+        Of mazes, random cells, shuffles and resampling. Probes and lenses learn on mazes of the split "train", all is
+        measured on "test".
+    grid
+        Rows of the mazes; None: 6 as the paper's, or fewer where the vocabulary has no more.
+
+    Dynamics and consistency are read from what is stored with the package; dynamics for "maze-6x6" alone.
+
+    Raises ConfigError for a text, TokenError for a model of other tokens, and what the parts raise.
+
+    Example
+    -------
+    >>> import clew
+    >>> from clew import mazes
+    >>> config = mazes.hallway_config(n_layers=2, d_model=32, n_heads=2, d_vocab=20, n_ctx=64)
+    >>> result = mazes.experiment(clew.Model.from_config(config, seed=0), grid=3)
+    >>> result.paper, result.claims[0].verdict
+    (5, 'not testable on this model')
+    """
+    if text is not None:
+        raise ConfigError("clew mazes takes no text: it makes its own mazes")
+    tok = tokenizer_of(model)
+    side = min(6, tok.grid) if grid is None else grid
+    n_table, n_train, n_test, n_lens, n_heads = (200, 2000, 500, 200, 200) if quick else (1000, 15000, 2000, 2000, 1000)
+    if side > tok.grid:
+        raise TokenError(f"mazes of {side} × {side}: the vocabulary of {model.config.model_name} has {tok.grid} rows")
+    train = generate(n_train, side, "rdfs", seed + 1, split="train")
+    test = generate(max(n_test, n_heads), side, "rdfs", seed + 2, split="test")
+    head = adjacency_heads(model, train[:n_heads], seed=seed, draws=2).ranked(LEAST_MASS)[0]
+    table1 = evaluations(model, n_table, side, kinds=KINDS, seed=seed)
+    methods = ("ridge", "logistic")
+    walls = wall_probes(model, train, test[:n_test], methods=methods, seed=seed)
+    fewer = train[: min(n_train, 2000)]
+    parts: dict[str, Any] = dict(
+        grid=side,
+        sizes={"table 1, of each kind": n_table, "probes, train": n_train, "probes, test": n_test,
+               "tuned lens, train": n_lens, "lens rollouts": 50, "heads": n_heads},
+        table1=table1,
+        rows={kind: dict(column) for kind, column in table1.columns.items()},
+        embedding={name: embedding_distances(model, name, grid=side, seed=seed) for name in ("l1", "cosine")},
+        attribution=logit_attribution(model, test[:n_heads], seed=seed),
+        adjacency=adjacency_heads(model, test[:n_heads], seed=seed),
+        adjacency_head=head,
+        walls=walls,
+        walls_untrained=wall_probes(untrained(model, seed), fewer, test[:n_test], methods=["ridge"], seed=seed,
+                                    tokenizer=tok),
+        walls_bag=wall_probes("bag of tokens", train, test[:n_test], methods=["ridge"], seed=seed, tokenizer=tok),
+        route=route_probes(model, fewer, test[:n_test], seed=seed),
+        lens=lens_masses(model, train[:n_lens], test[:50], paths="model"),
+        dynamics=stored_dynamics() if model.config.model_name == "maze-6x6" else None,
+        consistency=stored_consistency(),
+        shown=picture(model, walls, head, side, seed, tok),
+    )  # fmt: skip
+    title = "Structured world representations in maze-solving transformers"
+    return MazeExperiment(5, title, model.config.model_name, seed, quick, claims(parts), **parts)
+
+
+__all__ = ["KINDS", "LEAST_MASS", "MazeExperiment", "Shown", "experiment", "picture"]
