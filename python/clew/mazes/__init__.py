@@ -12,7 +12,9 @@ tokens are those of the `maze-dataset` package.
 
 from __future__ import annotations
 
+from .causal import HeadAblation, ablate_heads, matched_heads, output_norms
 from .consistency import Consistency, Pair, compare, stored_consistency
+from .counterfactual import MinimalPairs, minimal_pairs
 from .draw import draw, text
 from .dynamics import Dynamics, kept_checkpoints, over_training, stored_dynamics
 from .ecosystem import from_maze_dataset, to_maze_dataset
@@ -22,6 +24,7 @@ from .generate import KINDS, generate, split, unique
 from .heads import AdjacencyHeads, LogitAttribution, adjacency_heads, attention_over, logit_attribution
 from .lens import LensMasses, lens_masses, path_lens, path_steps
 from .maze import Maze, Mazes
+from .patching import HeadPatching, PathStartPatching, patch_heads, patch_path_start
 from .probes import (
     RouteProbes,
     WallProbes,
@@ -35,6 +38,7 @@ from .probes import (
 )
 from .rollout import rollouts, solve, tokenizer_of
 from .snapshot import Snapshot, snapshot
+from .steering import WallFlips, flip_walls
 from .study import MazeExperiment, experiment
 from .tokens import Tokenizer
 from .training import Curriculum, Stage, examples, hallway_config, jirpy_config
@@ -49,21 +53,27 @@ __all__ = [
     "Dynamics",
     "EmbeddingDistances",
     "Evaluation",
+    "HeadAblation",
+    "HeadPatching",
     "Judgement",
     "LensMasses",
     "LogitAttribution",
     "Maze",
     "MazeExperiment",
     "Mazes",
+    "MinimalPairs",
     "Pair",
+    "PathStartPatching",
     "Rate",
     "RouteProbes",
     "Snapshot",
     "Stage",
     "Table",
     "Tokenizer",
+    "WallFlips",
     "WallProbes",
     "WallScores",
+    "ablate_heads",
     "adjacency_heads",
     "attention_over",
     "compare",
@@ -72,6 +82,7 @@ __all__ = [
     "evaluate",
     "examples",
     "experiment",
+    "flip_walls",
     "from_maze_dataset",
     "generate",
     "hallway_config",
@@ -81,7 +92,12 @@ __all__ = [
     "kept_checkpoints",
     "lens_masses",
     "logit_attribution",
+    "matched_heads",
+    "minimal_pairs",
+    "output_norms",
     "over_training",
+    "patch_heads",
+    "patch_path_start",
     "path_lens",
     "path_steps",
     "rollouts",
