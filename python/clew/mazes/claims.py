@@ -27,7 +27,18 @@ def claims(parts: Parts) -> tuple[Claim, ...]:
     def say(text: str, says: str, measured: str, holds: Any, figure: str | None = None) -> None:
         out.append(Claim(5, text, says, measured, verdict(holds), figure))
 
-    for part in (_behaviour, _embedding, _attribution, _adjacency, _walls, _route, _lens, _dynamics, _consistency):
+    for part in (
+        _behaviour,
+        _embedding,
+        _attribution,
+        _adjacency,
+        _walls,
+        _route,
+        _lens,
+        _causal,
+        _dynamics,
+        _consistency,
+    ):
         part(parts, say)
     return tuple(out)
 
@@ -157,8 +168,8 @@ def _walls(parts: Parts, say: Say) -> None:
         "Figs. 8, 9: jirpy's probes at <PATH_START> reach .945 at the best layer, boundary counted and inner walls "
         "twice (read off; 'always a wall' gives .51 there)",
         f"{best.accuracy[layer]:.1%} [{best.low[layer]:.1%}, {best.high[layer]:.1%}] of inner walls, {method}, "
-        f"layer {layer}; as the paper counts {paper[layer]:.3f} ('always a wall' {walls.paper_always_wall:.3f}). Baselines "
-        f"on inner walls: majority of each wall {walls.majority:.1%}, untrained model "
+        f"layer {layer}; as the paper counts {paper[layer]:.3f} ('always a wall' {walls.paper_always_wall:.3f}). "
+        f"Baselines on inner walls: majority of each wall {walls.majority:.1%}, untrained model "
         f"{parts['walls_untrained']['ridge'].accuracy.max():.1%}, bag of tokens "
         f"{parts['walls_bag']['ridge'].accuracy.max():.1%}, other mazes' walls {best.control.max():.1%}. Judged: 90 % "
         "of inner walls, and above every baseline",
@@ -206,7 +217,8 @@ def _lens(parts: Parts, say: Say) -> None:
         "the first layers know the lattice",
         "Fig. 9b, jirpy's tuned lens on 50 rollouts: mass on lattice neighbours .58 after layer 0, .90 after 1, .99 at "
         "the output (read off; the criterion is ours: most of the mass after layer 1)",
-        "after each layer "
+        ("" if found.paths == "model" else "along the mazes' own ways (it walks none), ")
+        + "after each layer "
         + " ".join(f"{x:.3f}" for x in near)
         + f"; {found.chance_neighbours:.3f} if all cells were alike, "
         + f"{found.neighbours['shuffled'][early]:.3f} after layer {early} through a lens of shuffled places",
@@ -225,6 +237,82 @@ def _lens(parts: Parts, say: Say) -> None:
         bool(found.knows_walls()[-1]) and joined[-1] > found.connected_high["tuned"][0] if len(joined) > 1 else None,
         "lens",
     )
+
+
+def _causal(parts: Parts, say: Say) -> None:
+    beyond = "(ours: the authors call their heads and probes correlational) "
+    ablation, patching, flips, start = (parts[key] for key in ("ablation", "patching", "flips", "start"))
+    text = "without adjacency heads the next step is lost, more than without other heads"
+    if ablation is None or patching is None:
+        say(text, beyond + "ablation against heads of the same layers", "this model has no heads to compare with", None)
+    else:
+        row, control = (ablation.row(group, "mean")[0] for group in ("adjacency", "matched"))
+        contrast = ablation.contrast["mean"]["matched"]
+        say(
+            text,
+            beyond + "mean ablation from <PATH_START> on against heads of the same layers and of like output norm",
+            f"{', '.join(map(name, row.heads))}: margin of the next cell {row.margin} nats of "
+            f"{ablation.margin.value:.2f}, legal steps {row.legal.value:.1%} of {ablation.legal.value:.1%}, exact "
+            f"{row.exact.value:.1%} of {ablation.exact.value:.1%}; {', '.join(map(name, control.heads))}: margin "
+            f"{control.margin}, exact {control.exact.value:.1%}; difference of the margins {contrast['margin']}",
+            contrast["margin"].high < 0,
+            "ablation",
+        )
+        row, control = (patching.row(group)[0] for group in ("adjacency", "matched"))
+        say(
+            "what adjacency heads write decides which edge is taken",
+            beyond + "outputs at the last position moved between mazes that differ in one edge",
+            f"{', '.join(map(name, row.heads))} recover {row.recovered} of the way to the other maze's choice, "
+            f"{', '.join(map(name, control.heads))} {control.recovered}; difference {patching.contrast['matched']} "
+            f"({patching.n} pairs)",
+            patching.contrast["matched"].low > 0,
+            "patching",
+        )
+    best = _best_flip(flips)
+    told = []
+    for kind, what in (("open", "walks through the wall"), ("close", "avoids the edge")):
+        if kind in best:
+            i = best[kind]
+            rows = {c: flips.row(kind, flips.layers[i], c).moved.value for c in ("flip", "other wall", "random")}
+            told.append(
+                f"layer {flips.layers[i]}, {kind}: {what} in {rows['flip']:.1%} of mazes (another wall's direction "
+                f"{rows['other wall']:.1%}, a random one {rows['random']:.1%})"
+            )
+    say(
+        "the model walks by the walls that its probes read",
+        beyond
+        + "one wall's probe direction is flipped at every position from <PATH_START> on: does the model now walk "
+        "through the wall, or avoid the edge?",
+        "; ".join(told),
+        any(all(flips.contrast[kind][c][i].low > 0 for c in ("other wall", "random")) for kind, i in best.items()),
+        "flips",
+    )
+    told, moves = [], {}
+    for kind, what in (("walls", "other walls"), ("ends", "other endpoints")):
+        if kind not in start.kinds:
+            continue
+        contrast = start.contrast[kind]["same maze rewritten"]
+        i = int(np.argmax([one.value for one in contrast]))
+        row = start.row(kind, start.layers[i], "other maze")
+        moves[kind] = contrast[i].low > 0
+        told.append(
+            f"stream of a maze with {what}, layer {row.layer}: walks its own maze's way in {row.as_target.value:.1%}, "
+            f"the other's in {row.as_source.value:.1%}; changed walks over the same maze rewritten "
+            f"{100 * contrast[i].value:+.0f} points [{100 * contrast[i].low:+.0f}, {100 * contrast[i].high:+.0f}]"
+        )
+    say(
+        "the walls that are readable at <PATH_START> are used from there",
+        beyond + "the stream at <PATH_START> is taken from another maze; later positions could read the adjacency list "
+        "again",
+        "; ".join(told),
+        moves.get("walls"),
+        "start",
+    )
+
+
+def _best_flip(flips: Any) -> dict[str, int]:
+    """Kind → place in `layers` where flipping a wall moves most walks beyond the push along another wall."""
+    return {kind: int(np.argmax([one.value for one in flips.contrast[kind]["other wall"]])) for kind in flips.kinds}
 
 
 def _dynamics(parts: Parts, say: Say) -> None:

@@ -127,7 +127,7 @@ def adjacency_head(shown: Shown) -> Figure:
     figure = draw(
         shown.maze, values=shown.attention, values_label="attention to the cell's tokens",
         path=shown.maze.solution[: shown.step + 1], solution=False,
-        title=f"Layer {layer}, head {head}: where it looks from the end of the blue path",
+        title=f"Layer {layer}, head {head}: where it looks",
     )  # fmt: skip
     figure.axes[0].plot(shown.here[1], shown.here[0], "o", color="#D55E00", ms=13, mfc="none", mew=2, zorder=6)
     return figure

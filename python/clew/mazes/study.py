@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, TokenError
 from ..experiment import Experiment
 from ..model import Model
+from .causal import HeadAblation, ablate_heads
 from .claims import claims
 from .consistency import Consistency, stored_consistency
 from .dynamics import Dynamics, stored_dynamics
@@ -20,9 +21,11 @@ from .generate import generate
 from .heads import AdjacencyHeads, Head, LogitAttribution, adjacency_heads, attention_over, logit_attribution
 from .lens import LensMasses, lens_masses
 from .maze import Cell, Maze, Mazes
+from .patching import HeadPatching, PathStartPatching, patch_heads, patch_path_start
 from .probes import RouteProbes, WallProbes, route_probes, untrained, wall_probes
 from .prompts import path_prompts, residuals
 from .rollout import solve, tokenizer_of
+from .steering import WallFlips, flip_walls
 from .tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -81,6 +84,11 @@ class MazeExperiment(Experiment):
     walls_bag: WallProbes
     route: RouteProbes
     lens: LensMasses
+    ablation: HeadAblation | None
+    """Causal tests, beyond the paper; None where a model has no heads to spare as controls."""
+    patching: HeadPatching | None
+    flips: WallFlips
+    start: PathStartPatching
     dynamics: Dynamics | None
     """Of the training of "maze-6x6", as it is stored with the package; None for other models."""
     consistency: Consistency | None
@@ -104,6 +112,10 @@ class MazeExperiment(Experiment):
             "probe_picture": figures.probe_picture(self.shown),
             "lens": figures.lens(self.lens),
         }
+        for name in ("ablation", "patching", "flips", "start"):
+            part = getattr(self, name)
+            if part is not None:
+                out[name] = part.figure()
         if self.dynamics is not None:
             out["dynamics"] = figures.dynamics(self.dynamics)
         if self.consistency is not None:
@@ -113,7 +125,8 @@ class MazeExperiment(Experiment):
     def details(self) -> str:
         """The tables of all parts, one after the other."""
         parts = [repr(self.table1), self.adjacency.table(8), self.lens.table()]
-        parts += [part.table() for part in (self.dynamics, self.consistency) if part is not None]
+        more = (self.ablation, self.patching, self.flips, self.start, self.dynamics, self.consistency)
+        parts += [part.table() for part in more if part is not None]
         return "\n\n".join(parts)
 
 
@@ -135,6 +148,14 @@ def picture(model: Model, walls: WallProbes, head: Head, grid: int, seed: int, t
     )  # fmt: skip
 
 
+def _lens(model: Model, train: Mazes, test: Mazes) -> LensMasses:
+    """Along the model's own paths as the paper's, or along the mazes' where the model walks none."""
+    walks = [path[:2] for path in solve(model, test)]
+    side = int(test.grids[0])
+    own = any(len(path) == 2 and ((path >= 0) & (path < side)).all() for path in walks)
+    return lens_masses(model, train, test, paths="model" if own else "solution")
+
+
 def experiment(
     model: Model, text: Any = None, quick: bool = True, seed: int = 0, *, grid: int | None = None
 ) -> MazeExperiment:
@@ -147,8 +168,8 @@ def experiment(
     text
         None: it makes its own mazes.
     quick
-        The small version: 200 mazes of each kind for Table 1, 2,000 for the probes to learn from; else 1,000 and
-        15,000, as the paper's.
+        The small version: 150 mazes of each kind for Table 1, 2,000 for the probes to learn from, 60 for causal tests
+        at the layer of the best probes alone; else 1,000, 15,000 (as the paper), 500, and every layer.
     seed
         Of mazes, random cells, shuffles and resampling. Probes and lenses learn on mazes of the split "train", all is
         measured on "test".
@@ -172,20 +193,25 @@ def experiment(
         raise ConfigError("clew mazes takes no text: it makes its own mazes")
     tok = tokenizer_of(model)
     side = min(6, tok.grid) if grid is None else grid
-    n_table, n_train, n_test, n_lens, n_heads = (200, 2000, 500, 200, 200) if quick else (1000, 15000, 2000, 2000, 1000)
+    n_table, n_train, n_test, n_lens, n_heads = (150, 2000, 500, 200, 200) if quick else (1000, 15000, 2000, 2000, 1000)
+    n_causal, n_route = (60, 1000) if quick else (500, 15000)
     if side > tok.grid:
         raise TokenError(f"mazes of {side} × {side}: the vocabulary of {model.config.model_name} has {tok.grid} rows")
     train = generate(n_train, side, "rdfs", seed + 1, split="train")
     test = generate(max(n_test, n_heads), side, "rdfs", seed + 2, split="test")
     head = adjacency_heads(model, train[:n_heads], seed=seed, draws=2).ranked(LEAST_MASS)[0]
     table1 = evaluations(model, n_table, side, kinds=KINDS, seed=seed)
-    methods = ("ridge", "logistic")
+    methods = ("ridge",) if quick else ("ridge", "logistic")
     walls = wall_probes(model, train, test[:n_test], methods=methods, seed=seed)
-    fewer = train[: min(n_train, 2000)]
+    layers = [walls["ridge"].best] if quick else None
+    spare = model.config.n_layers * (model.config.n_heads // 2)
+    asked, reference = test[:n_causal], train[: max(100, n_causal)]
+    settings: dict[str, Any] = dict(heads=min(2, spare), draws=1 if quick else 3, least_mass=LEAST_MASS, seed=seed)
     parts: dict[str, Any] = dict(
         grid=side,
         sizes={"table 1, of each kind": n_table, "probes, train": n_train, "probes, test": n_test,
-               "tuned lens, train": n_lens, "lens rollouts": 50, "heads": n_heads},
+               "tuned lens, train": n_lens, "lens rollouts": 50, "heads": n_heads,
+               "causal tests": n_causal, "route, train": n_route},
         table1=table1,
         rows={kind: dict(column) for kind, column in table1.columns.items()},
         embedding={name: embedding_distances(model, name, grid=side, seed=seed) for name in ("l1", "cosine")},
@@ -193,11 +219,15 @@ def experiment(
         adjacency=adjacency_heads(model, test[:n_heads], seed=seed),
         adjacency_head=head,
         walls=walls,
-        walls_untrained=wall_probes(untrained(model, seed), fewer, test[:n_test], methods=["ridge"], seed=seed,
+        walls_untrained=wall_probes(untrained(model, seed), train, test[:n_test], methods=["ridge"], seed=seed,
                                     tokenizer=tok),
         walls_bag=wall_probes("bag of tokens", train, test[:n_test], methods=["ridge"], seed=seed, tokenizer=tok),
-        route=route_probes(model, fewer, test[:n_test], seed=seed),
-        lens=lens_masses(model, train[:n_lens], test[:50], paths="model"),
+        route=route_probes(model, train[:n_route], test[:n_test], seed=seed),
+        lens=_lens(model, train[:n_lens], test[:50]),
+        ablation=ablate_heads(model, asked, reference, **settings) if spare else None,
+        patching=patch_heads(model, asked, reference, **settings) if spare else None,
+        flips=flip_walls(model, asked, walls, layers=layers, seed=seed),
+        start=patch_path_start(model, asked, reference, layers=layers, seed=seed),
         dynamics=stored_dynamics() if model.config.model_name == "maze-6x6" else None,
         consistency=stored_consistency(),
         shown=picture(model, walls, head, side, seed, tok),
