@@ -28,6 +28,7 @@ PLOTS = (  # need matplotlib
     "clew.descent.figures",
     "clew.geometry.figures",
     "clew.mazes.draw",
+    "clew.walk.figures",
 )
 
 

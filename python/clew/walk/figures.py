@@ -40,7 +40,7 @@ def _bars(groups: Sequence[str], series: Mapping[str, Any], ylabel: str, title: 
     ax.set_title(title)
     ax.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
-        ax.legend(fontsize=8, framealpha=1.0, edgecolor="none")
+        ax.legend(fontsize=8, framealpha=1.0, edgecolor="none", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

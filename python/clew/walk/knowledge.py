@@ -38,6 +38,8 @@ class DoseResponse:
     """Of the whole model, nats a token."""
     rises: dict[str, Array]
     """Kind of damage → rise of the loss [dose]; NaN where the budget holds no unit, or more than all of them."""
+    errors: dict[str, Array]
+    """Kind → standard error of the rise over draws [dose]; 0 where nothing is drawn."""
     touched: dict[str, NDArray[np.int64]]
     """Kind → units that were changed [dose]: rows, neurons, heads, blocks."""
     draws: int
@@ -123,7 +125,7 @@ class _Means:
 
 
 def dose_response(model: Model, tokens: Any, doses: Any = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0), counts: Any = None,
-                  draws: int = 3, seed: int = 0) -> DoseResponse:  # fmt: skip
+                  draws: int = 5, seed: int = 0) -> DoseResponse:  # fmt: skip
     """Loss after damage of matched size to embeddings, neurons, heads and blocks.
 
     At each dose, a share of W_E's rows, the budget is their number of parameters. Embeddings: rows change places within
@@ -193,17 +195,19 @@ def dose_response(model: Model, tokens: Any, doses: Any = (0.05, 0.1, 0.25, 0.5,
     if not c.attn_only:
         kinds = {"neurons": (neuron, means.attribution["post"], neurons)} | kinds
     rises: dict[str, list[float]] = {}
+    errors: dict[str, list[float]] = {}
     touched: dict[str, list[int]] = {}
 
-    def put(kind: str, value: float, count: int) -> None:
-        rises.setdefault(kind, []).append(value)
+    def put(kind: str, values: list[float], count: int) -> None:
+        rises.setdefault(kind, []).append(float(np.mean(values)))
+        errors.setdefault(kind, []).append(float(np.std(values, ddof=1) / np.sqrt(draws)) if len(values) > 1 else 0.0)
         touched.setdefault(kind, []).append(count)
 
     for share in shares:
         budget = round(share * c.d_vocab) * c.d_model
         for kind, damage in (("rows permuted", permuted), ("rows to the mean", to_mean)):
             rngs = [np.random.default_rng([seed, draw]) for draw in range(draws)]
-            put(kind, float(np.mean([rise(damage(share, rng)) for rng in rngs])), round(share * c.d_vocab))
+            put(kind, [rise(damage(share, rng)) for rng in rngs], round(share * c.d_vocab))
         for kind, (cost, attribution, damage_units) in kinds.items():
             order = np.argsort(-attribution, axis=None, kind="stable")
             units = [(int(i) // attribution.shape[1], int(i) % attribution.shape[1]) for i in order]
@@ -214,11 +218,12 @@ def dose_response(model: Model, tokens: Any, doses: Any = (0.05, 0.1, 0.25, 0.5,
                 values.append(float("nan") if chosen is None else rise(damage_units(chosen)))
             chosen = _within(units, cost, budget)
             count = 0 if chosen is None else len(chosen)
-            put(f"{kind}, random", float(np.mean(values)), count)
-            put(f"{kind}, top", float("nan") if chosen is None else rise(damage_units(chosen)), count)
+            put(f"{kind}, random", values, count)
+            put(f"{kind}, top", [float("nan") if chosen is None else rise(damage_units(chosen))], count)
     return DoseResponse(
         shares, np.array([round(s * c.d_vocab) * c.d_model for s in shares]), base,
         {kind: np.array(values) for kind, values in rises.items()},
+        {kind: np.array(values) for kind, values in errors.items()},
         {kind: np.array(values) for kind, values in touched.items()}, draws, ids.shape[0] * (ids.shape[1] - 1),
     )  # fmt: skip
 

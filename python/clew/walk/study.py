@@ -162,7 +162,8 @@ def _choices(model: Model, text: Any, n: int, seed: int) -> MultipleChoice | Non
     if model.tokenizer is None or not (text is None or isinstance(text, str)):
         return None
     try:
-        tasks = next_sentence_tasks(corpus.held_out() if text is None else text, n, seed)
+        # endings of one length: a sum of log-probabilities prefers short ones
+        tasks = next_sentence_tasks(corpus.held_out() if text is None else text, n, seed, sentences=4, alike=True)
     except TokenError:
         return None
     found: dict[str, Choices] = {
@@ -198,7 +199,7 @@ def experiment(
     text
         A text or token ids that the model never learned; None: :func:`clew.corpus.windows`'s default.
     quick
-        64 windows of 64 tokens, 16 of them for damage and attention, 100 tasks; else 256 windows, 64 and 400.
+        64 windows of 64 tokens, 16 of them for damage and attention, 200 tasks; else 256 windows, 64 and 800.
     seed
         Of everything drawn.
     word_sets, training_text
@@ -211,7 +212,7 @@ def experiment(
     >>> import clew
     >>> result = experiment(clew.load("stories260K"))
     >>> len(result.claims), result.claims[0].verdict
-    (13, 'holds')
+    (14, 'holds')
     """
     c = model.config
     if c.d_in is not None or c.d_out is not None or not c.n_layers or c.attention_dir != "causal":
@@ -227,13 +228,13 @@ def experiment(
         walk=decoding_walk(model, few[0]),
         proximity=proximity(model, cut.tokens, seed=seed),
         insertion=_insertion(model, np.flatnonzero(counts), 64 if quick else 256, seed),
-        dose_response=dose_response(model, few, counts=counts, draws=3 if quick else 10, seed=seed),
+        dose_response=dose_response(model, few, counts=counts, draws=5 if quick else 10, seed=seed),
         ablations=ablate(model, few, KINDS_HERE if len(few) > 1 else [k for k in KINDS_HERE if k != "frozen"]),
         trainings=stored_trainings(),
         splits=splits(model, few[:4], seed),
         purity=_purity(model, seed),
         composition=composition(model, few, min(10, c.d_vocab), seed),
-        choices=_choices(model, text, 100 if quick else 400, seed),
+        choices=_choices(model, text, 200 if quick else 800, seed),
         words=words,
         semantics=stored_semantics(model),
     )
@@ -334,8 +335,9 @@ def _claim_knowledge(claim: Any, found: DoseResponse) -> None:
     rows = found.rises["rows permuted"]
     others = {kind: r for kind, r in found.rises.items() if not kind.startswith("rows")}
     rivals = {kind: r for kind, r in others.items() if not np.isnan(r).all()}
-    worse = [f"{kind} at {dose:.0%}" for kind, r in rivals.items() for dose, a, b in
-             zip(found.doses, r, rows, strict=True) if a >= b]  # fmt: skip
+    margin = {kind: 2 * np.hypot(found.errors[kind], found.errors["rows permuted"]) for kind in rivals}
+    worse = [f"{kind} at {dose:.0%}" for kind, r in rivals.items() for dose, a, b, m in
+             zip(found.doses, r, rows, margin[kind], strict=True) if a - b > m]  # fmt: skip
     at = int(np.searchsorted(found.doses, 0.25)) if found.doses[-1] >= 0.25 else len(found.doses) - 1
     shown = ", ".join(f"{kind} {r[at]:+.2f}" for kind, r in rivals.items() if not np.isnan(r[at]))
     claim(
@@ -344,7 +346,7 @@ def _claim_knowledge(claim: Any, found: DoseResponse) -> None:
         "response are ours)",
         f"loss after {found.doses[at]:.0%} of embedding rows change places within bands of frequency: {rows[at]:+.2f} "
         f"nats, replaced by their mean {found.rises['rows to the mean'][at]:+.2f}; as many parameters of {shown}. "
-        + (f"As bad as rows or worse: {', '.join(worse)}" if worse else "Nothing of equal size is as bad at any dose"),
+        + (f"Worse than rows: {', '.join(worse)}" if worse else "Nothing of equal size is worse at any dose"),
         not worse if rivals else None,
         "dose_response",
     )
@@ -424,8 +426,14 @@ def _claim_concepts(claim: Any, parts: dict[str, Any]) -> None:
         control = [r for r in rows if r["source"].startswith("PPMI")]
         own = [r for r in rows if r["source"].endswith("centred")]
         good = [r for r in own if r["n"] >= 20]
-        positive = [r for r in good if r["interval"][0] is not None and r["interval"][0] > 0]
         seen = {r["name"]: r for r in control}
+
+        def positive(row: Mapping[str, Any]) -> bool:
+            return row["interval"][0] is not None and row["interval"][0] > 0
+
+        # a set on which counts of the same text fail says nothing about the model
+        judged = [r for r in good if r["name"] not in seen or positive(seen[r["name"]])]
+        agree = [r for r in judged if positive(r)]
         claim(
             "embedding vectors represent concepts: cosines agree with people",
             "embedding vectors represent concepts (word similarity is our test of it)",
@@ -433,8 +441,9 @@ def _claim_concepts(claim: Any, parts: dict[str, Any]) -> None:
             + "Spearman's rho, centred rows of W_E: "
             + ", ".join(f"{r['name'].removeprefix('EN-')} {r['rho']:+.2f} on {r['n']}"
                         + (f" (counts {seen[r['name']]['rho']:+.2f})" if r["name"] in seen else "") for r in good)
-            + "; sets of fewer than 20 pairs left out",
-            None if not good else len(positive) > len(good) / 2,
+            + f"; above 0 with 95 % on {len(agree)} of the {len(judged)} sets on which counts of the text are, too; sets "
+            "of fewer than 20 pairs are left out",
+            None if not judged else len(agree) > len(judged) / 2,
             "words",
         )  # fmt: skip
     found: Composition = parts["composition"]
