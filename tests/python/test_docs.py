@@ -29,6 +29,7 @@ PLOTS = (  # need matplotlib
     "clew.geometry.figures",
     "clew.mazes.causal_figures",
     "clew.mazes.draw",
+    "clew.walk.figures",
 )
 
 
