@@ -46,6 +46,7 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
         raise ConfigError(f"{path} exists already: choose another path, or overwrite=True")
     texts = source if isinstance(source, Texts) else Texts(source)
     group = zarr.open_group(os.fspath(path), mode="w")
+    arrays: dict[str, Any] = {}
     total = Reduced({})
     for first, items in chunks(texts):
         found, split = pieces(model, first, items, how)
@@ -68,11 +69,11 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
                 got = rows(run, name, mask)
                 columns.setdefault(name, np.empty((n, got.shape[1]), got.dtype))[to] = got
         for name, values in columns.items():
-            if name not in group:
-                group.create_array(
+            if name not in arrays:
+                arrays[name] = group.create_array(
                     name, shape=(0, *values.shape[1:]), chunks=(_ROWS, *values.shape[1:]), dtype=values.dtype
                 )
-            group[name].append(values)
+            arrays[name].append(values)
         total.texts, total.tokens, total.split = total.texts + len(items), total.tokens + n, total.split + split
     total.n_broken, total.broken = texts.n_broken, list(texts.broken)
     return total
