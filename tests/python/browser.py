@@ -2,7 +2,7 @@
 
 Speaks the DevTools protocol over the two pipes that --remote-debugging-pipe opens: nothing but Chromium is needed.
 
-    python tests/python/browser.py out/report.html --shots out/shots     # looks at a page; exit status 1 where it is bad
+    python tests/python/browser.py out/report.html --shots out/shots     # exit status 1: complaints
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ class Seen:
         """Everything that a report's page must not have."""
         f = self.facts
         out = [f"{self.width} px: {e}" for e in (*self.errors, *(f"asks for {r}" for r in self.requests))]
-        out += [
-            f"{self.width} px: no picture {i['id']}" for i in f["images"] if not i["complete"] or not i["width"]
-        ]
+        out += [f"{self.width} px: no picture {i['id']}" for i in f["images"] if not i["complete"] or not i["width"]]
         out += [f"{self.width} px: picture {i['id']} has no alt text" for i in f["images"] if not i["alt"]]
         if f["overflow"] > 0:
             out.append(f"{self.width} px: the page is {f['overflow']} px wider than the screen")

@@ -94,8 +94,8 @@ def _ordinary(n: dict[str, Any]) -> str:
     for kind in dict.fromkeys(name.split(",")[0] for name in n):
         shallow, deep = (n[f"{kind}, {rest}"] for rest in ("1 layer, no MLP", "3 layers, MLP"))
         rows.append(
-            f"{kind} attention {shallow['to_posterior']:.2f} with 1 layer and no MLP, {deep['to_posterior']:.2f} with 3 "
-            f"layers and MLPs (to {deep['algorithm']} {deep['to_algorithm']:.2f})"
+            f"{kind} attention {shallow['to_posterior']:.2f} with 1 layer and no MLP, {deep['to_posterior']:.2f} with "
+            f"3 layers and MLPs (to {deep['algorithm']} {deep['to_algorithm']:.2f})"
         )
     return "squared distance to the tree posterior: " + "; ".join(rows)
 
