@@ -151,17 +151,14 @@ def compare_with_algorithms(
 
 def cells(depths: tuple[int, ...] = (1, 3)) -> dict[str, tuple[Literal["linear", "softmax"], int, bool]]:
     """The models of `grid` by name: attention, layers, MLP."""
+    out: dict[str, tuple[Literal["linear", "softmax"], int, bool]] = {}
     kinds: tuple[Literal["linear", "softmax"], ...] = ("linear", "softmax")
-    return {
-        f"{attention}, {layers} layer{'s' if layers > 1 else ''}, {'MLP' if mlp else 'no MLP'}": (
-            attention,
-            layers,
-            mlp,
-        )
-        for attention in kinds
-        for layers in depths
-        for mlp in (False, True)
-    }
+    for attention in kinds:
+        for layers in depths:
+            for mlp in (False, True):
+                name = f"{attention}, {layers} layer{'s' if layers > 1 else ''}, {'MLP' if mlp else 'no MLP'}"
+                out[name] = (attention, layers, mlp)
+    return out
 
 
 def summary(by_seed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -185,12 +182,8 @@ def grid(
 
     Takes minutes; `python/clew/data/adaptive/measure.py` does the same and can be stopped and gone on with.
     """
-    return {
-        name: summary(
-            {
-                str(seed): asdict(compare_with_algorithms(train_ordinary(*cell, steps=steps, seed=seed)))
-                for seed in seeds
-            }
-        )
-        for name, cell in cells(depths).items()
-    }
+    rows = {}
+    for name, cell in cells(depths).items():
+        models = {str(seed): train_ordinary(*cell, steps=steps, seed=seed) for seed in seeds}
+        rows[name] = summary({seed: asdict(compare_with_algorithms(model)) for seed, model in models.items()})
+    return rows
