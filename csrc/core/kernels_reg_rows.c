@@ -27,26 +27,34 @@ void K(scaled_exp)(real *restrict out /* [n] */, real factor, size_t n) {
     out[j] = exp_flushed(factor * out[j]);
 }
 
-/* One row of a softmax with values, over a block of keys: brings shift, Σ e and Σ e y up to date, e = 2^(score − shift
- * + ½). */
-void K(attend)(real *shift, double *sum, double *weighted, const real *restrict score /* [n] */,
+/* Two rows of a softmax with values, over a block of keys: brings shift, Σ e and Σ e y of each up to date, e = 2^(score
+ * − shift + ½). Two, because the sums of one wait for each other. */
+void K(attend)(real *shift /* [2] */, double *sum /* [2] */, double *weighted /* [2] */,
+               const real *restrict first /* [n] */, const real *restrict second /* [n] */,
                const real *restrict y /* [n] */, size_t n) {
-  real highest = *shift - (real)0.5;
-#pragma omp simd reduction(max : highest)
-  for (size_t j = 0; j < n; j++)
-    highest = score[j] > highest ? score[j] : highest;
-  const real next = highest + (real)0.5;
-  real total = 0, along = 0;
-#pragma omp simd reduction(+ : total, along)
+  real highest0 = shift[0] - (real)0.5, highest1 = shift[1] - (real)0.5;
+#pragma omp simd reduction(max : highest0, highest1)
   for (size_t j = 0; j < n; j++) {
-    const real e = exp2_above(score[j] - next);
-    total += e;
-    along = fma_real(e, y[j], along);
+    highest0 = first[j] > highest0 ? first[j] : highest0;
+    highest1 = second[j] > highest1 ? second[j] : highest1;
   }
-  const double correction = *shift < next ? (double)exp2_above(*shift - next - (real)0.5) : 1;
-  *sum = *sum * correction + (double)total;
-  *weighted = *weighted * correction + (double)along;
-  *shift = next;
+  const real next0 = highest0 + (real)0.5, next1 = highest1 + (real)0.5;
+  real total0 = 0, total1 = 0, along0 = 0, along1 = 0;
+#pragma omp simd reduction(+ : total0, total1, along0, along1)
+  for (size_t j = 0; j < n; j++) {
+    const real e0 = exp2_above(first[j] - next0), e1 = exp2_above(second[j] - next1);
+    total0 += e0;
+    total1 += e1;
+    along0 = fma_real(e0, y[j], along0);
+    along1 = fma_real(e1, y[j], along1);
+  }
+  const real next[2] = {next0, next1}, total[2] = {total0, total1}, along[2] = {along0, along1};
+  for (int i = 0; i < 2; i++) {
+    const double correction = shift[i] < next[i] ? (double)exp2_above(shift[i] - next[i] - (real)0.5) : 1;
+    sum[i] = sum[i] * correction + (double)total[i];
+    weighted[i] = weighted[i] * correction + (double)along[i];
+    shift[i] = next[i];
+  }
 }
 
 /* Rows of a [m, nb] ← a · L⁻ᵀ, with L's transpose and the inverses of its diagonal. */
