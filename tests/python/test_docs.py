@@ -28,7 +28,9 @@ PLOTS = (  # need matplotlib
     "clew.descent.figures",
     "clew.geometry.figures",
     "clew.mazes.causal_figures",
+    "clew.mazes.demo",
     "clew.mazes.draw",
+    "clew.mazes.figures",
 )
 
 
