@@ -31,6 +31,7 @@ PLOTS = (  # need matplotlib
     "clew.mazes.demo",
     "clew.mazes.draw",
     "clew.mazes.figures",
+    "clew.walk.figures",
 )
 
 

@@ -146,15 +146,23 @@ class Pool:
         return np.asarray(self.z.mean(1, dtype=np.float64))
 
 
+def along_the_way(ms: Mazes, tok: Tokenizer) -> tuple[list[Array], Array, Array, Array]:
+    """Tokens of each maze without <PATH_END>; and of every place from <PATH_START> to the target, in order, its maze,
+    its position, and its number from <PATH_START> on [places]."""
+    texts = [row[:-1] for row in tok.encode_batch(ms)]
+    count = ms.path_lengths + 1
+    maze = np.repeat(np.arange(len(texts)), count)
+    place = np.arange(len(maze)) - np.repeat(np.cumsum(count) - count, count)
+    begin = np.array([len(row) for row in texts]) - count
+    return texts, maze, begin[maze] + place, place
+
+
 def pool_of(model: Model, reference: Mazes, tok: Tokenizer) -> Pool:
-    tokens = tok.encode_batch(reference)
-    cells = reference.path_lengths
+    """Runs the model on reference mazes with their paths."""
     parts: list[Array] = []
-    for rows in pieces(len(tokens)):
-        texts = [row[:-1] for row in tokens[rows]]  # <PATH_END> is no place of the path
-        z = model.run(texts, capture="z", logits=None).stack("z")
-        for i, (row, k) in enumerate(zip(texts, cells[rows].tolist(), strict=True)):
-            parts.append(z[:, i, len(row) - k - 1 : len(row)])
+    for rows in pieces(len(reference)):
+        texts, maze, at, _ = along_the_way(reference[rows], tok)
+        parts.append(model.run(texts, capture="z", logits=None).stack("z")[:, maze, at])
     z = np.concatenate(parts, axis=1)
     mean = z.mean(1, dtype=np.float64, keepdims=True).astype(z.dtype)
 
@@ -277,12 +285,14 @@ class Ablation:
     """What happens without some heads. Changes are those from the unchanged model on the same mazes."""
 
     group: str
-    """"adjacency", "matched" (the same layers, closest norms) or "random" (the same layers)."""
+    """"adjacency", "matched" (the same layers, closest norms), "random" (the same layers), or "noise"."""
     method: str
-    """"mean" or "resample"."""
+    """"mean" or "resample"; of "noise" heads stay as they are, and "noise" is added to the same layers' output."""
     heads: Heads
     norm: float
     """Sum of the heads' output norms."""
+    moved: float
+    """Sum of the mean lengths of what mean ablation takes away, or noise adds."""
     margin: Estimate
     """Change of the right next cell's margin over the mean of all other logits, true path before it."""
     effect: Estimate
@@ -328,7 +338,7 @@ class HeadAblation:
     rows: tuple[Ablation, ...]
     contrast: dict[str, dict[str, dict[str, Estimate]]]
     """method → group → "margin", "exact", "valid", "legal": what is left without adjacency heads, less what is left
-    without the group's. Below 0: adjacency heads matter more."""
+    without the group's, or with noise. Below 0: adjacency heads matter more."""
     each: Array
     """Change of the margin without each head alone, mean-ablated [layer, head]."""
     each_low: Array
@@ -347,8 +357,8 @@ class HeadAblation:
             f"{self.n} mazes, adjacency heads {names(self.heads)}; unchanged: margin {self.margin.value:.2f}, next "
             f"cell {100 * self.right.value:.1f} %, legal steps {100 * self.legal.value:.1f} %, valid {self.valid}, "
             f"exact {self.exact}",
-            "heads      method    which               norm  margin [95 %]                 d  next cell  legal steps "
-            "[95 %]         valid [95 %]             exact [95 %], %",
+            "heads      method    which               norm  moved  margin [95 %]                 d  next cell  legal "
+            "steps [95 %]         valid [95 %]             exact [95 %], %",
         ]
         for row in self.rows:
             changes = [
@@ -358,8 +368,8 @@ class HeadAblation:
                 )
             ]  # fmt: skip
             lines.append(
-                f"{row.group:<10} {row.method:<9} {names(row.heads):<18} {row.norm:5.2f}  {row.margin!s:<25} "
-                f"{row.effect.value:+.2f}  {100 * row.right.value:7.1f} %  {'  '.join(changes)}"
+                f"{row.group:<10} {row.method:<9} {names(row.heads):<18} {row.norm:5.2f}  {row.moved:5.2f}  "
+                f"{row.margin!s:<25} {row.effect.value:+.2f}  {100 * row.right.value:7.1f} %  {'  '.join(changes)}"
             )
         for method, groups in self.contrast.items():
             for group, found in groups.items():
@@ -382,7 +392,8 @@ def spearman(pairs: Array) -> float:
         _, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
     with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.corrcoef(np.array(ranks))[0, 1])
+        table: Array = np.asarray(np.corrcoef(np.array(ranks)))
+    return float(table[0, 1])
 
 
 @dataclass(frozen=True)
@@ -392,6 +403,15 @@ class StandIns:
     pool: Pool
     draws: Array
     """Row of the pool for each maze and position of its path, int [n, longest]."""
+    directions: Array
+    """Random ones, of length 1 [many, d_model]."""
+
+    @classmethod
+    def drawn(cls, pool: Pool, n: int, longest: int, width: int, rng: np.random.Generator) -> StandIns:
+        """Of n mazes with paths of at most so many positions."""
+        draws = rng.integers(pool.z.shape[1], size=(n, longest))
+        directions = rng.standard_normal((1024, width))
+        return cls(pool, draws, directions / np.sqrt((directions**2).sum(1, keepdims=True)))
 
     def edits(
         self, heads: Heads, method: str, rows: Array, positions: Array, counts: Array | None = None
@@ -404,6 +424,12 @@ class StandIns:
         drawn = self.draws[rows[:, None], index]
         out = []
         for layer, head in heads:
+            if method == "noise":
+                real = index == np.arange(positions.shape[1])
+                noise = self.directions[(drawn + 331 * layer + 97 * head) % len(self.directions)]
+                noise = noise * (self.pool.spread[layer, head] * real)[..., None]
+                out.append(edit.add(("attn_out", layer), noise, positions=positions))
+                continue
             value = mean[layer, head] if method == "mean" else self.pool.z[layer, :, head][drawn][:, :, None]
             out.append(edit.set(("z", layer), value, heads=[head], positions=positions))
         return out
@@ -456,6 +482,8 @@ def ablate_heads(
       (:func:`clew.mazes.adjacency_heads`); `least_mass` leaves out heads that hardly look there.
     - *Layer and output norm*: later heads act on logits more directly, and long outputs matter more. Each head has a
       control of the same layer with the closest output norm ("matched"), and others of the same layers ("random").
+      "noise" is exactly as long: to the same layers' output a random direction is added, as long as what mean ablation
+      takes away on average.
     - *Any damage* does harm: therefore contrasts with the controls, not effects alone, are the result, and the mean and
       another maze's output take a head's place, not zero, which no head ever writes.
     - *Later positions* could compute again what one position lost: all from <PATH_START> on are ablated.
@@ -510,13 +538,15 @@ def ablate_heads(
     pool = pool_of(model, other, tok)
     groups = control_groups(pool.norms, chosen, draws, seed)
     variants = [(name, hs, method) for name, hs in groups for method in methods]
+    if "mean" in methods:
+        variants.append(("noise", chosen, "noise"))
     cells = int(batch.grids[0]) ** 2
     rng = generator(seed, 2)
     prompts = path_prompts(batch, tok, position, seed)
     check_length(model, prompts)
     n_layers, n_heads = model.config.n_layers, model.config.n_heads
     alone: list[tuple[Heads, str]] = [(((i, j),), "mean") for i in range(n_layers) for j in range(n_heads)]
-    stand = StandIns(pool, rng.integers(pool.z.shape[1], size=(len(prompts), cells + 2)))
+    stand = StandIns.drawn(pool, len(prompts), cells + 2, model.config.d_model, rng)
 
     def made(which: Sequence[tuple[Heads, str]]) -> Callable[[slice], list[list[Edit]]]:
         def edits(rows: slice) -> list[list[Edit]]:
@@ -532,7 +562,7 @@ def ablate_heads(
     changes, single = margins[: len(sets)] - plain, margins[len(sets) :] - plain
 
     starts = start_prompts(batch, tok)
-    walking = StandIns(pool, rng.integers(pool.z.shape[1], size=(len(batch), cells + 2)))
+    walking = StandIns.drawn(pool, len(batch), cells + 2, model.config.d_model, rng)
 
     def walked(hs: Heads = (), method: str = "") -> Array:
         """Exact? valid? share of legal steps, [mazes, 3]; of a walk without a step 0."""
@@ -549,10 +579,10 @@ def ablate_heads(
         known[key] = after
         exact, valid, legal = (bootstrap(column, seed=seed) for column in (after - before).T)
         rows.append(Ablation(
-            name, method, hs, float(sum(pool.norms[h] for h in hs)), bootstrap(change, seed=seed),
-            bootstrap(change[:, None], lambda x: standardised(x[:, 0]), seed=seed), rate(likely > 0),
-            rate(after[:, 0] > 0), rate(after[:, 1] > 0), bootstrap(after[:, 2], seed=seed), exact, valid, legal,
-            change, after,
+            name, method, hs, float(sum(pool.norms[h] for h in hs)), float(sum(pool.spread[h] for h in hs)),
+            bootstrap(change, seed=seed), bootstrap(change[:, None], lambda x: standardised(x[:, 0]), seed=seed),
+            rate(likely > 0), rate(after[:, 0] > 0), rate(after[:, 1] > 0), bootstrap(after[:, 2], seed=seed), exact,
+            valid, legal, change, after,
         ))  # fmt: skip
     each = [bootstrap(c, seed=seed) for c in single]
     by_head = [np.array([getattr(e, end) for e in each]).reshape(n_layers, n_heads) for end in ("value", "low", "high")]
@@ -572,9 +602,9 @@ def _contrasts(
     for method in methods:
         own = next(row for row in rows if (row.group, row.method) == ("adjacency", method))
         out[method] = {}
-        for group in ("matched", "random"):
-            others = [row for row in rows if (row.group, row.method) == (group, method)]
-            if not others:
+        for group in ("matched", "random", "noise"):
+            others = [row for row in rows if row.group == group and row.method in (method, "noise")]
+            if not others or (group == "noise" and method != "mean"):
                 continue
             walked = own.walked - np.mean([row.walked for row in others], axis=0)
             margin = own.changes - np.mean([row.changes for row in others], axis=0)

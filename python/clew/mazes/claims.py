@@ -303,8 +303,9 @@ def _causal(parts: Parts, say: Say) -> None:
         moves[kind] = contrast[i].low > 0
         told.append(
             f"stream of a maze with {what}, layer {row.layer}: walks its own maze's way in "
-            f"{percent(row.as_target.value)}, the other's in {percent(row.as_source.value)}; changed walks over the same maze rewritten "
-            f"{100 * contrast[i].value:+.0f} points [{100 * contrast[i].low:+.0f}, {100 * contrast[i].high:+.0f}]"
+            f"{percent(row.as_target.value)}, the other's in {percent(row.as_source.value)}; changed walks over the "
+            f"same maze rewritten {100 * contrast[i].value:+.0f} points [{100 * contrast[i].low:+.0f}, "
+            f"{100 * contrast[i].high:+.0f}]"
         )
     say(
         "the walls that are readable at <PATH_START> are used from there",

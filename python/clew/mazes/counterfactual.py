@@ -44,7 +44,12 @@ def mazes_of(ms: Mazes | Iterable[Maze] | Maze, what: str, least: int = 2) -> Ma
 
 
 def apart(ms: Mazes, reference: Mazes, what: str) -> None:
-    """Raises ConfigError where walls of one batch are in the other: what was learned there would be tested there."""
+    """Raises ConfigError where walls of one batch are in the other: what was learned there would be tested there; and
+    ShapeError for mazes of two sizes."""
+    if ms.grids[0] != reference.grids[0]:
+        raise ShapeError(
+            f"{what}: mazes of {ms.grids[0]} × {ms.grids[0]}, reference of {reference.grids[0]} × {reference.grids[0]}"
+        )
     both = np.intersect1d(ms.hashes, reference.hashes)
     if len(both):
         raise ConfigError(

@@ -42,10 +42,8 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     )
     found = table(model, mazes, side, kinds=KINDS)
     kinds = list(found)
-    print(
-        f"\n{mazes} new mazes of each kind, {side} × {side}, walls that were never trained on; % here, and the paper's"
-    )
-    print("hallway model on 6 × 6" + "".join(f"{kind:>22}" for kind in kinds))
+    print(f"\n{mazes} new mazes of each kind, {side} × {side}, whose walls were never trained on; % right, in brackets")
+    print("the paper's hallway model" + "".join(f"{kind:>{19 if i == 0 else 22}}" for i, kind in enumerate(kinds)))
     for row in ("exact", "valid", "target", "path_start", "first_path_choice", "rand_path_token", "path_end"):
         cells = [f"{100 * found[kind][row].value:13.1f}  ({PAPER['hallway'][kind][row]:5.1f})" for kind in kinds]
         print(f"  {row:<20}" + "".join(cells))
@@ -55,14 +53,16 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     heads = adjacency_heads(model, learn[:_TEST], draws=2)
     head = heads.ranked(LEAST_MASS)[0]
     best = walls["ridge"].best
+    share = walls["ridge"].accuracy[best]
     print(
-        f"\nAt <PATH_START>, before its first step, linear probes on layer {best} read {walls['ridge'].accuracy[best]:.1%}"
-        f" of the inner walls of\n{_TEST} other mazes; saying what is commoner for each wall gives {walls.majority:.1%}."
+        f"\nAt <PATH_START>, before the first step, linear probes on layer {best} read {share:.1%} of the inner walls"
     )
+    print(f"of {_TEST} other mazes; saying what is commoner for each wall gives {walls.majority:.1%}.")
+    near, behind = heads.connected_over_uniform[head], heads.walled_over_uniform[head]
     print(
-        f"Layer {head[0]}, head {head[1]} looks most along open edges: {heads.connected_over_uniform[head]:.1f} × as much "
-        f"as evenly at\ncells that one step reaches, {heads.walled_over_uniform[head]:.1f} × at neighbours behind a wall."
+        f"Layer {head[0]}, head {head[1]} looks most along open edges: {near:.1f} × as much as evenly spread at cells"
     )
+    print(f"that one step reaches, {behind:.1f} × at neighbours behind a wall.")
     shown = picture(model, walls, head, side, 0, tok)
     for maze, path, kind, exact in zip(shown.mazes, shown.paths, shown.kinds, shown.exact, strict=True):
         print(f"\nA maze, {kind}, and the path that the model walked: {'solved' if exact else 'not solved'}")
@@ -72,10 +72,10 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     drawn = (
         figures.solved(shown), figures.probe_picture(shown), figures.adjacency_head(shown), figures.evaluation(found),
     )  # fmt: skip
-    paths = [folder / file for file in FIGURES]
-    for figure, path in zip(drawn, paths, strict=True):
-        figure.savefig(path)
-    return paths
+    files = [folder / file for file in FIGURES]
+    for figure, file in zip(drawn, files, strict=True):
+        figure.savefig(file)
+    return files
 
 
 __all__ = ["FIGURES", "MODEL", "main"]

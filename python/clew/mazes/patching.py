@@ -79,7 +79,7 @@ class Patch:
     effect: Estimate
     """Cohen's d of the change of the logit difference."""
     flipped: Rate
-    """The other maze's next cell becomes the likeliest token, of the prompts where it was not."""
+    """The other maze's next cell becomes the likeliest token, of the prompts where the own one was the likelier."""
     changes: Array = field(repr=False, metadata={"json": False})
     """Of the logit difference, each pair's, mean over both directions [pairs]."""
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import edit
 from ..errors import ConfigError, ShapeError
 from ..train.data import generator
-from .causal import Margin, asked, behind, pieces, rate, share, standardised
+from .causal import Margin, along_the_way, asked, behind, pieces, rate, share, standardised
 from .counterfactual import crosses, layers_of, legal_steps, mazes_of, rebuilt, start_prompts, walks
 from .evaluate import Rate, judge
 from .maze import Maze, Mazes
@@ -364,6 +364,7 @@ class _Flips:
 
     def _read(self) -> None:
         n, n_layers, n_walls = len(self.case.wall), len(self.layers), self.probe.weight.shape[2]
+        site = [("resid_post", layer) for layer in self.layers]
         self.first = np.zeros((n_layers, n))
         """Reading of each maze's wall at <PATH_START>."""
         self.above = np.zeros((n_layers, n))
@@ -372,17 +373,13 @@ class _Flips:
         """Mean readings of every wall at <PATH_START>, and over cells of the way."""
         self.size = np.zeros(n_layers)
         """Mean length of the stream at <PATH_START>."""
-        tokens, cells = self.tok.encode_batch(self.case.mazes), self.case.mazes.path_lengths
         for rows in pieces(n):
-            texts = [row[:-1] for row in tokens[rows]]
-            k = cells[rows]
-            lengths = np.array([len(row) for row in texts])
-            maze = np.repeat(np.arange(len(texts)), k + 1)
-            place = np.arange(len(maze)) - np.repeat(np.cumsum(k + 1) - (k + 1), k + 1)  # 0: <PATH_START>
-            run = self.model.run(texts, capture=[("resid_post", layer) for layer in self.layers], logits=None)
-            wall = self.case.wall[rows][maze]
+            part = self.case.mazes[rows]
+            texts, maze, at, place = along_the_way(part, self.tok)
+            run = self.model.run(texts, capture=site, logits=None)
+            k, wall = part.path_lengths, self.case.wall[rows][maze]
             for i, layer in enumerate(self.layers):
-                x = run["resid_post", layer][maze, (lengths - k - 1)[maze] + place].astype(np.float64)
+                x = run["resid_post", layer][maze, at].astype(np.float64)
                 said = self.probe.layer(layer)(x)
                 start = place == 0
                 own = said[np.arange(len(maze)), wall]
