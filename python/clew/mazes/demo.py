@@ -62,7 +62,7 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     print(
         f"Layer {head[0]}, head {head[1]} looks most along open edges: {near:.1f} × as much as evenly spread at cells"
     )
-    print(f"that one step reaches, {behind:.1f} × at neighbours behind a wall.")
+    print(f"cells that one step reaches, {behind:.1f} × at neighbours behind a wall.")
     shown = picture(model, walls, head, side, 0, tok)
     for maze, path, kind, exact in zip(shown.mazes, shown.paths, shown.kinds, shown.exact, strict=True):
         print(f"\nA maze, {kind}, and the path that the model walked: {'solved' if exact else 'not solved'}")
