@@ -256,7 +256,9 @@ _OURS = "(the measure is ours) "
 def _word_rows(words: WordSimilarities | None, semantics: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Rows of word similarity, measured here or stored: set, whose vectors, rho, interval, pairs."""
     if words is not None:
-        return [{"name": r.name, "source": r.source, "rho": r.rho, "interval": r.interval, "n": r.n} for r in words.rows]
+        return [
+            {"name": r.name, "source": r.source, "rho": r.rho, "interval": r.interval, "n": r.n} for r in words.rows
+        ]
     return [] if semantics is None else list(semantics["word_similarity"])
 
 
@@ -362,18 +364,17 @@ def _claim_attention(claim: Any, found: Ablations, trained: Trainings) -> None:
         rises["uniform"] < 0.1 * rises["none"],
         "attention",
     )
-    mean = dict(zip(trained.kinds, trained.loss.mean(1), strict=True))
-    spread = trained.loss.std(1, ddof=1).max()
+    mean = dict(zip(trained.kinds, np.nanmean(trained.loss, 1), strict=True))
+    spread = np.nanmax(trained.loss[trained.runs > 1].std(1, ddof=1, where=~np.isnan(trained.loss[trained.runs > 1])))
     worth = mean["none"] - mean["softmax"]
     kept = {kind: (mean["none"] - mean[kind]) / worth for kind in trained.kinds if kind not in ("none", "softmax")}
     claim(
         "models trained without learned attention do as well",
         "v2: potentially redundant (the trainings are ours, stored with the package, not this model's)",
-        f"{len(trained.seeds)} seeds of each, held-out loss "
+        f"{'–'.join(map(str, sorted({int(n) for n in trained.runs})))} seeds of each, held-out loss "
         + ", ".join(f"{kind} {loss:.3f}" for kind, loss in mean.items())
         + f" (deviation between seeds at most {spread:.3f}; counting pairs of tokens {trained.references['pairs']:.3f});"
-        " of what attention gives "
-        + ", ".join(f"{kind} keeps {share:.0%}" for kind, share in kept.items()),
+        " of what attention gives " + ", ".join(f"{kind} keeps {share:.0%}" for kind, share in kept.items()),
         max(kept.values()) > 0.9,
         "trainings",
     )
@@ -387,9 +388,9 @@ def _claim_attention(claim: Any, found: Ablations, trained: Trainings) -> None:
         f"arrangement of W_E between seeds: softmax and softmax {own:.2f}; softmax and "
         + ", ".join(f"{kind} {value:.2f}" for kind, value in rest.items())
         + f", bare {trained.alike[i['softmax'], i['bare']]:.2f}. Purity of neighbourhoods "
-        + ", ".join(f"{kind} {trained.purity[n].mean():.2f}" for kind, n in i.items())
+        + ", ".join(f"{kind} {np.nanmean(trained.purity[n]):.2f}" for kind, n in i.items())
         + f" (chance {trained.purity_chance:.2f})",
-        min(rest.values()) > 0.8 * own,
+        min(rest.values()) > 0.8 * own if not np.isnan([own, *rest.values()]).any() else None,
         "trainings",
     )
 
