@@ -11,7 +11,8 @@ from clew import walk
 from clew.walk import attention, knowledge
 from clew.walk.attention import KINDS, visible
 from support import make
-from twin import softmax, twin, visible as seen_by_twin
+from twin import softmax, twin
+from twin import visible as seen_by_twin
 
 RNG = np.random.default_rng(7)
 CONFIGS = {

@@ -11,10 +11,10 @@ none            attention writes nothing: what a model of single tokens and posi
 bare            the whole model without parameters but its embeddings, as the paper's author wrote it:
                 X ← softmax(causal(X Xᵀ)) X in each layer, logits X W_outᵀ; no norm, residual, MLP or position
 
-All but "bare" have the same shape: 2 layers, d_model 64, MLP of 256, learned positions, untied embeddings; what does not
-learn gets no gradient and no decay. Batches, their order and the schedule are the same for all of a seed. The text is the
-first nine tenths of SHARED_DATA/tinyshakespeare/input.txt through shakespeare's tokenizer; losses are those of windows
-of the last tenth.
+All but "bare" have the same shape: 2 layers, d_model 64, MLP of 256, learned positions, untied embeddings; what does
+not learn gets no gradient and no decay. Batches, their order and the schedule are the same for all of a seed. The text
+is the first nine tenths of SHARED_DATA/tinyshakespeare/input.txt through shakespeare's tokenizer; losses are those of
+windows of the last tenth.
 
 FOLDER keeps a file for each run that is done, so that the script can be stopped and started again; --stored trains
 nothing more. Then training.json is written beside this file, of the runs that are there: losses, similarity of the
