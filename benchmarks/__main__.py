@@ -2,8 +2,8 @@
 
 Parts: forward, capture, threads, scaling, sweep, edits, decode, training, regression, adaptive, geometry, walk,
 mazes, memory, start, size; all of them when none is named. Each runs in a process of its own, on one directory of GPT-2
-124M with random weights. Ratios are medians over paired rounds of sides that take turns. The figures are also written to
-out/bench.json.
+124M with random weights. Ratios are medians over paired rounds of sides that take turns. The figures are also written
+to out/bench.json.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ class Trainings:
         for i, kind in enumerate(self.kinds):
             losses = " ".join(f"{x:.3f}" for x in self.loss[i])
             lines.append(
-                f"  {kind:<10} {losses}  {int(self.parameters[i]):>8,} parameters  purity {np.nanmean(self.purity[i]):.3f}"
-                f"  embeddings as softmax's {self.alike[0, i]:.3f}"
+                f"  {kind:<10} {losses}  {int(self.parameters[i]):>8,} parameters  "
+                f"purity {np.nanmean(self.purity[i]):.3f}  embeddings as softmax's {self.alike[0, i]:.3f}"
             )
         return "\n".join(lines)
 

@@ -480,7 +480,8 @@ def _claim_choices(claim: Any, found: MultipleChoice | None, semantics: Mapping[
             own, base = stored[name], stored["accuracy"]["cross_encoding"][0]
             low, high = own["difference_interval"]
             more = (f". HellaSwag, stored with the package, {own['n']} tasks that were not learned: "
-                    f"{own['accuracy']:.3f} against {base:.3f}, difference {own['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")  # fmt: skip
+                    f"{own['accuracy']:.3f} against {base:.3f}, difference {own['difference']:+.3f} "
+                    f"[{low:+.3f}, {high:+.3f}]")  # fmt: skip
         if found is None:
             claim(text, papers[name], "no tokenizer, or no text of sentences" + more, None)
             continue

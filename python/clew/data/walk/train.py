@@ -213,9 +213,12 @@ def main() -> None:
         "steps": STEPS, "batch": BATCH, "context": CONTEXT, "rate": RATE, "weight_decay": DECAY, "layers": LAYERS,
         "d_model": WIDTH, "tokens_compared": int(seen.sum()), "version": clew.__version__,
     }  # fmt: skip
+    alike = np.eye(len(tables))
+    for i, j in zip(*np.triu_indices(len(tables), 1), strict=True):
+        alike[i, j] = alike[j, i] = embedding_similarity(tables[i][seen], tables[j][seen])
     result = {
         "about": about, "references": references(stream, held_out, d_vocab), "runs": runs,
-        "similarity": [[embedding_similarity(a[seen], b[seen]) for b in tables] for a in tables],
+        "similarity": alike.tolist(),
     }  # fmt: skip
     rounded = json.loads(json.dumps(result), parse_float=lambda x: float(f"{float(x):.5g}"))
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in rounded.items()]
