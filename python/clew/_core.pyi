@@ -33,6 +33,9 @@ def trim() -> None:
 def first_bad(array: NDArray[Any], /) -> int:
     """Flat index of the first NaN or infinity of a float32 or float64 array with one to three axes; -1: none."""
 
+def copy_finite(out: NDArray[Any], array: NDArray[Any], /) -> int:
+    """The same of a contiguous array that it copies to another one, as far as its values are finite."""
+
 def sample(
     logits: NDArray[Any],
     streams: NDArray[Any],
