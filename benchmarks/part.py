@@ -14,7 +14,7 @@ from typing import Any
 import clew
 from clew import memory
 
-from . import adaptive, cost, geometry, interventions, mazes, models, regression, stream, training
+from . import adaptive, cost, geometry, interventions, mazes, models, regression, stream, training, walk
 from .floor import Gemm, Reading, flops
 from .report import Figure, at_least, at_most, of_times, skipped
 from .timing import Times, alternate, median
@@ -222,6 +222,7 @@ PARTS: dict[str, Callable[[Setting], list[Figure]]] = {
     "training": training.training,
     "regression": regression.regression,
     "geometry": geometry.geometry,
+    "walk": walk.walk,
     "mazes": mazes.figures,
     "adaptive": adaptive.adaptive,
     "stream": stream.stream,

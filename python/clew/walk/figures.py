@@ -104,7 +104,7 @@ def ablations(found: Ablations) -> Figure:
 
 def trainings(found: Trainings) -> Figure:
     """Held-out loss over the training of small models, means over seeds."""
-    series = {kind: found.curve[i].mean(0) for i, kind in enumerate(found.kinds)}
+    series = {kind: np.nanmean(found.curve[i], 0) for i, kind in enumerate(found.kinds)}
     later = found.steps >= found.steps[-1] * 0.1  # the first steps would hide the rest
     return curves(
         {kind: values[later] for kind, values in series.items()}, found.steps[later], xlabel="training step",

@@ -267,8 +267,11 @@ class Similarity:
     """Words with one that the text holds too seldom."""
 
     def __repr__(self) -> str:
-        return (f"{self.name}, {self.source}: rho {self.rho:+.3f} [{self.interval[0]:+.3f}, {self.interval[1]:+.3f}] "
-                f"on {self.n} of {self.total} pairs; words missing {len(self.missing)}, too rare {len(self.rare)}")  # fmt: skip
+        low, high = self.interval
+        return (
+            f"{self.name}, {self.source}: rho {self.rho:+.3f} [{low:+.3f}, {high:+.3f}] on {self.n} of {self.total} "
+            f"pairs; words missing {len(self.missing)}, too rare {len(self.rare)}"
+        )
 
 
 def word_similarity(vectors: WordVectors, pairs: WordPairs, counts: Mapping[str, int] | None = None,
@@ -320,9 +323,11 @@ class WordSimilarities:
         return "\n".join(map(repr, self.rows))
 
 
-def word_similarities(model: Model, sets: Sequence[WordPairs] | str | os.PathLike[str], text: str | None = None, *,
-                      of: str = "W_E", pieces: Pieces = "mean", min_count: int = MIN_COUNT, d: int = 64, window: int = 5,
-                      bad: Bad = "error", seed: int = 0) -> WordSimilarities:  # fmt: skip
+def word_similarities(
+    model: Model, sets: Sequence[WordPairs] | str | os.PathLike[str], text: str | None = None, *, of: str = "W_E",
+    pieces: Pieces = "mean", min_count: int = MIN_COUNT, d: int = 64, window: int = 5, bad: Bad = "error",
+    seed: int = 0,
+) -> WordSimilarities:  # fmt: skip
     """Word similarity of a model's raw, centred and normed embeddings over every set.
 
     Parameters

@@ -31,7 +31,7 @@ class Trainings:
     """softmax, uniform, random, similarity, none, bare: `data/walk/train.py` says what each is."""
     seeds: tuple[int, ...]
     loss: Array
-    """Held-out loss [kind, seed], nats a token."""
+    """Held-out loss [kind, seed], nats a token; NaN where a run is not among those stored."""
     curve: Array
     """[kind, seed, measurement]"""
     steps: NDArray[np.int64]
@@ -46,14 +46,21 @@ class Trainings:
     references: dict[str, float]
     """Held-out losses of counting: "tokens", "pairs"."""
 
+    @property
+    def runs(self) -> NDArray[np.int64]:
+        """How many runs there are of each kind [kind]."""
+        return np.asarray((~np.isnan(self.loss)).sum(1))
+
     def table(self) -> str:
         """A line for each kind."""
-        lines = [f"held-out loss of {len(self.seeds)} seeds; counting tokens {self.references['tokens']:.3f}, pairs "
+        lines = [f"held-out loss by seed; counting tokens {self.references['tokens']:.3f}, pairs "
                  f"{self.references['pairs']:.3f}"]  # fmt: skip
         for i, kind in enumerate(self.kinds):
             losses = " ".join(f"{x:.3f}" for x in self.loss[i])
-            lines.append(f"  {kind:<10} {losses}  {int(self.parameters[i]):>8,} parameters  purity "
-                         f"{self.purity[i].mean():.3f}  embeddings as softmax's {self.alike[0, i]:.3f}")  # fmt: skip
+            lines.append(
+                f"  {kind:<10} {losses}  {int(self.parameters[i]):>8,} parameters  "
+                f"purity {np.nanmean(self.purity[i]):.3f}  embeddings as softmax's {self.alike[0, i]:.3f}"
+            )
         return "\n".join(lines)
 
 
@@ -84,16 +91,21 @@ def stored_trainings() -> Trainings:
         similarity = np.array(data["similarity"], np.float64)
 
         def of(key: str) -> Array:
-            return np.array([[runs[kind, seed][key] for seed in seeds] for kind in kinds], np.float64)
+            missing = np.full_like(np.array(data["runs"][0][key], np.float64), np.nan)
+            rows = [[runs[kind, seed][key] if (kind, seed) in runs else missing for seed in seeds] for kind in kinds]
+            return np.array(rows, np.float64)
 
         def alike(a: str, b: str) -> float:
-            pairs = [(order.index((a, s)), order.index((b, t))) for s in seeds for t in seeds if s != t]
-            return float(np.mean([similarity[i, j] for i, j in pairs]))
+            pairs = [(order.index((a, s)), order.index((b, t))) for s in seeds for t in seeds
+                     if s != t and (a, s) in runs and (b, t) in runs]  # fmt: skip
+            return float(np.mean([similarity[i, j] for i, j in pairs])) if pairs else float("nan")
 
-        curve = np.array([[runs[kind, seed]["curve"] for seed in seeds] for kind in kinds], np.float64)
+        curve = of("curve")
+        learned = {r["kind"]: int(r["parameters"]) for r in data["runs"]}
         return Trainings(
-            data["about"], kinds, seeds, of("held_out_loss"), curve[..., 1], curve[0, 0, :, 0].astype(np.int64),
-            of("parameters")[:, 0].astype(np.int64), of("purity"), float(data["runs"][0]["purity_chance"]),
+            data["about"], kinds, seeds, of("held_out_loss"), curve[..., 1],
+            np.array([step for step, _ in data["runs"][0]["curve"]], np.int64),
+            np.array([learned[kind] for kind in kinds]), of("purity"), float(data["runs"][0]["purity_chance"]),
             np.array([[alike(a, b) for b in kinds] for a in kinds]), data["references"],
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -364,17 +364,18 @@ def _claim_attention(claim: Any, found: Ablations, trained: Trainings) -> None:
         rises["uniform"] < 0.1 * rises["none"],
         "attention",
     )
-    mean = dict(zip(trained.kinds, trained.loss.mean(1), strict=True))
-    spread = trained.loss.std(1, ddof=1).max()
+    mean = dict(zip(trained.kinds, np.nanmean(trained.loss, 1), strict=True))
+    spread = np.nanmax(trained.loss[trained.runs > 1].std(1, ddof=1, where=~np.isnan(trained.loss[trained.runs > 1])))
     worth = mean["none"] - mean["softmax"]
     kept = {kind: (mean["none"] - mean[kind]) / worth for kind in trained.kinds if kind not in ("none", "softmax")}
     claim(
         "models trained without learned attention do as well",
         "v2: potentially redundant (the trainings are ours, stored with the package, not this model's)",
-        f"{len(trained.seeds)} seeds of each, held-out loss "
+        f"{'–'.join(map(str, sorted({int(n) for n in trained.runs})))} seeds of each, held-out loss "
         + ", ".join(f"{kind} {loss:.3f}" for kind, loss in mean.items())
-        + f" (deviation between seeds at most {spread:.3f}; counting pairs of tokens {trained.references['pairs']:.3f});"
-        " of what attention gives " + ", ".join(f"{kind} keeps {share:.0%}" for kind, share in kept.items()),
+        + f" (deviation between seeds at most {spread:.3f}; counting pairs of tokens "
+        f"{trained.references['pairs']:.3f}); of what attention gives "
+        + ", ".join(f"{kind} keeps {share:.0%}" for kind, share in kept.items()),
         max(kept.values()) > 0.9,
         "trainings",
     )
@@ -388,9 +389,9 @@ def _claim_attention(claim: Any, found: Ablations, trained: Trainings) -> None:
         f"arrangement of W_E between seeds: softmax and softmax {own:.2f}; softmax and "
         + ", ".join(f"{kind} {value:.2f}" for kind, value in rest.items())
         + f", bare {trained.alike[i['softmax'], i['bare']]:.2f}. Purity of neighbourhoods "
-        + ", ".join(f"{kind} {trained.purity[n].mean():.2f}" for kind, n in i.items())
+        + ", ".join(f"{kind} {np.nanmean(trained.purity[n]):.2f}" for kind, n in i.items())
         + f" (chance {trained.purity_chance:.2f})",
-        min(rest.values()) > 0.8 * own,
+        min(rest.values()) > 0.8 * own if not np.isnan([own, *rest.values()]).any() else None,
         "trainings",
     )
 
@@ -442,8 +443,8 @@ def _claim_concepts(claim: Any, parts: dict[str, Any]) -> None:
             + "Spearman's rho, centred rows of W_E: "
             + ", ".join(f"{r['name'].removeprefix('EN-')} {r['rho']:+.2f} on {r['n']}"
                         + (f" (counts {seen[r['name']]['rho']:+.2f})" if r["name"] in seen else "") for r in good)
-            + f"; above 0 with 95 % on {len(agree)} of the {len(judged)} sets on which counts of the text are, too; sets "
-            "of fewer than 20 pairs are left out",
+            + f"; above 0 with 95 % on {len(agree)} of the {len(judged)} sets on which counts of the text are, too; "
+            "sets of fewer than 20 pairs are left out",
             None if not judged else len(agree) > len(judged) / 2,
             "words",
         )  # fmt: skip
@@ -478,8 +479,9 @@ def _claim_choices(claim: Any, found: MultipleChoice | None, semantics: Mapping[
         if stored is not None:
             own, base = stored[name], stored["accuracy"]["cross_encoding"][0]
             low, high = own["difference_interval"]
-            more = (f". HellaSwag, stored with the package, {own['n']} tasks that were not learned: {own['accuracy']:.3f} "
-                    f"against {base:.3f}, difference {own['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")  # fmt: skip
+            more = (f". HellaSwag, stored with the package, {own['n']} tasks that were not learned: "
+                    f"{own['accuracy']:.3f} against {base:.3f}, difference {own['difference']:+.3f} "
+                    f"[{low:+.3f}, {high:+.3f}]")  # fmt: skip
         if found is None:
             claim(text, papers[name], "no tokenizer, or no text of sentences" + more, None)
             continue

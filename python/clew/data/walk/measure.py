@@ -1,10 +1,11 @@
-"""Measures what needs data that do not come with the package: python measure.py SHARED_DATA
+"""Measures what needs data that do not come with the package: python measure.py SHARED_DATA FOLDER
 
 For "shakespeare" and "english": word similarity over every set in SHARED_DATA/word-similarity, for words that occur 20
 times or more in the text that the model learned, with PPMI-SVD vectors of the same text as the control; for "english",
 whose training held out the last tasks of HellaSwag, both tests of paper 1 on them, without examples (its context of 256
 tokens holds no five), their baseline and controls. Writes semantics.json beside this file, which is read by
-clew.walk.stored_semantics; a few minutes. Nothing is drawn but bootstrap intervals and mismatched contexts (seed 0).
+clew.walk.stored_semantics; a few minutes. FOLDER keeps the scores of tasks, so that it can be stopped and started
+again. Nothing is drawn but bootstrap intervals and mismatched contexts (seed 0).
 """
 
 from __future__ import annotations
@@ -33,14 +34,17 @@ def learned(name: str, data: Path) -> str:
     return "\n".join(part[: len(part) * 19 // 20] for part in english.texts(data).values())
 
 
-def hellaswag(model: clew.Model, data: Path) -> dict[str, Any]:
+def hellaswag(model: clew.Model, data: Path, folder: Path) -> dict[str, Any]:
     """Both tests on tasks that the model never saw."""
     tasks = walk.read_tasks(data / "hellaswag" / "hellaswag_val_full.txt.bz2")[FIRST:]
     kinds = {
         "cross_encoding": {}, "ending_only": {"control": "ending_only"}, "mismatched": {"control": "mismatched"},
         "generation": {"test": "generation"}, "similarity": {"test": "similarity"},
     }  # fmt: skip
-    found = {name: walk.evaluate(model, tasks, limit=TASKS, too_long="skip", **more) for name, more in kinds.items()}
+    found = {
+        name: walk.evaluate(model, tasks, limit=TASKS, too_long="skip", resume=folder / f"{name}.jsonl", **more)
+        for name, more in kinds.items()
+    }
     floor = max((found["ending_only"], found["mismatched"]), key=lambda c: c.accuracy)
     out: dict[str, Any] = {"tasks": TASKS, "first": FIRST, "shots": 0}
     out["accuracy"] = {name: [c.accuracy, *c.interval()] for name, c in found.items()}
@@ -51,7 +55,7 @@ def hellaswag(model: clew.Model, data: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    data = Path(sys.argv[1])
+    data, folder = Path(sys.argv[1]), Path(sys.argv[2])
     models = {}
     for name in ("shakespeare", "english"):
         model, text = clew.load(name), learned(name, data)
@@ -64,7 +68,7 @@ def main() -> None:
         ]
         models[name] = {"identity": walk.identity(model), "about": found.about, "word_similarity": rows}
         if name == "english":
-            models[name]["hellaswag"] = hellaswag(model, data)
+            models[name]["hellaswag"] = hellaswag(model, data, folder)
             print(models[name]["hellaswag"], flush=True)
     result = json.loads(
         json.dumps({"version": clew.__version__, "models": models}), parse_float=lambda x: float(f"{float(x):.5g}")

@@ -11,13 +11,14 @@ none            attention writes nothing: what a model of single tokens and posi
 bare            the whole model without parameters but its embeddings, as the paper's author wrote it:
                 X ← softmax(causal(X Xᵀ)) X in each layer, logits X W_outᵀ; no norm, residual, MLP or position
 
-All but "bare" have the same shape: 2 layers, d_model 64, MLP of 256, learned positions, untied embeddings; what does not
-learn gets no gradient and no decay. Batches, their order and the schedule are the same for all of a seed. The text is the
-first nine tenths of SHARED_DATA/tinyshakespeare/input.txt through shakespeare's tokenizer; losses are those of windows
-of the last tenth.
+All but "bare" have the same shape: 2 layers, d_model 64, MLP of 256, learned positions, untied embeddings; what does
+not learn gets no gradient and no decay. Batches, their order and the schedule are the same for all of a seed. The text
+is the first nine tenths of SHARED_DATA/tinyshakespeare/input.txt through shakespeare's tokenizer; losses are those of
+windows of the last tenth.
 
-FOLDER keeps a file for each run that is done, so that the script can be stopped and started again. When all are there,
-training.json is written beside this file: losses, similarity of the embeddings, their purity. Twenty minutes on one quiet core.
+FOLDER keeps a file for each run that is done, so that the script can be stopped and started again; --stored trains
+nothing more. Then training.json is written beside this file, of the runs that are there: losses, similarity of the
+embeddings, their purity. Twenty minutes on one quiet core.
 """
 
 from __future__ import annotations
@@ -178,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--stored", action="store_true", help="only write training.json of the runs that are done")
     args = parser.parse_args()
     source = clew.load("shakespeare")
     text = (args.data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
@@ -190,6 +192,8 @@ def main() -> None:
     for seed in SEEDS:
         for kind in KINDS:
             path = args.folder / f"{kind}-{seed}.json"
+            if not path.exists() and args.stored:
+                continue
             if not path.exists():
                 result, table = run(kind, seed, stream, held_out, d_vocab)
                 np.save(path.with_suffix(".npy"), table)
@@ -209,9 +213,12 @@ def main() -> None:
         "steps": STEPS, "batch": BATCH, "context": CONTEXT, "rate": RATE, "weight_decay": DECAY, "layers": LAYERS,
         "d_model": WIDTH, "tokens_compared": int(seen.sum()), "version": clew.__version__,
     }  # fmt: skip
+    alike = np.eye(len(tables))
+    for i, j in zip(*np.triu_indices(len(tables), 1), strict=True):
+        alike[i, j] = alike[j, i] = embedding_similarity(tables[i][seen], tables[j][seen])
     result = {
         "about": about, "references": references(stream, held_out, d_vocab), "runs": runs,
-        "similarity": [[embedding_similarity(a[seen], b[seen]) for b in tables] for a in tables],
+        "similarity": alike.tolist(),
     }  # fmt: skip
     rounded = json.loads(json.dumps(result), parse_float=lambda x: float(f"{float(x):.5g}"))
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in rounded.items()]
