@@ -112,6 +112,9 @@ def test_between_models(trained: dict[int, clew.Model], parts: tuple[mazes.Mazes
     assert twin.both_exact == solved.mean() and others[0].both_exact == (solved & other).mean()
     distances = [mazes.embedding_distances(trained[s], grid=3).distance for s in (60, 0)]
     assert others[0].embedding == pytest.approx(np.corrcoef(*distances)[0, 1])
+    tok = mazes.Tokenizer(3)
+    bag = mazes.wall_probes("bag of tokens", train, test, methods=["ridge"], tokenizer=tok)["ridge"].accuracy
+    assert found.bag == bag[0]
     first = found.models["a"][0]
     assert found.spread(lambda one: one.loss)["a"] == (pytest.approx(first.loss),) * 3
     found.save(tmp_path / "consistency.json")

@@ -169,11 +169,13 @@ def test_verdicts_of_stored_measurements(result: mazes.MazeExperiment) -> None:
         embedding_p=0.01,
     )  # fmt: skip
     pair = mazes.Pair(("a", 0), ("a", 1), 0.5, 0.5, 0.25, 0.9, 0.8)
-    both = mazes.Consistency({"a": (good, good)}, (pair,), {})
+    both = mazes.Consistency({"a": (good, good)}, (pair,), 0.7, {})
     assert judged(result, consistency=both)[text].verdict == "holds"
     assert "kappa 0.25" in judged(result, consistency=both)[text].measured
-    odd = mazes.Consistency({"a": (good, dataclasses.replace(good, embedding_p=0.5))}, (pair,), {})
+    odd = mazes.Consistency({"a": (good, dataclasses.replace(good, embedding_p=0.5))}, (pair,), 0.7, {})
     assert judged(result, consistency=odd)[text].verdict == "does not hold"
+    told = dataclasses.replace(both, bag=0.95)  # the tokens alone tell more than the models' streams
+    assert judged(result, consistency=told)[text].verdict == "does not hold"
     assert text not in judged(result, consistency=None)
 
 

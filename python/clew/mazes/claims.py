@@ -346,7 +346,7 @@ def _consistency(parts: Parts, say: Say) -> None:
         return
     ones = [one for group in found.models.values() for one in group]
     heads = sum(bool(one.adjacency_heads()) for one in ones)
-    above = sum(one.low.max() > max(one.majority, one.control.max()) for one in ones)
+    above = sum(one.low.max() > max(one.majority, one.control.max(), found.bag) for one in ones)
     near = sum(one.embedding_p < 0.05 for one in ones)
     same = [pair for pair in found.between() if not np.isnan(pair.kappa)]
     kappa = float(np.mean([pair.kappa for pair in same])) if same else float("nan")
@@ -359,9 +359,10 @@ def _consistency(parts: Parts, say: Say) -> None:
     say(
         "other seeds find the same structure",
         "(ours: the paper has one model of each kind) three seeds of two small shapes on 4 × 4 mazes; judged: all have "
-        "probes above the majority, an adjacency head and ordered embeddings",
-        f"{told} (least to largest). Of {len(ones)} models {above} have probes above the baselines, {heads} adjacency "
-        f"heads, {near} ordered embeddings; which mazes two seeds solve agrees with kappa {kappa:.2f}",
+        "probes above every baseline, an adjacency head and ordered embeddings",
+        f"{told} (least to largest). Of {len(ones)} models {above} have probes above the baselines (majority of "
+        f"each wall {max(one.majority for one in ones):.1%}, bag of tokens {found.bag:.1%}), {heads} adjacency heads, {near} ordered "
+        f"embeddings; which mazes two seeds solve agrees with kappa {kappa:.2f}",
         above == heads == near == len(ones),
         "consistency",
     )

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, LoadError
 from .embedding import embedding_distances
 from .maze import Maze, Mazes
+from .probes import wall_probes
+from .rollout import tokenizer_of
 from .snapshot import Snapshot, _snapshot, read, restored, write
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class Consistency:
     models: dict[str, tuple[Snapshot, ...]]
     """Shape → one snapshot for each model."""
     pairs: tuple[Pair, ...]
+    bag: float
+    """Accuracy of probes for inner walls that read how often each token of the maze comes, and no model: baseline."""
     about: dict[str, Any]
 
     def between(self, same_shape: bool = True) -> list[Pair]:
@@ -76,6 +80,7 @@ class Consistency:
                     f"{shape}, {i:<6}  {one.loss:6.3f}  {one.exact:5.1%}  {one.valid:5.1%}  {one.target:6.1%}  "
                     f"{layers:<25}  {one.majority:8.3f}  {one.embedding_r:.2f}  {heads}"
                 )
+        lines.append(f"bag of tokens, no model: inner walls {self.bag:.3f}")
         for same, name in ((True, "same shape"), (False, "two shapes")):
             pairs = self.between(same)
             if pairs:
@@ -94,7 +99,7 @@ class Consistency:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Consistency:
         """Reads what :meth:`save` wrote. Raises LoadError for another file, or none."""
-        data = read(path, ("models", "pairs", "about"))
+        data = read(path, ("models", "pairs", "bag", "about"))
         try:
             models = {shape: tuple(restored(one) for one in ones) for shape, ones in data["models"].items()}
             pairs = []
@@ -102,7 +107,7 @@ class Consistency:
                 values: dict[str, Any] = {key: np.nan if v is None else v for key, v in one.items()}
                 values |= {"a": tuple(one["a"]), "b": tuple(one["b"])}
                 pairs.append(Pair(**values))
-            return cls(models, tuple(pairs), data["about"])
+            return cls(models, tuple(pairs), float(data["bag"]), data["about"])
         except (LoadError, AttributeError, KeyError, TypeError) as error:
             raise LoadError(f"{path}: {error}") from None
 
@@ -171,7 +176,10 @@ def compare(
             Pair(a, b, float(np.mean(same)), float((exact & exact_b).mean()), _kappa(exact, exact_b),
                  _correlation(one.accuracy, other.accuracy), _correlation(distance, distance_b))
         )  # fmt: skip
-    return Consistency({shape: tuple(ones) for shape, ones in snapshots.items()}, tuple(pairs), dict(about or {}))
+    tok = tokenizer_of(next(iter(models.values()))[0])
+    bag = wall_probes("bag of tokens", learn, held, methods=["ridge"], seed=seed, tokenizer=tok)["ridge"].accuracy[0]
+    shapes = {shape: tuple(ones) for shape, ones in snapshots.items()}
+    return Consistency(shapes, tuple(pairs), float(bag), dict(about or {}))
 
 
 def stored_consistency() -> Consistency | None:

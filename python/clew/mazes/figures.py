@@ -204,9 +204,9 @@ def dynamics(found: Dynamics) -> Figure:
 def consistency(found: Consistency) -> Figure:
     """Probe accuracy by layer of models that differ in their seed."""
     series = {f"{shape}, seed {i}": one.accuracy for shape, ones in found.models.items() for i, one in enumerate(ones)}
-    series["control: majority of each wall"] = np.full(
-        len(next(iter(series.values()))), next(iter(found.models.values()))[0].majority
-    )
+    n = len(next(iter(series.values())))
+    series["control: majority of each wall"] = np.full(n, next(iter(found.models.values()))[0].majority)
+    series["control: bag of tokens"] = np.full(n, found.bag)
     return curves(series, ylabel="share of inner walls right", title="4 × 4 mazes: the same for every seed?")
 
 
