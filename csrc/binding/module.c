@@ -140,6 +140,28 @@ static PyObject *core_first_bad(PyObject *module, PyObject *arg) {
   return PyLong_FromSsize_t(index);
 }
 
+/* copy_finite(out, array) -> as first_bad, of an array that it copies */
+static PyObject *core_copy_finite(PyObject *module, PyObject *args) {
+  (void)module;
+  PyArrayObject *out, *array;
+  if (!PyArg_ParseTuple(args, "O!O!:copy_finite", &PyArray_Type, &out, &PyArray_Type, &array)) {
+    return NULL;
+  }
+  const int type = PyArray_TYPE(out);
+  if ((type != NPY_FLOAT32 && type != NPY_FLOAT64) || PyArray_TYPE(array) != type || !PyArray_ISCARRAY(out) ||
+      !PyArray_ISCARRAY_RO(array) || !PyArray_SAMESHAPE(out, array)) {
+    PyErr_SetString(PyExc_TypeError, "copy_finite takes two contiguous arrays of one shape, float32 or float64");
+    return NULL;
+  }
+  void *to = PyArray_DATA(out), *from = PyArray_DATA(array);
+  const size_t n = (size_t)PyArray_SIZE(out);
+  ptrdiff_t index;
+  Py_BEGIN_ALLOW_THREADS;
+  index = clew_copy_check(to, from, n, type == NPY_FLOAT32 ? CLEW_FLOAT32 : CLEW_FLOAT64);
+  Py_END_ALLOW_THREADS;
+  return PyLong_FromSsize_t(index);
+}
+
 /* ---- Products ------------------------------------------------------------------------------------------------- */
 
 /* The three axes of an operand, a missing batch axis first, as strides in elements. */
@@ -314,13 +336,15 @@ static PyMethodDef core_methods[] = {
      "set_idle_limit(bytes)\n--\n\nHow many bytes of released memory are kept for reuse (1 GiB)."},
     {"trim", core_trim, METH_NOARGS, "trim()\n--\n\nGives idle memory back to the system."},
     {"first_bad", core_first_bad, METH_O, "first_bad(array)\n--\n\nFlat index of the first NaN or infinity, or -1."},
+    {"copy_finite", core_copy_finite, METH_VARARGS,
+     "copy_finite(out, array)\n--\n\nCopies; flat index of the first NaN or infinity, or -1."},
     {"product", core_product, METH_VARARGS,
      "product(out, a, b)\n--\n\nout = a @ b through the engine's own GEMM; all in slab memory."},
     {"sample", core_sample, METH_VARARGS,
      "sample(logits, streams, steps, temperature, top_k, top_p, seed)\n--\n\nA token for each row, and its "
      "log-probability."},
     {"nearest", clew_py_nearest, METH_VARARGS,
-     "nearest(vectors, rows, k, metric)\n--\n\nThe k rows nearest to each vector, and their scores."},
+     "nearest(vectors, rows, k, metrics)\n--\n\nThe k rows nearest to each vector by each metric, and their scores."},
     {"adamw", clew_py_adamw, METH_VARARGS,
      "adamw(parameters, gradients, m, v, decay, step, rate, beta1, beta2, eps, weight_decay, scale)\n--\n\n"
      "One step of AdamW in place; step [1] is counted up."},

@@ -157,6 +157,8 @@ bool clew_model_has_site(const clew_model *model, clew_site site);
 
 /* First value of a tensor that is NaN or infinite: its flat index in classic order, or −1. */
 ptrdiff_t clew_tensor_check(const clew_tensor *tensor, clew_dtype dtype);
+/* The same for n values that it copies to out; behind a bad one not all are copied. */
+ptrdiff_t clew_copy_check(void *out, const void *values, size_t n, clew_dtype dtype);
 
 /* ---- Plan --------------------------------------------------------------------------------------------------- */
 

@@ -49,10 +49,11 @@ typedef struct clew_stream_settings {
     void (*update)(real * state, const real *x, const real *y, const clew_stream_settings *s);                            \
     void (*weights)(real * w, real *state, const clew_stream_settings *s);                                                \
   } clew_stream_kernel##suffix;                                                                                           \
-  /* One prefix of one sequence while tasks stream by: Σ exp(score − maximum), and the same times predictions. */      \
+  /* One prefix of one sequence while tasks stream by: Σ 2^(score − shift + ½), and the same times predictions; shift \
+   * is the highest score so far and ½. Scores are in bits: log2 of what they stand for. */                              \
   typedef struct clew_posterior##suffix {                                                                                 \
     double sum, weighted, correction;                                                                                     \
-    real maximum, block_maximum;                                                                                          \
+    real shift, block_maximum;                                                                                            \
   } clew_posterior##suffix;                                                                                               \
   typedef struct clew_reg_kernels##suffix {                                                                               \
     size_t lanes;                                                                                                         \
@@ -64,15 +65,16 @@ typedef struct clew_stream_settings {
     /* Rows, not lanes. out [n] = squared distances of q [d] from the columns of x [d, ld]. */                            \
     void (*distances)(real * out, const real *x, size_t ld, const real *q, size_t n, size_t d);                           \
     void (*scaled_exp)(real * out, real factor, size_t n); /* out = exp(factor · out) ≤ 1 */                           \
-    /* One query's scores of n keys: maximum (of scale · score; −inf at first), Σ e and Σ e y brought up to date. */ \
-    void (*attend)(real * maximum, double *sum, double *weighted, const real *score, const real *y, real scale,           \
+    /* Two queries' scores of n keys, in bits; shift (−inf at first), Σ e and Σ e y, [2], are brought up to date.     \
+     * Fastest where n is a multiple of the lanes. */                                                                                   \
+    void (*attend)(real * shift, double *sum, double *weighted, const real *first, const real *second, const real *y,     \
                    size_t n);                                                                                             \
     /* a [m, nb] ← a L⁻ᵀ from Lᵀ [nb, nb] and 1 / L_ii. */                                                        \
     void (*solve_rows)(real * a, size_t ld, const real *transposed, const real *inverse, size_t m, size_t nb);            \
     /* out [rows, n] = x [rows, d] · tasks [d, n] for a short d; n is rounded up to a multiple of 32, within ld. */      \
     void (*predict_block)(real * out, const real *x, const real *tasks, size_t ld, size_t n, size_t rows, size_t d);      \
     /* Takes n tasks, whose scores are their log-weights after a prefix, into row[0] if `wanted`; `keep` leaves their     \
-     * weights (times exp(row->maximum)) in the predictions' place. Then the scores take (y, predictions) in, and         \
+     * weights (times 2^(row->shift − ½)) in the predictions' place. Then the scores take (y, predictions) in, and     \
      * row[1].block_maximum is their maximum. row->correction is what earlier weights are multiplied by. */               \
     void (*posterior_block)(clew_posterior##suffix * row, real *score, real *prediction, bool wanted, bool keep,          \
                             real y, real half_precision, size_t n);                                                       \

@@ -27,26 +27,34 @@ void K(scaled_exp)(real *restrict out /* [n] */, real factor, size_t n) {
     out[j] = exp_flushed(factor * out[j]);
 }
 
-/* One row of a softmax with values, over a block of keys: brings maximum, Σ e and Σ e y up to date. */
-void K(attend)(real *maximum, double *sum, double *weighted, const real *restrict score /* [n] */,
-               const real *restrict y /* [n] */, real scale, size_t n) {
-  real highest = *maximum;
-#pragma omp simd reduction(max : highest)
+/* Two rows of a softmax with values, over a block of keys: brings shift, Σ e and Σ e y of each up to date, e = 2^(score
+ * − shift + ½). Two, because the sums of one wait for each other. */
+void K(attend)(real *shift /* [2] */, double *sum /* [2] */, double *weighted /* [2] */,
+               const real *restrict first /* [n] */, const real *restrict second /* [n] */,
+               const real *restrict y /* [n] */, size_t n) {
+  real highest0 = shift[0] - (real)0.5, highest1 = shift[1] - (real)0.5;
+#pragma omp simd reduction(max : highest0, highest1)
   for (size_t j = 0; j < n; j++) {
-    const real s = scale * score[j];
-    highest = s > highest ? s : highest;
+    highest0 = first[j] > highest0 ? first[j] : highest0;
+    highest1 = second[j] > highest1 ? second[j] : highest1;
   }
-  real total = 0, along = 0;
-#pragma omp simd reduction(+ : total, along)
+  const real next0 = highest0 + (real)0.5, next1 = highest1 + (real)0.5;
+  real total0 = 0, total1 = 0, along0 = 0, along1 = 0;
+#pragma omp simd reduction(+ : total0, total1, along0, along1)
   for (size_t j = 0; j < n; j++) {
-    const real e = exp_flushed(fma_real(scale, score[j], -highest));
-    total += e;
-    along = fma_real(e, y[j], along);
+    const real e0 = exp2_above(first[j] - next0), e1 = exp2_above(second[j] - next1);
+    total0 += e0;
+    total1 += e1;
+    along0 = fma_real(e0, y[j], along0);
+    along1 = fma_real(e1, y[j], along1);
   }
-  const double correction = *maximum < highest ? (double)exp_flushed(*maximum - highest) : 1;
-  *sum = *sum * correction + (double)total;
-  *weighted = *weighted * correction + (double)along;
-  *maximum = highest;
+  const real next[2] = {next0, next1}, total[2] = {total0, total1}, along[2] = {along0, along1};
+  for (int i = 0; i < 2; i++) {
+    const double correction = shift[i] < next[i] ? (double)exp2_above(shift[i] - next[i] - (real)0.5) : 1;
+    sum[i] = sum[i] * correction + (double)total[i];
+    weighted[i] = weighted[i] * correction + (double)along[i];
+    shift[i] = next[i];
+  }
 }
 
 /* Rows of a [m, nb] ← a · L⁻ᵀ, with L's transpose and the inverses of its diagonal. */
@@ -97,22 +105,23 @@ void K(predict_block)(real *out, const real *x, const real *tasks, size_t ld, si
 /* A prefix's posterior over a block of tasks and its prediction; then the tasks' scores take the next example in. */
 void K(posterior_block)(R(clew_posterior) * row, real *restrict score /* [n] */, real *restrict prediction /* [n] */,
                         bool wanted, bool keep, real y, real half_precision, size_t n) {
-  real highest = row->block_maximum, next = -REAL_INF;
-  const bool counts = wanted && highest > row->maximum + EXP_NORMAL;
+  const real highest = row->block_maximum + (real)0.5;
+  real next = -REAL_INF;
+  const bool counts = wanted && highest > row->shift - (real)EXPONENT_BIAS;
   row->correction = 1;
   if (counts) {
-    if (highest > row->maximum) {
-      row->correction = row->sum > 0 ? (double)exp_flushed(row->maximum - highest) : 0;
+    if (highest > row->shift) {
+      row->correction = row->sum > 0 ? (double)exp2_above(row->shift - highest - (real)0.5) : 0;
       row->sum *= row->correction;
       row->weighted *= row->correction;
-      row->maximum = highest;
+      row->shift = highest;
     }
-    const real shift = row->maximum;
+    const real shift = row->shift;
     real total = 0, along = 0;
     if (!keep) {
 #pragma omp simd reduction(+ : total, along) reduction(max : next)
       for (size_t j = 0; j < n; j++) {
-        const real e = exp_flushed(score[j] - shift), error = y - prediction[j];
+        const real e = exp2_above(score[j] - shift), error = y - prediction[j];
         const real s = fma_real(-half_precision * error, error, score[j]);
         total += e;
         along = fma_real(e, prediction[j], along);
@@ -122,7 +131,7 @@ void K(posterior_block)(R(clew_posterior) * row, real *restrict score /* [n] */,
     } else {
 #pragma omp simd reduction(+ : total, along) reduction(max : next)
       for (size_t j = 0; j < n; j++) {
-        const real e = exp_flushed(score[j] - shift), p = prediction[j], error = y - p;
+        const real e = exp2_above(score[j] - shift), p = prediction[j], error = y - p;
         const real s = fma_real(-half_precision * error, error, score[j]);
         total += e;
         along = fma_real(e, p, along);

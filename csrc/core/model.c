@@ -542,22 +542,3 @@ done:
   pthread_mutex_unlock(&m->rotary_lock);
   return table;
 }
-
-ptrdiff_t clew_tensor_check(const clew_tensor *t, clew_dtype dtype) {
-  const size_t s1 = t->n_dims > 1 ? t->shape[1] : 1, s2 = t->n_dims > 2 ? t->shape[2] : 1;
-  const ptrdiff_t t1 = t->n_dims > 1 ? t->strides[1] : 0, t2 = t->n_dims > 2 ? t->strides[2] : 0;
-  for (size_t i = 0; i < t->shape[0]; i++) {
-    for (size_t j = 0; j < s1; j++) {
-      const ptrdiff_t at = (ptrdiff_t)i * t->strides[0] + (ptrdiff_t)j * t1;
-      for (size_t k = 0; k < s2; k++) {
-        const ptrdiff_t a = at + (ptrdiff_t)k * t2;
-        const bool finite =
-            dtype == CLEW_FLOAT32 ? isfinite(((const float *)t->data)[a]) : isfinite(((const double *)t->data)[a]);
-        if (!finite) {
-          return (ptrdiff_t)((i * s1 + j) * s2 + k);
-        }
-      }
-    }
-  }
-  return -1;
-}

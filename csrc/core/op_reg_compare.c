@@ -7,8 +7,10 @@
 
 #define QUERY_BLOCK 64
 #define KEY_BLOCK 256
-#define TASK_QUERIES 256 /* queries that one task takes, after it has transposed the examples */
-#define FACTOR_BLOCK 32  /* columns of a Cholesky factor at a time */
+#define PADDING (64 / sizeof(real)) /* lanes of any register divide it, and it KEY_BLOCK */
+#define TASK_QUERIES 256            /* queries that one task takes, after it has transposed the examples */
+#define LOG2_E 1.44269504088896340736
+#define FACTOR_BLOCK 32 /* columns of a Cholesky factor at a time */
 
 typedef struct R(compare_job) {
   real *out; /* [batch, m] */
@@ -76,11 +78,11 @@ static void R(watson_task)(void *ctx, size_t index, unsigned slot) {
   const size_t rows = R(least)(QUERY_BLOCK, q->m - begin);
   const real *x = (const real *)q->x + b * q->n * d, *y = (const real *)q->y + b * q->n;
   const real *queries = (const real *)q->queries + (b * q->m + begin) * d;
-  real *score = (real *)(job->scratch + slot * job->slot_bytes), maximum[QUERY_BLOCK],
-       *out = job->out + b * q->m + begin;
-  double sum[QUERY_BLOCK], weighted[QUERY_BLOCK];
-  for (size_t i = 0; i < rows; i++)
-    maximum[i] = (real)-INFINITY, sum[i] = weighted[i] = 0;
+  real *score = (real *)(job->scratch + slot * job->slot_bytes), *values = score + (QUERY_BLOCK + 1) * KEY_BLOCK,
+       shift[QUERY_BLOCK + 1], *out = job->out + b * q->m + begin;
+  double sum[QUERY_BLOCK + 1], weighted[QUERY_BLOCK + 1]; /* one more, for an odd row's company */
+  for (size_t i = 0; i <= rows; i++)
+    shift[i] = (real)-INFINITY, sum[i] = weighted[i] = 0;
   const size_t all = R(seen)(q, begin + rows - 1);
   for (size_t key = 0; key < all; key += KEY_BLOCK) {
     const size_t width = R(least)(KEY_BLOCK, all - key);
@@ -88,10 +90,19 @@ static void R(watson_task)(void *ctx, size_t index, unsigned slot) {
     while (R(seen)(q, begin + top) <= key)
       top++;
     (void)R(clew_gemm)(score + top * KEY_BLOCK, KEY_BLOCK, 1, queries + top * d, (ptrdiff_t)d, 1, x + key * d, 1,
-                       (ptrdiff_t)d, rows - top, width, d, 1, 0);
-    for (size_t i = top; i < rows; i++)
-      job->kernels->attend(&maximum[i], &sum[i], &weighted[i], score + i * KEY_BLOCK, y + key, (real)job->scale,
-                           R(least)(width, R(seen)(q, begin + i) - key));
+                       (ptrdiff_t)d, rows - top, width, d, (real)(job->scale * LOG2_E), 0);
+    memcpy(values, y + key, width * sizeof(real));
+    memset(values + width, 0, (KEY_BLOCK - width) * sizeof(real));
+    for (size_t i = top; i < rows; i += 2) { /* keys are made up to whole registers by some of no weight */
+      real *both[2] = {score + i * KEY_BLOCK, score + (i + 1) * KEY_BLOCK};
+      size_t whole = 0;
+      for (size_t r = 0; r < 2 && i + r < rows; r++)
+        whole = (R(least)(width, R(seen)(q, begin + i + r) - key) + PADDING - 1) / PADDING * PADDING;
+      for (size_t r = 0; r < 2; r++)
+        for (size_t j = i + r < rows ? R(least)(width, R(seen)(q, begin + i + r) - key) : 0; j < whole; j++)
+          both[r][j] = (real)-INFINITY;
+      job->kernels->attend(shift + i, sum + i, weighted + i, both[0], both[1], values, whole);
+    }
   }
   for (size_t i = 0; i < rows; i++) {
     out[i] = R(seen)(q, begin + i) == 0 ? (real)0 : (real)(weighted[i] / sum[i]);
@@ -103,7 +114,7 @@ static void R(watson_task)(void *ctx, size_t index, unsigned slot) {
 clew_status R(clew_nadaraya_watson)(void *out, const clew_queries *q, double scale, clew_cancel *cancel,
                                     clew_error *err) {
   R(compare_job) job = {.out = out, .q = q, .scale = scale, .parts = (q->m + QUERY_BLOCK - 1) / QUERY_BLOCK};
-  return R(run_compare)(&job, R(watson_task), q->batch * job.parts, QUERY_BLOCK * KEY_BLOCK * sizeof(real),
+  return R(run_compare)(&job, R(watson_task), q->batch * job.parts, (QUERY_BLOCK + 2) * KEY_BLOCK * sizeof(real),
                         "nadaraya_watson", cancel, err);
 }
 

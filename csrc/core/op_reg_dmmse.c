@@ -13,7 +13,9 @@
 #define ROW_BLOCK 32    /* examples at a time */
 #define SHORT 64        /* d up to which the product is a kernel of its own */
 #define SEQUENCES 16    /* of a group: they share a block of tasks, transposed */
-#define LEAST_UNITS 64  /* units of work, where tasks are enough */
+#define LOG2_E 1.44269504088896340736
+#define LN_2 0.69314718055994530942
+#define LEAST_UNITS 64 /* units of work, where tasks are enough */
 
 typedef struct R(dmmse_job) {
   const clew_estimates *out;
@@ -39,7 +41,7 @@ static void R(one_sequence)(const R(dmmse_job) * job, size_t b, R(clew_posterior
   const clew_examples *in = job->in;
   const size_t d = in->d, n = in->n;
   const real *x = (const real *)in->x + b * n * d, *y = (const real *)in->y + b * n;
-  const real half_precision = (real)(0.5 / job->noise_var);
+  const real half_precision = (real)(0.5 * LOG2_E / job->noise_var);
   R(clew_posterior) unwanted[2];
   real maximum = prior_maximum;
   for (size_t begin = 0; begin <= in->last; begin += ROW_BLOCK) {
@@ -76,11 +78,11 @@ static void R(dmmse_task)(void *ctx, size_t index, unsigned slot) {
   const size_t d = in->d, chunk = index / job->groups, first = index % job->groups * SEQUENCES;
   const size_t last = R(smaller)(first + SEQUENCES, in->batch), rows = job->rows;
   const size_t begin = chunk * job->chunk, end = R(smaller)(begin + job->chunk, job->n_tasks);
-  real *block = job->scratch + slot * job->slot_reals, *score = block + d * TASK_BLOCK,
-       *prediction = score + TASK_BLOCK;
+  real *block = job->scratch + slot * job->slot_reals, *score = block + d * TASK_BLOCK, *prior = score + TASK_BLOCK,
+       *prediction = prior + TASK_BLOCK;
   for (size_t b = first; b < last; b++) {
     for (size_t p = 0; p <= rows; p++)
-      job->posterior[(chunk * in->batch + b) * (rows + 1) + p] = (R(clew_posterior)){.maximum = (real)-INFINITY};
+      job->posterior[(chunk * in->batch + b) * (rows + 1) + p] = (R(clew_posterior)){.shift = (real)-INFINITY};
     if (job->mean != NULL)
       memset(job->mean + (chunk * in->batch + b) * rows * d, 0, rows * d * sizeof(real));
   }
@@ -93,12 +95,14 @@ static void R(dmmse_task)(void *ctx, size_t index, unsigned slot) {
     for (size_t j = 0; j < width; j++) {
       for (size_t c = 0; c < d; c++)
         block[c * TASK_BLOCK + j] = tasks[j * d + c];
-      if (job->log_prior != NULL)
-        highest = job->log_prior[at + j] > highest ? job->log_prior[at + j] : highest;
+      if (job->log_prior != NULL) {
+        prior[j] = (real)LOG2_E * job->log_prior[at + j];
+        highest = prior[j] > highest ? prior[j] : highest;
+      }
     }
     for (size_t b = first; b < last; b++) {
       if (job->log_prior != NULL)
-        memcpy(score, job->log_prior + at, width * sizeof(real));
+        memcpy(score, prior, width * sizeof(real));
       else
         memset(score, 0, width * sizeof(real));
       R(one_sequence)
@@ -125,12 +129,12 @@ static void R(join_task)(void *ctx, size_t b, unsigned slot) {
     total_prior = highest + log(sum);
   }
   for (size_t p = 0; p < rows; p++) {
-    double maximum = -INFINITY, sum = 0, weighted = 0;
+    double shift = -INFINITY, sum = 0, weighted = 0;
     for (size_t c = 0; c < job->chunks; c++)
-      maximum = fmax(maximum, (double)job->posterior[(c * in->batch + b) * (rows + 1) + p].maximum);
+      shift = fmax(shift, (double)job->posterior[(c * in->batch + b) * (rows + 1) + p].shift);
     for (size_t c = 0; c < job->chunks; c++) {
       const R(clew_posterior) *part = &job->posterior[(c * in->batch + b) * (rows + 1) + p];
-      const double factor = exp((double)part->maximum - maximum);
+      const double factor = exp2((double)part->shift - shift);
       sum += factor * part->sum;
       weighted += factor * part->weighted;
     }
@@ -138,13 +142,13 @@ static void R(join_task)(void *ctx, size_t b, unsigned slot) {
     if (job->out->yhat != NULL)
       ((real *)job->out->yhat)[b * rows + p] = (real)(weighted / sum);
     if (job->evidence != NULL)
-      job->evidence[b * rows + p] =
-          maximum + log(sum) - total_prior - 0.5 * count * log(2 * 3.14159265358979323846 * job->noise_var);
+      job->evidence[b * rows + p] = LN_2 * (shift - 0.5) + log(sum) - total_prior -
+                                    0.5 * count * log(2 * 3.14159265358979323846 * job->noise_var);
     job->bad[b] = job->bad[b] || !isfinite(weighted / sum);
     for (size_t j = 0; job->out->w != NULL && j < d; j++) {
       double value = 0;
       for (size_t c = 0; c < job->chunks; c++)
-        value += exp((double)job->posterior[(c * in->batch + b) * (rows + 1) + p].maximum - maximum) *
+        value += exp2((double)job->posterior[(c * in->batch + b) * (rows + 1) + p].shift - shift) *
                  (double)job->mean[((c * in->batch + b) * rows + p) * d + j];
       ((real *)job->out->w)[(b * rows + p) * d + j] = (real)(value / sum);
     }
@@ -171,7 +175,7 @@ clew_status R(clew_dmmse)(const clew_estimates *out, double *evidence, const cle
   job.chunks = (LEAST_UNITS + job.groups - 1) / job.groups;
   job.chunk = ((n_tasks + job.chunks - 1) / job.chunks + TASK_BLOCK - 1) / TASK_BLOCK * TASK_BLOCK;
   job.chunks = (n_tasks + job.chunk - 1) / job.chunk;
-  job.slot_reals = TASK_BLOCK * (d + 1 + ROW_BLOCK);
+  job.slot_reals = TASK_BLOCK * (d + 2 + ROW_BLOCK);
   const size_t n_mean = out->w == NULL ? 0 : job.chunks * batch * rows * d;
   job.bad = clew_alloc(batch, sizeof *job.bad);
   job.posterior = clew_alloc(job.chunks * batch * (rows + 1), sizeof *job.posterior);

@@ -26,7 +26,7 @@ class Paper:
 
 
 PAPERS = (
-    Paper(1, "walk", "Embedding walks", "shakespeare"),
+    Paper(1, "walk", "Embedding walks", "english"),
     Paper(2, "adaptive", "Adaptive inference", None),
     Paper(3, "geometry", "Traveling words", "shakespeare"),
     Paper(4, "descent", "Inner optimisation", "shakespeare"),

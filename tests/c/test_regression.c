@@ -275,6 +275,29 @@ static void F(test_comparisons)(const F(problem) * p) {
         "%s", err.message);
 }
 
+/* Weights of a softmax, 2^x, by a query with two keys: one of score 0 and value 0, one of score x and value 1. */
+static void F(test_weights)(void) {
+  const F(clew_reg_kernels) *k = F(clew_get_kernels)()->reg;
+  const T first[2] = {0, 0}, values[2] = {0, 1}, lowest = sizeof(T) == 4 ? -126 : -1022;
+  exact worst = 0;
+  for (int i = 0; i <= 100000; i++) {
+    const T x = lowest * (T)i / 100000, second[2] = {0, x};
+    T shift[2] = {(T)-INFINITY, (T)-INFINITY};
+    double sum[2] = {0, 0}, weighted[2] = {0, 0};
+    k->attend(shift, sum, weighted, first, second, values, 2);
+    /* x − ½ is rounded where that is more than x itself */
+    const exact rounding = (fabsl((exact)x) + 1) * EPSILON / 2;
+    worst = fmaxl(worst, (fabsl((exact)weighted[1] / exp2l((exact)x) - 1) - rounding) / EPSILON);
+    CHECK(shift[1] == (T)0.5 && weighted[0] == 1 && sum[0] == 2, "equal keys weigh the same");
+  }
+  CHECK(worst < 1.25L, "weights: %.3Lf ulp beside the rounding of scores", worst);
+  const T far[2] = {0, lowest - 2}, nowhere[2] = {0, (T)-INFINITY};
+  T shift[2] = {(T)-INFINITY, (T)-INFINITY};
+  double sum[2] = {0, 0}, weighted[2] = {0, 0};
+  k->attend(shift, sum, weighted, far, nowhere, values, 2);
+  CHECK(weighted[0] == 0 && weighted[1] == 0 && sum[0] == 1, "what would be denormal is 0");
+}
+
 static void F(test_dmmse)(const F(problem) * p) {
   const clew_examples in = F(examples)(p);
   clew_estimates out = {.yhat = p->yhat, .w = p->w};
@@ -353,6 +376,7 @@ static void F(all)(void) {
   F(test_streams)(&p);
   F(test_comparisons)(&p);
   F(test_dmmse)(&p);
+  F(test_weights)();
   F(test_failures)(&p);
   clew_slab_release(p.slab);
 }

@@ -221,7 +221,7 @@ def test_overflow_messages() -> None:
 
 # ---- Threads --------------------------------------------------------------------------------------------------------
 
-SHAPES: list[tuple[int, int]] = [(1, 5), (23, 70)]
+SHAPES: list[tuple[int, int]] = [(1, 5), (23, 70), (7, 300)]  # the last: several blocks of keys
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -8,6 +8,10 @@ tasks  tasks.json       learners of M = 4, 32, 256 and any tasks against dMMSE a
 
 Each file holds the settings, the seeds, clew's and NumPy's versions, the command, and standard errors over prompts. A
 training is one draw of a seed; figures of another seed differ by more than these errors.
+
+Seeds are measured one by one and joined to those that the file holds, so a run can be stopped and gone on with; seeds
+that are there are left out. Several processes can measure seeds of one part at once, each with an --out of its own;
+--join PATH … puts such files together.
 """
 
 from __future__ import annotations
@@ -129,24 +133,70 @@ def measure_tasks(seeds: list[int]) -> dict[str, Any]:
         (4, 32, 256, None), d=4, K=8, noise_var=0.25, steps=10_000, n_layers=2, width=64, batch=64, lr=1e-3,
         seeds=seeds, done=lambda row: print(json.dumps(rounded(row)), flush=True),
     )  # fmt: skip
-    print(out)
-    return {"record": out.record, "rows": out.rows, "threshold": out.threshold}
+    return {"record": out.record, "rows": out.rows}
+
+
+def lists_of(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What a file holds for each seed, by its name in the file."""
+    return {key: rows for key, rows in found.items() if isinstance(rows, list)}
+
+
+def seeds_of(found: dict[str, Any]) -> list[int]:
+    """The seeds of a file."""
+    return sorted({row["seed"] for rows in lists_of(found).values() for row in rows})
+
+
+def joined(part: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Both files' seeds, those of `new` where both hold one; the seconds add up."""
+    out = old | new
+    fresh = seeds_of(new)
+    for key, rows in lists_of(old).items():
+        out[key] = [row for row in rows if row["seed"] not in fresh] + new.get(key, [])
+        out[key].sort(key=lambda row: int(row["seed"]))  # stable: a seed's rows keep their order
+    out["seconds"] = old.get("seconds", 0) + new["seconds"]
+    out["command"] = f"python measure.py {part} --seeds {' '.join(map(str, seeds_of(out)))}"
+    if part == "tasks":
+        out["threshold"] = learners.Diversity(out["rows"], out["record"]).threshold
+    return out
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file's content, nothing where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    path.write_text(json.dumps(rounded(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parts = {"linear": measure_linear, "gpt2": measure_gpt2, "tasks": measure_tasks}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, help="the file; by default the one beside this script")
+    parser.add_argument("--join", type=Path, nargs="+", default=[], metavar="PATH", help="measure nothing")
+    parser.add_argument("--threads", type=int)
     given = parser.parse_args()
-    began = time.time()
-    measured = parts[given.part](given.seeds)
-    about = {
-        "command": f"python measure.py {given.part} --seeds {' '.join(map(str, given.seeds))}",
-        "clew": clew.__version__, "numpy": np.__version__, "seconds": round(time.time() - began),
-    }  # fmt: skip
-    text = json.dumps(rounded(about | measured), indent=1, ensure_ascii=False)
-    (HERE / f"{given.part}.json").write_text(text + "\n", encoding="utf-8")
+    path = given.out or HERE / f"{given.part}.json"
+    for other in given.join:
+        write(path, joined(given.part, read(path), read(other)))
+    if given.join:
+        return
+    if given.threads:
+        clew.set_num_threads(given.threads)
+    for seed in given.seeds:
+        if seed in seeds_of(read(path)):
+            continue
+        began = time.time()
+        measured = parts[given.part]([seed])
+        about = {
+            "command": "",
+            "clew": clew.__version__,
+            "numpy": np.__version__,
+            "seconds": round(time.time() - began),
+        }
+        write(path, joined(given.part, read(path), about | measured))
 
 
 if __name__ == "__main__":
