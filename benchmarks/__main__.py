@@ -2,7 +2,7 @@
 
 Parts: forward, capture, threads, scaling, sweep, edits, decode, training, regression, adaptive, stream, geometry,
 mazes, memory, start, size; all of them when none is named. Each runs in a process of its own, on one directory of GPT-2
-124M with random weights. Ratios are medians over paired rounds of sides that take turns. The figures are also written to
+124M with random weights. Ratios are medians over paired rounds of sides that take turns. The figures are written to
 out/bench.json.
 """
 
