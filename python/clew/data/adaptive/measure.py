@@ -40,11 +40,11 @@ def measure(path: Path, attention: str, seeds: list[int], steps: int) -> None:
             print(line, flush=True)
 
 
-def join(path: Path, steps: int) -> None:
+def join(path: Path, steps: int, wanted: list[int]) -> None:
     """Writes the verdict beside the other predictions."""
     by_cell: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in ordinary.cells()}
     for row in sorted(rows_of(path), key=lambda row: int(row["seed"])):
-        if row["steps"] == steps:
+        if row["steps"] == steps and row["seed"] in wanted:
             values = {key: value for key, value in row.items() if key not in ("cell", "seed", "steps")}
             by_cell[row["cell"]][str(row["seed"])] = values
     seeds = sorted({int(seed) for found in by_cell.values() for seed in found})
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--join", action="store_true")
     given = parser.parse_args()
     if given.join:
-        join(given.rows, given.steps)
+        join(given.rows, given.steps, given.seeds)
     else:
         measure(given.rows, given.attention, given.seeds, given.steps)
 
