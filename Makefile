@@ -1,4 +1,5 @@
-# make demo       sets everything up and runs the demonstration
+# make demo       sets everything up, runs the demonstration and measures all papers: out/report.html
+# make page       the same report, looked at in headless Chromium: screenshots in out/page
 # make test       sets everything up and runs the C tests and the Python tests
 # make lint       style, types, formatting, C warnings as errors
 # make parity     against torch, transformers and TransformerLens, in an environment of its own
@@ -34,10 +35,16 @@ C_FILES = $(wildcard csrc/*/*.c csrc/*/*.h tests/c/*.c tests/c/*.h benchmarks/*.
 # The index only where one is named.
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo build build-peers test test-c lint parity sanitize bench wheel clean
+.PHONY: demo page build build-peers test test-c lint parity sanitize bench wheel clean
 
 demo: build
 	$(VENV)/bin/clew demo
+	$(VENV)/bin/clew report
+
+page: build
+	@.ci/prepare $(PY) --chromium
+	$(VENV)/bin/clew report
+	$(PY) tests/python/browser.py out/report.html --shots out/page
 
 # ---- Environments: made again when what they hold changes ------------------------------------------------------------
 

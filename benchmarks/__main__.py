@@ -1,7 +1,7 @@
 """Every figure as a ratio, in one table: python -m benchmarks [PART ...] [--quick] [--threads N] [--strict].
 
-Parts: forward, capture, threads, scaling, sweep, edits, decode, training, regression, adaptive, geometry, mazes,
-memory, start, size; all of them when none is named. Each runs in a process of its own, on one directory of GPT-2 124M
+Parts: forward, capture, threads, scaling, sweep, edits, decode, training, regression, adaptive, stream, geometry,
+mazes, memory, start, size; all of them when none is named. Each runs in a process of its own, on one directory of GPT-2 124M
 with random weights. Ratios are medians over paired rounds of sides that take turns. The figures are also written to
 out/bench.json.
 """

@@ -1,4 +1,4 @@
-"""Making mazes and walking through them, against maze-dataset and Hugging Face's generate."""
+"""Making mazes, walking through them and probing, against maze-dataset, Hugging Face's generate and plain runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from clew import mazes
 
 from . import models
-from .report import Figure, at_least, at_most, of_times, skipped
+from .cost import probe
+from .report import Figure, at_least, at_most, megabytes, of_times, skipped
 from .timing import alternate, median
 
 if TYPE_CHECKING:
@@ -112,8 +113,7 @@ def hugging_face(model: clew.Model) -> Any:
 def _walking(setting: Setting) -> Figure:
     """1,000 rollouts of one model through the key-value cache, in batches of 250."""
     n, batch, bound = (250 if setting.quick else 1000), 250, at_least(10.0)
-    trained = "maze-6x6" in clew.bundled()
-    model = clew.load("maze-6x6") if trained else clew.Model.from_config(mazes.hallway_config(), seed=0)
+    model, which = _model()
     label, why = f"{n} rollouts  HF generate / clew", models.missing_hf()
     if why:
         return skipped(label, bound, why)
@@ -144,8 +144,48 @@ def _walking(setting: Setting) -> Figure:
         raise RuntimeError(f"the two sides walk differently in {1 - same:.0%} of the mazes")
     times = alternate({"clew": walk, "hf": generate}, setting.rounds, 0)
     tokens = sum(map(len, ours)) / n
-    note = f"{'trained' if trained else 'random'} weights, {tokens:.1f} tokens a maze, {same:.1%} the same paths"
+    note = f"{which} weights, {tokens:.1f} tokens a maze, {same:.1%} the same paths"
     return of_times(label, times, "hf", "clew", bound, note)
+
+
+def _model() -> tuple[clew.Model, str]:
+    """The trained model where it is bundled, else one of its shape; and which."""
+    if "maze-6x6" in clew.bundled():
+        return clew.load("maze-6x6"), "trained"
+    return clew.Model.from_config(mazes.hallway_config(), seed=0), "random"
+
+
+def probed(n: int) -> tuple[clew.Model, mazes.Mazes, mazes.Mazes]:
+    """A model, and n mazes: four fifths to learn from, the others held out."""
+    held = n // 5
+    return _model()[0], mazes.generate(n - held, GRID, split="train"), mazes.generate(held, GRID, split="test")
+
+
+def _probing(setting: Setting) -> list[Figure]:
+    """Probes of every inner wall at every layer, against the forward passes that they need."""
+    n, batch = (1_500 if setting.quick else 15_000), 256
+    model, train, test = probed(n)
+    tokenizer = mazes.Tokenizer(7)
+    prompts = [np.append(row, np.int32(tokenizer.ids["<PATH_START>"])) for ms in (train, test)
+               for row in tokenizer.encode_batch(ms, path=False)]  # fmt: skip
+
+    def passes() -> None:
+        for start in range(0, n, batch):
+            model.run(prompts[start : start + batch], logits="last")
+
+    sides: dict[str, models.Forward] = {
+        "ridge": partial(mazes.wall_probes, model, train, test, methods=["ridge"]),
+        "both": partial(mazes.wall_probes, model, train, test),
+        "passes": passes,
+    }
+    times = alternate(sides, 3 if setting.quick else 2)
+    name = f"wall probes, all layers, {n:,} mazes"
+    took = probe("walls", str(n))["bytes"]
+    note = "peak memory not known here" if took is None else f"{megabytes(took)} at the peak beside model and mazes"
+    return [
+        of_times(f"{name}  ridge / forward passes", times, "ridge", "passes", at_most(1.5), note),
+        of_times(f"{name}  ridge and logistic / forward passes", times, "both", "passes"),
+    ]
 
 
 def _learning(setting: Setting) -> Figure:
@@ -164,5 +204,5 @@ def _learning(setting: Setting) -> Figure:
 
 
 def figures(setting: Setting) -> list[Figure]:
-    """Making, walking, learning."""
-    return [*_making(setting), _walking(setting), _learning(setting)]
+    """Making, walking, probing, learning."""
+    return [*_making(setting), _walking(setting), *_probing(setting), _learning(setting)]

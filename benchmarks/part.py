@@ -14,7 +14,7 @@ from typing import Any
 import clew
 from clew import memory
 
-from . import adaptive, cost, geometry, interventions, mazes, models, regression, training
+from . import adaptive, cost, geometry, interventions, mazes, models, regression, stream, training
 from .floor import Gemm, Reading, flops
 from .report import Figure, at_least, at_most, of_times, skipped
 from .timing import Times, alternate, median
@@ -224,6 +224,7 @@ PARTS: dict[str, Callable[[Setting], list[Figure]]] = {
     "geometry": geometry.geometry,
     "mazes": mazes.figures,
     "adaptive": adaptive.adaptive,
+    "stream": stream.stream,
     "memory": lambda setting: cost.memory(setting.directory),
     "start": lambda setting: cost.start(setting.directory, setting.rounds + 4),
     "size": lambda setting: cost.size(),

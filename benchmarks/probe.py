@@ -90,6 +90,19 @@ def of_nearest(vectors: str) -> dict[str, Any]:
     return {"bytes": None if before is None or after is None else after - before, "shape": list(found.ids.shape)}
 
 
+def of_walls(n: str) -> dict[str, Any]:
+    """Bytes that wall probes take beside model and mazes, at their peak."""
+    from clew import mazes
+
+    from .mazes import probed
+
+    model, train, test = probed(int(n))
+    before = peak()
+    mazes.wall_probes(model, train, test, methods=["ridge"])
+    after = peak()
+    return {"bytes": None if before is None or after is None else after - before}
+
+
 def write(directory: str) -> dict[str, Any]:
     """Writes the model's files."""
     from . import models
@@ -103,7 +116,7 @@ def main() -> None:
     probes: dict[str, Callable[..., dict[str, Any]]] = {}
     probes |= {"import": of_import, "load": of_load, "memory": of_memory, "memory-hf": of_memory_hf, "write": write}
     probes |= {"memory-dmmse": of_memory_dmmse}
-    probes["nearest"] = of_nearest
+    probes |= {"nearest": of_nearest, "walls": of_walls}
     print(json.dumps(probes[what](*arguments)))
 
 

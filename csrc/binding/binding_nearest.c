@@ -23,12 +23,33 @@ static int read_matrix(size_t shape[2], ptrdiff_t strides[2], PyObject *object, 
   return 0;
 }
 
-/* nearest(vectors [n, d], rows [m, d], k, metric) -> ids [n, k], scores [n, k] */
+/* A tuple of metrics' numbers; how many, −1 with an exception. */
+static Py_ssize_t read_metrics(clew_metric metrics[CLEW_N_METRICS], PyObject *tuple) {
+  const Py_ssize_t n = PyTuple_GET_SIZE(tuple);
+  if (n < 1 || n > CLEW_N_METRICS) {
+    PyErr_Format(PyExc_ValueError, "nearest: %zd metrics, expected 1 to %d", n, (int)CLEW_N_METRICS);
+    return -1;
+  }
+  for (Py_ssize_t i = 0; i < n; i++) {
+    const long number = PyLong_AsLong(PyTuple_GET_ITEM(tuple, i));
+    if (number == -1 && PyErr_Occurred()) {
+      return -1;
+    }
+    metrics[i] = number < 0 || number > CLEW_N_METRICS ? CLEW_N_METRICS : (clew_metric)number; /* the core refuses it */
+  }
+  return n;
+}
+
+/* nearest(vectors [n, d], rows [m, d], k, metrics) -> ids [metric, n, k], scores [metric, n, k] */
 PyObject *clew_py_nearest(PyObject *module, PyObject *args) {
-  PyObject *vectors, *rows;
+  PyObject *vectors, *rows, *wanted;
   Py_ssize_t k;
-  int metric;
-  if (!PyArg_ParseTuple(args, "OOni", &vectors, &rows, &k, &metric)) {
+  clew_metric metrics[CLEW_N_METRICS];
+  if (!PyArg_ParseTuple(args, "OOnO!", &vectors, &rows, &k, &PyTuple_Type, &wanted)) {
+    return NULL;
+  }
+  const Py_ssize_t n_metrics = read_metrics(metrics, wanted);
+  if (n_metrics < 0) {
     return NULL;
   }
   const int typenum = PyArray_Check(vectors) ? PyArray_TYPE((PyArrayObject *)vectors) : NPY_NOTYPE;
@@ -47,8 +68,8 @@ PyObject *clew_py_nearest(PyObject *module, PyObject *args) {
                         s_w[0], s_w[1], k);
   }
   shape.n = s_x[0], shape.n_rows = s_w[0], shape.d = s_x[1], shape.k = (size_t)k;
-  const npy_intp dims[2] = {(npy_intp)shape.n, k};
-  PyObject *ids = PyArray_SimpleNew(2, dims, NPY_INT32), *scores = PyArray_SimpleNew(2, dims, NPY_FLOAT64);
+  const npy_intp dims[3] = {n_metrics, (npy_intp)shape.n, k};
+  PyObject *ids = PyArray_SimpleNew(3, dims, NPY_INT32), *scores = PyArray_SimpleNew(3, dims, NPY_FLOAT64);
   clew_error err;
   clew_status status = CLEW_ERROR_MEMORY;
   if (ids != NULL && scores != NULL) {
@@ -58,9 +79,9 @@ PyObject *clew_py_nearest(PyObject *module, PyObject *args) {
     double *to_scores = PyArray_DATA((PyArrayObject *)scores);
     const void *x = PyArray_DATA((PyArrayObject *)vectors), *w = PyArray_DATA((PyArrayObject *)rows);
     poll.thread = PyEval_SaveThread();
-    status = typenum == NPY_FLOAT32
-                 ? clew_nearest_f32(to_ids, to_scores, x, w, &shape, (clew_metric)metric, &cancel, &err)
-                 : clew_nearest_f64(to_ids, to_scores, x, w, &shape, (clew_metric)metric, &cancel, &err);
+    const size_t n = (size_t)n_metrics;
+    status = typenum == NPY_FLOAT32 ? clew_nearest_f32(to_ids, to_scores, x, w, &shape, metrics, n, &cancel, &err)
+                                    : clew_nearest_f64(to_ids, to_scores, x, w, &shape, metrics, n, &cancel, &err);
     PyEval_RestoreThread(poll.thread);
     if (status == CLEW_OK) {
       return Py_BuildValue("NN", ids, scores);

@@ -344,7 +344,7 @@ static PyMethodDef core_methods[] = {
      "sample(logits, streams, steps, temperature, top_k, top_p, seed)\n--\n\nA token for each row, and its "
      "log-probability."},
     {"nearest", clew_py_nearest, METH_VARARGS,
-     "nearest(vectors, rows, k, metric)\n--\n\nThe k rows nearest to each vector, and their scores."},
+     "nearest(vectors, rows, k, metrics)\n--\n\nThe k rows nearest to each vector by each metric, and their scores."},
     {"adamw", clew_py_adamw, METH_VARARGS,
      "adamw(parameters, gradients, m, v, decay, step, rate, beta1, beta2, eps, weight_decay, scale)\n--\n\n"
      "One step of AdamW in place; step [1] is counted up."},

@@ -1,4 +1,4 @@
-/* Nearest rows: products in tiles, the best of each vector in a heap, exact scores of those that are left. */
+/* Nearest rows: products in tiles, the best of each vector and metric in a heap, exact scores of what is left. */
 #include "nearest.h"
 
 #include <math.h>
@@ -28,16 +28,18 @@ typedef struct R(exact) {
 } R(exact);
 
 typedef struct R(nearest_job) {
-  int32_t *ids;      /* [n, k] */
-  double *scores;    /* [n, k] */
+  int32_t *ids;      /* [n_metrics, n, k] */
+  double *scores;    /* [n_metrics, n, k] */
   const real *x, *w; /* [n, d], [n_rows, d] */
   const clew_nearest_shape *shape;
-  clew_metric metric;
-  real *adjust;      /* [n_rows]: 1 / ‖w‖ (cosine), ‖w‖² / 2 (L2) */
+  const clew_metric *metrics; /* [n_metrics] */
+  size_t n_metrics;
+  real *inverse;     /* [n_rows]: 1 / ‖w‖, for cosine */
+  real *half_square; /* [n_rows]: ‖w‖² / 2, for L2 */
   real *tiles;       /* [slots, tile] */
-  size_t tile;       /* scores of one: BLOCK_VECTORS · BLOCK_ROWS, or as many as there are */
-  R(found) * heaps;  /* [n, n_segments, kept] */
-  size_t *counts;    /* [n, n_segments] */
+  size_t tile;       /* BLOCK_VECTORS · BLOCK_ROWS products, or as many as there are, and one row of scores */
+  R(found) * heaps;  /* [n_metrics, n, n_segments, kept] */
+  size_t *counts;    /* [n_metrics, n, n_segments] */
   size_t kept;       /* pairs of a heap */
   size_t n_segments; /* parts of the rows that are searched apart */
   size_t segment;    /* rows of one */
@@ -152,7 +154,28 @@ static void R(adjust_task)(void *ctx, size_t index, unsigned slot) {
   for (size_t j = begin; j < end; j++) {
     const real *w = R(row)(job, j);
     const double square = R(dot)(w, s->w[1], w, s->w[1], s->d);
-    job->adjust[j] = (real)(job->metric == CLEW_METRIC_L2 ? square / 2 : square > 0 ? 1 / sqrt(square) : 0);
+    job->inverse[j] = (real)(square > 0 ? 1 / sqrt(square) : 0);
+    job->half_square[j] = (real)(square / 2);
+  }
+}
+
+/* What puts the rows begin, begin + 1, … in order for a vector; out: [n], used where that is not the products [n]. */
+static const real *R(score)(real *out, const real *products, const R(nearest_job) * job, clew_metric metric,
+                            size_t begin, size_t n) {
+  const real *inverse = job->inverse + begin, *half_square = job->half_square + begin;
+  switch (metric) {
+  case CLEW_METRIC_COSINE:
+    for (size_t j = 0; j < n; j++) {
+      out[j] = products[j] * inverse[j];
+    }
+    return out;
+  case CLEW_METRIC_L2:
+    for (size_t j = 0; j < n; j++) {
+      out[j] = products[j] - half_square[j];
+    }
+    return out;
+  default:
+    return products;
   }
 }
 
@@ -163,25 +186,18 @@ static void R(search_task)(void *ctx, size_t index, unsigned slot) {
   const size_t first = block * BLOCK_VECTORS, last = part * job->segment;
   const size_t m = first + BLOCK_VECTORS < s->n ? BLOCK_VECTORS : s->n - first;
   const size_t end = last + job->segment < s->n_rows ? last + job->segment : s->n_rows;
-  real *tile = job->tiles + (size_t)slot * job->tile;
+  real *tile = job->tiles + (size_t)slot * job->tile,
+       *row = tile + m * (BLOCK_ROWS < s->n_rows ? BLOCK_ROWS : s->n_rows);
   for (size_t begin = last; begin < end; begin += BLOCK_ROWS) {
     const size_t n = begin + BLOCK_ROWS < end ? BLOCK_ROWS : end - begin;
     (void)R(clew_gemm)(tile, (ptrdiff_t)n, 1, job->x + (ptrdiff_t)first * s->x[0], s->x[0], s->x[1], R(row)(job, begin),
                        s->w[1], s->w[0], m, n, s->d, 1, 0);
     for (size_t i = 0; i < m; i++) {
-      real *scores = tile + i * n;
-      const size_t heap = (first + i) * job->n_segments + part;
-      const real *adjust = job->adjust + begin;
-      if (job->metric == CLEW_METRIC_COSINE) {
-        for (size_t j = 0; j < n; j++) {
-          scores[j] *= adjust[j];
-        }
-      } else if (job->metric == CLEW_METRIC_L2) {
-        for (size_t j = 0; j < n; j++) {
-          scores[j] -= adjust[j];
-        }
+      for (size_t which = 0; which < job->n_metrics; which++) {
+        const size_t heap = (which * s->n + first + i) * job->n_segments + part;
+        const real *scores = R(score)(row, tile + i * n, job, job->metrics[which], begin, n);
+        R(search)(job->heaps + heap * job->kept, &job->counts[heap], job->kept, scores, begin, n);
       }
-      R(search)(job->heaps + heap * job->kept, &job->counts[heap], job->kept, scores, begin, n);
     }
   }
 }
@@ -200,7 +216,8 @@ static int R(compare_exact)(const void *a, const void *b) {
   return (x->id > y->id) - (x->id < y->id);
 }
 
-/* Brings the finds of all segments together at the front of the vector's heaps; how many there are, kept at most. */
+/* Brings the finds of all segments together at the front of the heaps of one vector and metric, i; how many there are,
+ * kept at most. */
 static size_t R(gather)(const R(nearest_job) * job, size_t i) {
   R(found) *all = job->heaps + i * job->n_segments * job->kept;
   size_t n = 0;
@@ -214,6 +231,21 @@ static size_t R(gather)(const R(nearest_job) * job, size_t i) {
   return n < job->kept ? n : job->kept;
 }
 
+/* Larger is better; size: ‖x‖ */
+static double R(exact_score)(const R(nearest_job) * job, const real *x, double size, size_t id, clew_metric metric) {
+  const clew_nearest_shape *s = job->shape;
+  const real *w = R(row)(job, id);
+  if (metric == CLEW_METRIC_L2) {
+    return -R(distance)(x, s->x[1], w, s->w[1], s->d);
+  }
+  const double score = R(dot)(x, s->x[1], w, s->w[1], s->d);
+  if (metric == CLEW_METRIC_DOT) {
+    return score;
+  }
+  const double sizes = size * sqrt(R(dot)(w, s->w[1], w, s->w[1], s->d));
+  return sizes > 0 ? score / sizes : 0;
+}
+
 /* Vectors of a block: their finds scored in double and put in order. */
 static void R(rank_task)(void *ctx, size_t index, unsigned slot) {
   const R(nearest_job) *job = ctx;
@@ -223,40 +255,41 @@ static void R(rank_task)(void *ctx, size_t index, unsigned slot) {
   for (size_t i = begin; i < end; i++) {
     const real *x = job->x + (ptrdiff_t)i * s->x[0];
     const double size = sqrt(R(dot)(x, s->x[1], x, s->x[1], s->d));
-    const R(found) *found = job->heaps + i * job->n_segments * job->kept;
-    const size_t n = R(gather)(job, i);
-    for (size_t j = 0; j < n; j++) {
-      const real *w = R(row)(job, (size_t)found[j].id);
-      double score;
-      if (job->metric == CLEW_METRIC_L2) {
-        score = -R(distance)(x, s->x[1], w, s->w[1], s->d);
-      } else {
-        score = R(dot)(x, s->x[1], w, s->w[1], s->d);
-        if (job->metric == CLEW_METRIC_COSINE) {
-          const double sizes = size * sqrt(R(dot)(w, s->w[1], w, s->w[1], s->d));
-          score = sizes > 0 ? score / sizes : 0;
-        }
+    for (size_t which = 0; which < job->n_metrics; which++) {
+      const clew_metric metric = job->metrics[which];
+      const size_t at = which * s->n + i;
+      const R(found) *found = job->heaps + at * job->n_segments * job->kept;
+      const size_t n = R(gather)(job, at);
+      for (size_t j = 0; j < n; j++) {
+        exact[j] = (R(exact)){R(exact_score)(job, x, size, (size_t)found[j].id, metric), found[j].id};
       }
-      exact[j] = (R(exact)){score, found[j].id};
-    }
-    qsort(exact, n, sizeof *exact, R(compare_exact));
-    for (size_t j = 0; j < s->k; j++) {
-      job->ids[i * s->k + j] = j < n ? exact[j].id : -1;
-      job->scores[i * s->k + j] = j >= n ? 0 : job->metric == CLEW_METRIC_L2 ? -exact[j].score : exact[j].score;
+      qsort(exact, n, sizeof *exact, R(compare_exact));
+      for (size_t j = 0; j < s->k; j++) {
+        job->ids[at * s->k + j] = j < n ? exact[j].id : -1;
+        job->scores[at * s->k + j] = j >= n ? 0 : metric == CLEW_METRIC_L2 ? -exact[j].score : exact[j].score;
+      }
     }
   }
 }
 
 clew_status R(clew_nearest)(int32_t *ids, double *scores, const real *x, const real *w, const clew_nearest_shape *shape,
-                            clew_metric metric, clew_cancel *cancel, clew_error *err) {
+                            const clew_metric *metrics, size_t n_metrics, clew_cancel *cancel, clew_error *err) {
   clew_status status = CLEW_OK;
-  R(nearest_job) job = {.ids = ids, .scores = scores, .x = x, .w = w, .shape = shape, .metric = metric};
+  R(nearest_job) job = {.ids = ids, .scores = scores, .x = x, .w = w, .shape = shape, .metrics = metrics};
   clew_slab *tiles = NULL;
   const size_t n = shape->n, n_rows = shape->n_rows, k = shape->k;
-  if (k < 1 || k > n_rows || n_rows > INT32_MAX || shape->d < 1 || (unsigned)metric >= CLEW_N_METRICS) {
-    return clew_fail(err, CLEW_ERROR_VALUE, "nearest: k = %zu of %zu rows of %zu values, metric %d", k, n_rows,
-                     shape->d, (int)metric);
+  if (k < 1 || k > n_rows || n_rows > INT32_MAX || shape->d < 1 || n_metrics < 1 || n_metrics > CLEW_N_METRICS) {
+    return clew_fail(err, CLEW_ERROR_VALUE, "nearest: k = %zu of %zu rows of %zu values, %zu metrics", k, n_rows,
+                     shape->d, n_metrics);
   }
+  bool needs_sizes = false;
+  for (size_t which = 0; which < n_metrics; which++) {
+    if ((unsigned)metrics[which] >= CLEW_N_METRICS) {
+      return clew_fail(err, CLEW_ERROR_VALUE, "nearest: metric %d", (int)metrics[which]);
+    }
+    needs_sizes |= metrics[which] != CLEW_METRIC_DOT;
+  }
+  job.n_metrics = n_metrics;
   if (n == 0) {
     return CLEW_OK;
   }
@@ -269,35 +302,40 @@ clew_status R(clew_nearest)(int32_t *ids, double *scores, const real *x, const r
   const unsigned slots = clew_pool_threads();
   const size_t height = n < BLOCK_VECTORS ? n : BLOCK_VECTORS, width = n_rows < BLOCK_ROWS ? n_rows : BLOCK_ROWS;
   size_t n_finds;
-  const bool fits = !__builtin_mul_overflow(n * job.n_segments, job.kept, &n_finds);
-  job.tile = height * width;
+  const size_t n_heaps = n_metrics * n * job.n_segments;
+  const bool fits = !__builtin_mul_overflow(n_heaps, job.kept, &n_finds);
+  job.tile = (height + 1) * width;
   tiles = clew_slab_new(slots * job.tile * sizeof(real));
   job.heaps = fits ? clew_alloc(n_finds, sizeof *job.heaps) : NULL;
-  job.counts = clew_alloc(n * job.n_segments, sizeof *job.counts);
+  job.counts = clew_alloc(n_heaps, sizeof *job.counts);
   job.exact = clew_alloc(slots * job.kept, sizeof *job.exact);
-  job.adjust = clew_alloc(metric == CLEW_METRIC_DOT ? 1 : n_rows, sizeof *job.adjust);
-  if (tiles == NULL || job.heaps == NULL || job.counts == NULL || job.exact == NULL || job.adjust == NULL) {
+  job.inverse = clew_alloc(needs_sizes ? n_rows : 1, sizeof *job.inverse);
+  job.half_square = clew_alloc(needs_sizes ? n_rows : 1, sizeof *job.half_square);
+  if (tiles == NULL || job.heaps == NULL || job.counts == NULL || job.exact == NULL || job.inverse == NULL ||
+      job.half_square == NULL) {
     status =
         clew_fail(err, CLEW_ERROR_MEMORY, "out of memory for the %zu nearest of %zu rows to %zu vectors", k, n_rows, n);
     goto done;
   }
   job.tiles = clew_slab_data(tiles);
 
-  if ((metric != CLEW_METRIC_DOT && !clew_pool_for(row_blocks, R(adjust_task), &job, slots, cancel)) ||
+  if ((needs_sizes && !clew_pool_for(row_blocks, R(adjust_task), &job, slots, cancel)) ||
       !clew_pool_for(n_blocks * job.n_segments, R(search_task), &job, slots, cancel) ||
       !clew_pool_for((n + RANK_VECTORS - 1) / RANK_VECTORS, R(rank_task), &job, slots, cancel)) {
     status = clew_fail(err, CLEW_ERROR_CANCELLED, "cancelled");
     goto done;
   }
-  for (size_t i = 0; i < n; i++) {
-    if (ids[i * k + k - 1] < 0) {
-      status = clew_fail(err, CLEW_ERROR_VALUE, "nearest: vector %zu has fewer than %zu scores that are numbers", i, k);
+  for (size_t at = 0; at < n_metrics * n; at++) {
+    if (ids[at * k + k - 1] < 0) {
+      status =
+          clew_fail(err, CLEW_ERROR_VALUE, "nearest: vector %zu has fewer than %zu scores that are numbers", at % n, k);
       break;
     }
   }
 
 done:
-  clew_free(job.adjust);
+  clew_free(job.half_square);
+  clew_free(job.inverse);
   clew_free(job.exact);
   clew_free(job.counts);
   clew_free(job.heaps);

@@ -19,7 +19,8 @@ from .attribution import direct_logit_attribution
 from .config import ModelConfig
 from .factored import FactoredMatrix
 from .info import __version__, bundled, show_config
-from .model import Model, Plan, load
+from .model import Model, load
+from .plan import Plan
 from .run import Run
 from .threads import get_num_threads, register, set_num_threads
 from .train import AdamW

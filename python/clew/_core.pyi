@@ -51,10 +51,13 @@ def sample(
 def product(out: NDArray[Any], a: NDArray[Any], b: NDArray[Any], /) -> None:
     """out [(batch,) m, n] = a [(batch,) m, k] @ b [(batch,) k, n] through the engine's own GEMM; all in slab memory."""
 
-def nearest(vectors: NDArray[Any], rows: NDArray[Any], k: int, metric: int, /) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Ids, int32 [n, k], of the k rows [m, d] nearest to each of the vectors [n, d], and scores, float64 [n, k].
+def nearest(
+    vectors: NDArray[Any], rows: NDArray[Any], k: int, metrics: tuple[int, ...], /
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Ids, int32 [metric, n, k], of the k rows [m, d] nearest to each of the vectors [n, d], and scores, float64.
 
-    Both in slab memory, of one dtype. metric: 0 dot product, 1 cosine, 2 Euclidean distance. Best first.
+    Both in slab memory, of one dtype. metrics: 0 dot product, 1 cosine, 2 Euclidean distance; they share the products.
+    Best first.
     """
 
 def adamw(

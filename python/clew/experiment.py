@@ -117,6 +117,10 @@ class Experiment:
         """Figures by name; needs matplotlib (`clew[plot]`)."""
         return {}
 
+    def details(self) -> str:
+        """The tables of all that was measured, one after the other; empty where there are none."""
+        return ""
+
     def numbers(self) -> dict[str, Any]:
         """Every measurement as plain values: the fields that the derived class added."""
         own = {f.name for f in dataclasses.fields(Experiment)}
@@ -148,7 +152,7 @@ class Experiment:
         return "\n".join(lines)
 
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> list[Path]:
-        """Writes table.txt, result.json and every figure (NAME.png) into a folder; the files.
+        """Writes table.txt (claims, then details), result.json and every figure (NAME.png) into a folder; the files.
 
         Raises ConfigError where the folder holds such files already, unless `overwrite`; OSError.
         """
@@ -159,7 +163,8 @@ class Experiment:
         if there and not overwrite:
             raise ConfigError(f"{target} holds {', '.join(there)} already: choose another folder, or overwrite=True")
         target.mkdir(parents=True, exist_ok=True)
-        files[0].write_text(self.table() + "\n", encoding="utf-8")
+        text = "\n\n".join(part for part in (self.table(), self.details()) if part)
+        files[0].write_text(text + "\n", encoding="utf-8")
         files[1].write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         for path, figure in zip(files[2:], figures.values(), strict=True):
             figure.savefig(path)

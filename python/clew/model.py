@@ -18,8 +18,9 @@ from .edit import Edit, as_edits, resolve
 from .engine import core_config, place_weights, trainable_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
 from .inputs import MOST_TOKENS, Batch, as_array, embedding_batch, token_batch, vector_batch
+from .plan import Plan
 from .run import Run
-from .sites import LOGITS, SITES, SiteTable, capture_list
+from .sites import LOGITS, SiteTable, capture_list
 from .weights import BadValue, WeightAccess, Weights, whole
 
 if TYPE_CHECKING:
@@ -53,40 +54,6 @@ def _losses(run: Run) -> Array:
     picked = np.take_along_axis(x, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     losses = np.log(np.exp(x).sum(axis=-1)) - picked
     return np.where(targets >= 0, losses, 0).astype(run.logits.dtype)
-
-
-class Plan:
-    """What a run would do and need, known before anything is allocated."""
-
-    def __init__(self, core: Any, batch: int, pos: int) -> None:
-        self._core = core
-        self.batch, self.pos = batch, pos
-        self.keep_bytes: int = core.keep_bytes
-        """Bytes of the arrays that the caller gets."""
-        self.flops: float = core.flops
-        """Floating-point operations of all products; causal attention counts what it shows."""
-        self.sites: dict[str, tuple[int, ...]] = {}
-        """Full name → shape of every array that the run gives, in order of computation."""
-        for index, layers, shape in core.outputs:
-            for layer in layers:
-                self.sites[SITES[index].full_name(layer)] = shape
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Bytes that a run needs besides, recycled when it ends; depends on the number of threads."""
-        return int(self._core.scratch_bytes)
-
-    @property
-    def steps(self) -> list[str]:
-        """One line for each step of the computation."""
-        return list(self._core.steps)
-
-    def __repr__(self) -> str:
-        return (
-            f"Plan of {self.batch} × {self.pos} tokens: {len(self.steps)} steps, {self.flops / 1e9:.3g} GFLOP, "
-            f"keeps {self.keep_bytes / 1e6:.3g} MB in {len(self.sites)} arrays, "
-            f"scratch {self.scratch_bytes / 1e6:.3g} MB"
-        )
 
 
 class Model(WeightAccess):

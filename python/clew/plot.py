@@ -394,7 +394,8 @@ def curves(
     where = np.arange(n) if x is None else np.asarray(x)
     if where.shape != (n,):
         raise ShapeError(f"curves: x {list(where.shape)} for series [{n}]")
-    figure, ax = _axes(ax, 6.4 if len(values) < 4 else 8.6, 3.8)
+    own = ax is None
+    figure, ax = _axes(ax, 6.4, 3.8)
     if level is not None:
         ax.axhline(level, color="#707070", linewidth=0.8)
     texts = where.dtype.kind not in "fiu"
@@ -407,18 +408,30 @@ def curves(
     if texts:
         _ticks(ax.xaxis, [str(t) for t in where], False)
     elif where.dtype.kind in "iu":
-        ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.set_title(title)
     ax.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    if 1 < len(values) < 4:
-        ax.legend(frameon=True, framealpha=1.0, edgecolor="none", fontsize=9)
-    elif len(values) > 3:  # beside the axes: there is no free corner for so many names
-        ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    _legend(figure, ax, own)
     return figure
+
+
+def _legend(figure: Figure, ax: Axes, own: bool, inside: int = 3) -> None:
+    """Names of the lines: up to `inside` in a corner, more below the axes of its own figure, which grows."""
+    handles, names = ax.get_legend_handles_labels()
+    if len(names) < 2:
+        return
+    if len(names) <= inside:
+        ax.legend(frameon=True, framealpha=1.0, edgecolor="none", fontsize=9)
+    elif own:
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + 0.2 * -(-len(names) // 2))
+        figure.legend(handles, names, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
+    else:
+        ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
 def sweep(

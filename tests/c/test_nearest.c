@@ -8,6 +8,7 @@
 #include "test.h"
 
 enum { N = 70, ROWS = 1100, D = 9, K = 5 };
+static const clew_metric ALL[] = {CLEW_METRIC_DOT, CLEW_METRIC_COSINE, CLEW_METRIC_L2};
 
 static double value(uint32_t *state) {
   *state = *state * 1664525u + 1013904223u;
@@ -36,7 +37,7 @@ typedef struct search {
 
 static clew_status search_once(void *ctx, clew_error *err) {
   const search *s = ctx;
-  return clew_nearest_f64(s->ids, s->scores, s->x, s->w, s->shape, CLEW_METRIC_COSINE, NULL, err);
+  return clew_nearest_f64(s->ids, s->scores, s->x, s->w, s->shape, ALL, CLEW_N_METRICS, NULL, err);
 }
 
 int main(void) {
@@ -51,13 +52,16 @@ int main(void) {
   }
   memcpy(w + 900 * D, w + 3 * D, D * sizeof *w); /* equal rows: the first comes first */
   clew_nearest_shape shape = {.n = N, .n_rows = ROWS, .d = D, .k = K, .x = {D, 1}, .w = {D, 1}};
-  int32_t ids[N * K];
-  double scores[N * K];
+  int32_t ids[CLEW_N_METRICS * N * K], shared[CLEW_N_METRICS * N * K];
+  double scores[CLEW_N_METRICS * N * K], shared_scores[CLEW_N_METRICS * N * K];
   clew_error err = {.message = ""};
 
+  CHECK(clew_nearest_f64(shared, shared_scores, x, w, &shape, ALL, CLEW_N_METRICS, NULL, &err) == CLEW_OK);
   for (int metric = 0; metric < CLEW_N_METRICS; metric++) {
     const double sign = metric == CLEW_METRIC_L2 ? 1 : -1;
-    CHECK(clew_nearest_f64(ids, scores, x, w, &shape, (clew_metric)metric, NULL, &err) == CLEW_OK, "%s", err.message);
+    CHECK(clew_nearest_f64(ids, scores, x, w, &shape, &ALL[metric], 1, NULL, &err) == CLEW_OK, "%s", err.message);
+    CHECK(memcmp(ids, shared + metric * N * K, N * K * sizeof *ids) == 0, "metric %d beside the others", metric);
+    CHECK(memcmp(scores, shared_scores + metric * N * K, N * K * sizeof *scores) == 0, "metric %d", metric);
     for (int i = 0; i < N; i++) {
       for (int j = 0; j < K; j++) {
         const int32_t id = ids[i * K + j];
@@ -76,20 +80,21 @@ int main(void) {
   }
 
   shape.k = 0;
-  CHECK(clew_nearest_f64(ids, scores, x, w, &shape, CLEW_METRIC_DOT, NULL, &err) == CLEW_ERROR_VALUE);
+  CHECK(clew_nearest_f64(ids, scores, x, w, &shape, ALL, 1, NULL, &err) == CLEW_ERROR_VALUE);
   shape.k = K;
-  CHECK(clew_nearest_f64(ids, scores, x, w, &shape, (clew_metric)7, NULL, &err) == CLEW_ERROR_VALUE);
+  CHECK(clew_nearest_f64(ids, scores, x, w, &shape, &(clew_metric){(clew_metric)7}, 1, NULL, &err) == CLEW_ERROR_VALUE);
+  CHECK(clew_nearest_f64(ids, scores, x, w, &shape, ALL, 0, NULL, &err) == CLEW_ERROR_VALUE);
   clew_cancel cancel = {.poll = never, .last_poll = 1}; /* long ago */
-  CHECK(clew_nearest_f64(ids, scores, x, w, &shape, CLEW_METRIC_L2, &cancel, &err) == CLEW_ERROR_CANCELLED);
+  CHECK(clew_nearest_f64(ids, scores, x, w, &shape, &ALL[2], 1, &cancel, &err) == CLEW_ERROR_CANCELLED);
   search all = {ids, scores, x, w, &shape};
   CHECK(sweep_memory(search_once, &all) >= 5);
   w[5 * D] = NAN;
-  CHECK(clew_nearest_f64(ids, scores, x, w, &shape, CLEW_METRIC_DOT, NULL, &err) == CLEW_OK);
+  CHECK(clew_nearest_f64(ids, scores, x, w, &shape, ALL, 1, NULL, &err) == CLEW_OK);
   for (int i = 0; i < N * K; i++) {
     CHECK(ids[i] != 5, "a row that is no number is near to nothing");
   }
   x[0] = NAN;
-  CHECK(clew_nearest_f64(ids, scores, x, w, &shape, CLEW_METRIC_DOT, NULL, &err) == CLEW_ERROR_VALUE);
+  CHECK(clew_nearest_f64(ids, scores, x, w, &shape, ALL, 1, NULL, &err) == CLEW_ERROR_VALUE);
   CHECK(strstr(err.message, "vector 0") != NULL, "%s", err.message);
   clew_slab_release(x_slab);
   clew_slab_release(w_slab);

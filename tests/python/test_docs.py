@@ -27,7 +27,9 @@ PLOTS = (  # need matplotlib
     "clew.adaptive.figures",
     "clew.descent.figures",
     "clew.geometry.figures",
+    "clew.mazes.causal_figures",
     "clew.mazes.draw",
+    "clew.walk.figures",
 )
 
 

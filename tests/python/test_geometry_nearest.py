@@ -9,7 +9,7 @@ import clew
 import numpy as np
 import pytest
 from clew import _core
-from clew.geometry import nearest
+from clew.geometry import nearest, nearest_by
 from support import assert_python
 
 Array = np.ndarray[Any, Any]
@@ -83,6 +83,27 @@ def test_same_bits_for_any_number_of_threads_and_batch(metric: Any) -> None:
     assert np.array_equal(alone.ids, one.ids[17]) and np.array_equal(alone.scores, one.scores[17])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "n_rows", "d", "k"), [(1, 3, 2, 3), (5, 1500, 7, 4), (600, 700, 16, 9)])
+def test_several_metrics_share_their_products(n: int, n_rows: int, d: int, k: int, dtype: Any) -> None:
+    """Each finds the bits that it finds alone, in any order, and those of a full sort."""
+    rng = np.random.default_rng(n)
+    rows, x = rng.standard_normal((n_rows, d)).astype(dtype), rng.standard_normal((n, d)).astype(dtype)
+    rows[0] = 0
+    for metrics in (("dot", "cosine", "l2"), ("l2", "dot"), ("cosine",)):
+        found = nearest_by(rows, x, k, metrics)
+        assert tuple(found) == metrics
+        for metric, own in found.items():
+            alone = nearest(rows, x, k, metric)  # type: ignore[arg-type]
+            assert np.array_equal(own.ids, alone.ids) and np.array_equal(own.scores, alone.scores)
+            assert own.metric == metric
+            np.testing.assert_allclose(own.scores, reference(rows, x, k, metric)[1], rtol=1e-12, atol=1e-13)
+    with pytest.raises(clew.ConfigError, match=r"metrics = \('dot', 'dot'\): one or more, each once"):
+        nearest_by(rows, x, 1, ("dot", "dot"))
+    with pytest.raises(clew.ConfigError, match="metrics = .*: one or more, each once"):
+        nearest_by(rows, x, 1, ())
+
+
 def test_inputs_of_every_kind_are_read_and_left_alone() -> None:
     rng = np.random.default_rng(2)
     wide = rng.standard_normal((50, 12))
@@ -140,21 +161,23 @@ def test_the_binding_checks_what_it_gets() -> None:
     a = _core.empty((2, 3), np.float32)
     a[...] = 0
     for arguments, message in (
-        ((np.zeros((2, 3), np.float32), a, 1, 0), "vectors must be a 2-D array of the common dtype, in slab memory"),
-        ((a, a.astype(np.float64), 1, 0), "rows must be"),
-        (([1], a, 1, 0), "vectors must be float32 or float64"),
-        ((a, a[:, :2], 1, 0), r"vectors \[2, 3\] and rows \[2, 2\]"),
-        ((a, a[::-1], 1, 0), "axis 0 of rows has stride -3"),
+        ((np.zeros((2, 3), np.float32), a, 1, (0,)), "vectors must be a 2-D array of the common dtype, in slab memory"),
+        ((a, a.astype(np.float64), 1, (0,)), "rows must be"),
+        (([1], a, 1, (0,)), "vectors must be float32 or float64"),
+        ((a, a[:, :2], 1, (0,)), r"vectors \[2, 3\] and rows \[2, 2\]"),
+        ((a, a[::-1], 1, (0,)), "axis 0 of rows has stride -3"),
+        ((a, a, 1, ()), "0 metrics, expected 1 to 3"),
+        ((a, a, 1, (0, 1, 2, 0)), "4 metrics, expected 1 to 3"),
     ):
         with pytest.raises(ValueError, match=message):
             _core.nearest(*arguments)
     with pytest.raises(clew.ConfigError, match="metric 3"):
-        _core.nearest(a, a, 1, 3)
+        _core.nearest(a, a, 1, (3,))
     with pytest.raises(clew.ConfigError, match="k = 3 of 2 rows"):
-        _core.nearest(a, a, 3, 0)
+        _core.nearest(a, a, 3, (0,))
     a[1] = np.nan
     with pytest.raises(clew.ConfigError, match="vector 0 has fewer than 2 scores that are numbers"):
-        _core.nearest(a, a, 2, 0)
+        _core.nearest(a, a, 2, (0,))
 
 
 def test_ctrl_c_stops_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import clew
 import numpy as np
 import pytest
 from clew import stream
+from clew.stream.flow import Piece, batches, real
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +121,12 @@ def test_wrong_watches(model: clew.Model) -> None:
         mean = stream.Mean()
         mean.update(np.ones((1, 2)))
         mean.update(np.ones((1, 3)))
-    with pytest.raises(clew.ConfigError, match="cannot take"):
-        stream.TopK(2).merge(stream.TopK(3))
+    for one, other in (
+        (stream.TopK(2), stream.TopK(3)), (stream.Ridge(1), stream.Ridge(2)), (stream.Mean(), stream.Covariance()),
+        (stream.Histogram(0, 1, 2), stream.Histogram(0, 1, 3)),
+    ):  # fmt: skip
+        with pytest.raises(clew.ConfigError, match="cannot take"):
+            one.merge(other)
 
 
 def test_zarr(model: clew.Model, tmp_path: Path) -> None:
@@ -133,12 +141,208 @@ def test_zarr(model: clew.Model, tmp_path: Path) -> None:
         stream.to_zarr(model, texts, "resid_post.2", tmp_path / "x.zarr")
 
 
+# ---- What merges ----------------------------------------------------------------------------------------------------
+
+
+def made() -> dict[str, stream.Reducer]:
+    return {name: watch[0].fresh() for name, watch in WATCHES.items()}
+
+
+def results(reducer: stream.Reducer) -> list[np.ndarray[Any, Any]]:
+    r: Any = reducer
+    return {
+        "Mean": lambda: [r.mean, r.variance],
+        "Covariance": lambda: [r.mean, r.covariance],
+        "Histogram": lambda: [r.counts, r.below, r.above, r.nan],
+        "TopK": lambda: [r.values, r.where],
+        "Ridge": lambda: [*r.solve(), r.explained()],
+    }[type(reducer).__name__]()
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(0, 2**31), st.permutations(range(5)))
+@settings(max_examples=25, deadline=None)
+def test_any_split_merges_to_the_same(sizes: list[int], seed: int, order: list[int]) -> None:
+    """Cut anywhere, merged in any order, far from zero: the numbers of one pass."""
+    rng = np.random.default_rng(seed)
+    n = sum(sizes)
+    x, y = 1e4 + rng.standard_normal((n, 3)), rng.standard_normal((n, 2))
+    where = np.column_stack([np.zeros(n, np.int64), np.arange(n)])
+    ends = np.cumsum(sizes)
+    for name, whole in made().items():
+        rows = (x, y) if whole.inputs == 2 else (y,)
+        whole.update(*rows, where=where)
+        parts = []
+        for start, end in zip(ends - sizes, ends, strict=True):
+            parts.append(WATCHES[name][0].fresh())
+            parts[-1].update(*(r[start:end] for r in rows), where=where[start:end])
+        total = WATCHES[name][0].fresh()
+        for i in sorted(range(len(parts)), key=lambda i: order[i]):
+            total.merge(parts[i])
+        assert total.n == whole.n == n
+        for got, want in zip(results(total), results(whole), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_merging_copies_and_leaves_the_other_alone() -> None:
+    for name, first in made().items():
+        rows = [np.arange(6.0).reshape(3, 2)] * first.inputs
+        first.update(*rows)
+        total = WATCHES[name][0].fresh()
+        total.merge(first)
+        before = [r.copy() for r in results(first)]
+        total.update(*rows)
+        total.merge(first)
+        for got, want in zip(results(first), before, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_reducers_before_the_first_row() -> None:
+    for reducer in (stream.Mean(), stream.Covariance()):
+        with pytest.raises(clew.ConfigError, match="has seen 0 rows: it needs 1"):
+            _ = reducer.mean
+    with pytest.raises(clew.ConfigError, match="Ridge has seen 0 rows"):
+        stream.Ridge().solve()
+    used = stream.Mean()
+    used.update(np.ones((1, 1)))
+    with pytest.raises(clew.ConfigError, match="has seen 1 rows already"):
+        used.fresh()
+
+
+def test_reducers_refuse() -> None:
+    with pytest.raises(clew.ConfigError, match="lam = -1"):
+        stream.Ridge(-1)
+    with pytest.raises(clew.ConfigError, match="k = 0: at least 1"):
+        stream.TopK(0)
+    with pytest.raises(clew.ConfigError, match=r"Histogram\(1, 1, 100\): needs low < high"):
+        stream.Histogram(1, 1)
+    with pytest.raises(clew.ShapeError, match=r"Ridge takes 2 arrays of rows, not 1"):
+        stream.Ridge().update(np.ones((1, 1)))
+    with pytest.raises(clew.ShapeError, match=r"real rows \[n, d\] of equal number, not \[2, 1\] and \[3, 1\]"):
+        stream.Ridge().update(np.ones((2, 1)), np.ones((3, 1)))
+
+
+# ---- What is held ---------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_sorted_by_length_and_bounded() -> None:
+    found = [Piece(i, 0, [0] * n) for i, n in enumerate(np.random.default_rng(1).integers(1, 50, 200).tolist())]
+    made = list(batches(found, 300))
+    flat = [len(p.ids) for batch in made for p in batch]
+    assert flat == sorted(flat) and len(flat) == 200
+    assert all(len(batch) * len(batch[-1].ids) <= 300 for batch in made)
+    padding = sum(len(batch) * len(batch[-1].ids) - sum(len(p.ids) for p in batch) for batch in made)
+    assert padding < 0.2 * sum(flat)
+    assert [len(batch) for batch in batches(found[:1], 1)] == [1]  # one that is longer than a batch runs alone
+
+
+def test_texts_are_read_as_they_are_needed(model: clew.Model) -> None:
+    """A stream without end: only a chunk of it is taken before the first is reduced."""
+    taken = 0
+
+    def endless() -> Iterator[list[int]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield [taken % 500] * 10
+
+    class Enough(Exception):
+        pass
+
+    def stop(so_far: stream.Reduced) -> None:
+        if so_far.texts >= 50:
+            raise Enough
+
+    with pytest.raises(Enough):
+        stream.reduce(model, endless(), {"m": (stream.Mean(), "resid_post.0")}, chunk=400, progress=stop)
+    assert taken == 50
+
+
+def test_chunks_do_not_matter(model: clew.Model) -> None:
+    one, other = (stream.reduce(model, sequences(), WATCHES, chunk=n) for n in (1, 10**6))
+    for name in WATCHES:
+        for got, want in zip(results(one[name]), results(other[name]), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-9)
+
+
+def test_functions_of_a_run(model: clew.Model) -> None:
+    """The cosine between what attention and the MLP add, a row for each token."""
+
+    def cosine(run: clew.Run) -> np.ndarray[Any, Any]:
+        a, b = run["attn_out", 0][real(run)], run["mlp_out", 0][real(run)]
+        return ((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))[:, None]
+
+    texts = sequences(5)
+    found = stream.reduce(model, texts, {"cos": (stream.Mean(), cosine)}, capture=["attn_out.0", "mlp_out.0"])
+    runs = [model.run([t], capture=["attn_out.0", "mlp_out.0"]) for t in texts]
+    np.testing.assert_allclose(found["cos"].mean, np.concatenate([cosine(r) for r in runs]).mean(0), atol=1e-12)
+
+
+def test_names_and_settings_that_do_not_exist(model: clew.Model) -> None:
+    mean = {"m": (stream.Mean(), "resid_pots.0")}
+    with pytest.raises(clew.SiteError, match="resid_pots.*resid_post"):
+        stream.reduce(model, [[1]], mean)
+    with pytest.raises(clew.SiteError, match="watch a function of the run"):
+        stream.reduce(model, [[1, 2]], {"m": (stream.Mean(), "pattern.0")})
+    good = {"m": (stream.Mean(), "resid_post.0")}
+    for more, message in (
+        ({"too_long": "cut"}, "too_long = 'cut': 'error' or 'split'"), ({"at_once": 0}, "at_once = 0"),
+        ({"length": 0}, "length = 0"), ({"chunk": 0}, "chunk = 0: at least 1"),
+    ):  # fmt: skip
+        with pytest.raises(clew.ConfigError, match=message):
+            stream.reduce(model, [[1]], good, **more)
+    with pytest.raises(clew.ConfigError, match="nothing is watched"):
+        stream.reduce(model, [[1]], {})
+    with pytest.raises(clew.ConfigError, match="is no \\(reducer, site\\)"):
+        stream.reduce(model, [[1]], {"m": "resid_post"})
+    nothing = stream.reduce(model, [], good)
+    assert (nothing.texts, nothing.tokens) == (0, 0)
+
+
+def test_longer_than_the_learned_positions() -> None:
+    shakespeare = clew.load("shakespeare")
+    n_ctx = shakespeare.config.n_ctx
+    watch = {"m": (stream.Mean(), "resid_post.0")}
+    with pytest.raises(clew.TokenError, match=f"text 0 has {n_ctx + 1} tokens, a run {n_ctx}"):
+        stream.reduce(shakespeare, [[1] * (n_ctx + 1)], watch)
+    with pytest.raises(clew.ConfigError, match=f"the model has learned {n_ctx} positions"):
+        stream.reduce(shakespeare, [[1]], watch, length=n_ctx + 1)
+    found = stream.reduce(shakespeare, [[1] * (n_ctx + 1)], watch, too_long="split")
+    assert (found.split, found.tokens) == (1, n_ctx + 1)
+
+
+def test_broken_lines_are_told_by_reduce(model: clew.Model, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": [1, 2]}\nnot json\n{"text": [3]}\n')
+    watch = {"m": (stream.Mean(), "resid_post.0")}
+    with pytest.raises(clew.LoadError, match=r"a\.jsonl, line 2: not JSON: .*broken=\"skip\""):
+        stream.reduce(model, path, watch)
+    found = stream.reduce(model, stream.Texts(path, broken="skip"), watch)
+    assert (found.tokens, found.n_broken, str(found.broken[0]).split(", ")[1][:6]) == (3, 1, "line 2")
+
+
+def test_zarr_refuses_and_overwrites(model: clew.Model, tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr", reason="zarr is not installed")
+    path = tmp_path / "x.zarr"
+    with pytest.raises(clew.ConfigError, match="nothing to write"):
+        stream.to_zarr(model, [[1]], [], path)
+    with pytest.raises(clew.SiteError, match="resid_pots"):
+        stream.to_zarr(model, [[1]], "resid_pots.0", path)
+    assert not path.exists()
+    stream.to_zarr(model, [[1, 2, 3]], ["resid_post.0", ("z", 1)], path, overwrite=True)
+    stream.to_zarr(model, [[4], [5, 6]], ("z", 1), path, overwrite=True)
+    group = zarr.open_group(str(path), mode="r")
+    assert sorted(group) == ["tokens", "where", "z.1"] and group["where"][:].tolist() == [[0, 0], [1, 0], [1, 1]]
+
+
+# ---- Several processes ----------------------------------------------------------------------------------------------
+
+
 @pytest.mark.filterwarnings("default")
 def test_dask_with_a_worker_killed() -> None:
     dask = pytest.importorskip("distributed", reason="distributed is not installed")
-    texts = sequences(6000)
+    texts = sequences(400)
     killed: list[int] = []
-    alone = stream.reduce(clew.load("stories260K"), texts, WATCHES)
+    alone = stream.reduce(clew.load("stories260K"), texts, WATCHES, chunk=2000)
     with dask.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         with dask.Client(cluster) as client:
 
@@ -148,8 +352,12 @@ def test_dask_with_a_worker_killed() -> None:
                     killed.append(worker.process.pid)
                     worker.process.process._process.kill()
 
-            found = stream.distributed("stories260K", texts, WATCHES, client=client, progress=kill)
-    assert killed and found.tokens == alone.tokens and found.texts == 6000
-    np.testing.assert_allclose(found["covariance"].covariance, alone["covariance"].covariance, rtol=1e-6, atol=1e-9)
+            found = stream.distributed("stories260K", texts, WATCHES, client=client, chunk=2000, progress=kill)
+            with pytest.raises(clew.TokenError, match="text 1 has 5 tokens, a run 4"):
+                stream.distributed("stories260K", [[1], [1] * 5], WATCHES, client=client, length=4)
+    assert killed and found.tokens == alone.tokens and found.texts == 400
+    for name in WATCHES:
+        for got, want in zip(results(found[name]), results(alone[name]), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
     assert (found["histogram"].counts == alone["histogram"].counts).all()
     assert (found["top"].where == alone["top"].where).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConfigError
+from ..experiment import Experiment as _Base
+from ..experiment import plain
 from ..info import __version__
+from .claims import claim
 from .ordinary import grid
 from .predictions import PREDICTIONS, Check, Laboratory, Prediction, above, below, expected_values
 from .priors import tree
@@ -27,43 +30,57 @@ STORED = Path(__file__).resolve().parents[1] / "data" / "adaptive" / "reproducti
 """The results of `reproduce`, as they come with the package."""
 
 
-@dataclass(frozen=True)
-class Experiment:
+@dataclass(frozen=True, init=False)
+class Experiment(_Base):
     """What was measured: predictions by key, and facts about the run (seed, versions, seconds, how it was called)."""
 
     predictions: dict[str, Prediction]
     facts: dict[str, Any]
+    before: dict[str, Prediction]
+    """Predictions that take too long for this run, as the package's stored run found them."""
 
-    def table(self) -> str:
-        """A line for each prediction: its verdict, and the numbers that decide it. Printed with `print`."""
-        lines = [
-            "Adaptive inference: a test of an abstract's claims (arXiv 2606.16694) under our own specification.",
-            "seed {seed}, {setting}, {seconds:.0f} s, clew {clew}".format(**self.facts),
-            "",
-        ]
-        for key, prediction in self.predictions.items():
-            failed = [c for c in prediction.checks if not c.holds]
-            passed = len(prediction.checks) - len(failed)
-            word = "holds" if not failed else "DOES NOT HOLD"
-            lines.append(f"({key}) {prediction.claim}")
-            lines.append(f"      {word}: {passed} of {len(prediction.checks)} checks")
-            lines += [f"      failed: {c.statement}: {c.value:.3g}, bound {c.bound:.3g}" for c in failed]
+    def __init__(
+        self, predictions: Mapping[str, Prediction], facts: Mapping[str, Any],
+        before: Mapping[str, Prediction] | None = None,
+    ) -> None:  # fmt: skip
+        claims = [claim(prediction) for prediction in predictions.values()]
+        claims += [claim(prediction, before=True) for prediction in (before or {}).values()]
+        title = "Adaptive inference: a test of an abstract's claims (arXiv 2606.16694) under our own specification"
+        quick = facts["setting"] == "quick"
+        super().__init__(2, title, "networks trained here", int(facts["seed"]), quick, tuple(claims))
+        for name, value in (("predictions", predictions), ("facts", facts), ("before", before or {})):
+            object.__setattr__(self, name, dict(value))  # the way that frozen dataclasses set their fields
+
+    def details(self) -> str:
+        """Every check of every prediction: the number it is about and the bound it was held to."""
+        lines = ["{call}: seed {seed}, {setting}, {seconds:.0f} s, clew {clew}".format(**self.facts)]
+        for key, prediction in (self.predictions | self.before).items():
+            lines += ["", f"({key}) {prediction.claim}"]
+            width = max((len(c.statement) for c in prediction.checks), default=0)
+            lines += [
+                f"  {'holds' if c.holds else 'FAILS'}  {c.statement:<{width}}  {c.value:9.4f}  bound {c.bound:g}"
+                for c in prediction.checks
+            ]
         return "\n".join(lines)
 
     def figures(self) -> dict[str, Figure]:
         """A figure for each prediction, by key; needs matplotlib (`clew[plot]`)."""
         from .figures import draw
 
-        return {key: draw(prediction) for key, prediction in self.predictions.items()}
+        return {key: draw(prediction) for key, prediction in (self.predictions | self.before).items()}
 
-    def to_json(self) -> dict[str, Any]:
-        """Every number, seed, version and verdict, as a JSON object."""
-        return {"facts": self.facts, "predictions": {k: p.to_json() for k, p in self.predictions.items()}}
+    def numbers(self) -> dict[str, Any]:
+        """Facts and predictions, each with its claim, verdict, numbers, checks and settings."""
+        parts = {"predictions": self.predictions, "before": self.before}
+        found = {name: {k: p.to_json() for k, p in part.items()} for name, part in parts.items()}
+        return dict(plain({"facts": self.facts, **found}))
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Experiment:
+    def from_json(cls, data: Mapping[str, Any]) -> Experiment:
         """The inverse of `to_json`."""
-        return cls({k: Prediction.from_json(p) for k, p in data["predictions"].items()}, data["facts"])
+        n = data["numbers"]
+        made = {name: {k: Prediction.from_json(p) for k, p in n[name].items()} for name in ("predictions", "before")}
+        return cls(made["predictions"], n["facts"], made["before"])
 
 
 def _facts(seed: int, setting: str, call: str, start: float) -> dict[str, Any]:
@@ -77,8 +94,8 @@ def experiment(quick: bool = True, seed: int = 0, only: Sequence[str] | None = N
     """Measures and judges predictions (a) to (g) and the table of expected values.
 
     quick: small trainings, about half a minute on two cores; the table's s = .3 rows only. Otherwise some minutes.
-    Ordinary transformers, which take longer, are in `stored()`. only: keys out of "a" … "g" and "table". Results
-    depend on the seed alone.
+    Ordinary transformers take longer: where all is asked for, what `stored()` says of them stands in `before`.
+    only: keys out of "a" … "g" and "table". Results depend on the seed alone.
 
     Raises ConfigError for unknown keys or a seed that is not a whole number.
 
@@ -102,7 +119,8 @@ def experiment(quick: bool = True, seed: int = 0, only: Sequence[str] | None = N
         cells = [(0.3, 1), (0.3, 2), (0.3, 3)] if quick else None
         found[key] = expected_values(lab, cells) if key == "table" else PREDICTIONS[key](lab)
     call = f"clew.adaptive.experiment(quick={quick}, seed={seed})"
-    return Experiment(found, _facts(int(seed), "quick" if quick else "full", call, start))
+    before = {} if only is not None else {"ordinary": stored().predictions["ordinary"]}
+    return Experiment(found, _facts(int(seed), "quick" if quick else "full", call, start), before)
 
 
 def judge_ordinary(rows: dict[str, dict[str, Any]], settings: dict[str, Any]) -> Prediction:

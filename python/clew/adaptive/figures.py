@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from ..errors import ConfigError
-from ..plot import _axes
+from ..plot import _axes, _legend
 from .predictions import Prediction
 
 if TYPE_CHECKING:
@@ -43,15 +44,16 @@ def _table(ax: Axes, n: dict[str, Any]) -> None:
         expected = [n[k]["expected"][i + 1] for k in names]
         ax.plot(range(len(names)), expected, color=_LOOK[i][0], marker="_", markersize=16, linestyle="none")
     ax.set_xticks(range(len(names)))
-    ax.set_xticklabels(names, rotation=30, ha="right", fontsize=8)
+    ax.set_xticklabels([name.replace(" ", "\n") for name in names], fontsize=9)
     ax.set_ylabel(_LOSS)
-    ax.set_title("Trained policies; bars: the expected upper bounds")
+    ax.set_title("Trained policies; bars: the expected bounds")
 
 
 def _a(ax: Axes, n: dict[str, Any]) -> None:
     for i, name in enumerate(("adaptive", "non-adaptive", "closed form")):
         _line(ax, n["layers"], n[name], i, name, linestyle=("-", "--", ":")[i])
     ax.set_xlabel("layers L")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(_LOSS)
     ax.set_title("(a) Gaussian prior: no gain by adapting")
 
@@ -61,17 +63,17 @@ def _b(ax: Axes, n: dict[str, Any]) -> None:
         _line(ax, curve["layers"], curve["errors"], i, f"tree, {name}")
         ax.axhline(curve["full data"], color=_LOOK[i % len(_LOOK)][0], linewidth=0.8, linestyle=":")
     ax.set_xlabel("layers L")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(_LOSS)
-    ax.set_title("(b) Tree prior: error against depth (dotted: all data)")
-    inner = ax.inset_axes((0.52, 0.62, 0.46, 0.34))
+    ax.set_title("(b) Tree prior: error by depth (dotted: all data)")
+    inner = ax.inset_axes((0.5, 0.56, 0.5, 0.42))
     inner.plot(n["t"], n["gain"], color="#000000", marker="o", markersize=3)
     for i, (name, gain) in enumerate(n["controls"].items()):
         inner.axhline(gain, color=_LOOK[i + 1][0], linewidth=1)
-        inner.text(1, gain, name, fontsize=6, ha="right", va="bottom")
-    inner.set_xlabel("t: tree to Gaussian", fontsize=7)
-    inner.set_ylabel("gain G(3)", fontsize=7)
-    inner.tick_params(labelsize=6)
-    ax.legend(frameon=False, fontsize=8, loc="lower left")
+        inner.text(1, gain, name, fontsize=8, ha="right", va="bottom")
+    inner.set_xlabel("t: from tree to Gaussian", fontsize=8)
+    inner.set_ylabel(f"gain G({n['layers of the gain']})", fontsize=8)
+    inner.tick_params(labelsize=8)
 
 
 def _c(ax: Axes, n: dict[str, Any]) -> None:
@@ -81,6 +83,7 @@ def _c(ax: Axes, n: dict[str, Any]) -> None:
             label = f"level {level + 1}, {name}"
             _line(ax, range(1, len(rows) + 1), rows[:, level], level, label, linestyle=style, alpha=1 - 0.3 * k)
     ax.set_xlabel("after layer")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel("bits about the level")
     ax.set_title("(c) Coarse levels first, finer ones later")
 
@@ -90,7 +93,7 @@ def _d(ax: Axes, n: dict[str, Any]) -> None:
     ax.set_yticks(range(len(n)))
     ax.set_yticklabels(list(n), fontsize=8)
     ax.set_xlabel(_LOSS)
-    ax.set_title("(d) No routing, no gain (3 messages)")
+    ax.set_title("(d) No routing, no gain")
 
 
 def _e(ax: Axes, n: dict[str, Any]) -> None:
@@ -105,6 +108,7 @@ def _e(ax: Axes, n: dict[str, Any]) -> None:
         ax.plot(layers[: len(values)], values, color="#000000", marker="x", linestyle=":", label=f"programme, {name}")
     ax.axhline(n["full data"], color="#707070", linewidth=0.8, label="all data")
     ax.set_xlabel("layers L")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(_LOSS)
     ax.set_title("(e) Trained transformers and the programme")
 
@@ -114,31 +118,36 @@ def _f(ax: Axes, n: dict[str, Any]) -> None:
     groups = {f"layer {i + 1} patched": row.tolist() for i, row in enumerate(donor)}
     _bars(ax, [f"level {k + 1}" for k in range(donor.shape[1])], groups)
     ax.axhline(0.5, color="#707070", linewidth=0.8)
+    ax.set_ylim(top=1.4)  # room for the names
+    ax.set_yticks(np.linspace(0, 1, 6))
     ax.set_ylabel("share with the donor's branch")
     ax.set_title("(f) A patched workspace carries coarse branches")
 
 
 def _g(ax: Axes, n: dict[str, Any]) -> None:
-    _line(ax, n["N"], n["fluctuation"], 0, f"fluctuation of a message (slope {n['slope']:.3f})")
-    _line(ax, n["N"], n["errors"], 1, f"{_LOSS}, network")
-    _line(ax, n["N"], n["normal approximation"], 2, f"{_LOSS}, ŵ ~ N(w, s² I)", linestyle="--")
-    _line(ax, n["N"], n["full data"], 3, f"{_LOSS}, all data", linestyle=":")
+    _line(ax, n["N"], n["fluctuation"], 0, f"a message's spread (slope {n['slope']:.2f})")
+    _line(ax, n["N"], n["errors"], 1, "error, network")
+    _line(ax, n["N"], n["normal approximation"], 2, "error, ŵ ~ N(w, s² I)", linestyle="--")
+    _line(ax, n["N"], n["full data"], 3, "error, all data", linestyle=":")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xlabel("examples N")
-    ax.set_title("(g) Mean field: fluctuations and error against N")
+    ax.set_title("(g) Mean field: spread and error by N")
 
 
 def _ordinary(ax: Axes, n: dict[str, Any]) -> None:
     names = list(n)
-    groups = {
-        "to the tree posterior": [n[k]["to_posterior"] for k in names],
-        "to GD, GD++, ridge or OLS": [n[k]["to_algorithm"] for k in names],
-    }
-    _bars(ax, names, groups)
-    ax.set_xticklabels(names, rotation=30, ha="right", fontsize=7)
-    ax.set_ylabel("mean squared difference")
-    ax.set_title("Ordinary transformers: the nearest algorithm")
+    for i, (label, key) in enumerate(
+        (("to the tree posterior", "to_posterior"), ("to GD, GD++, ridge or OLS", "to_algorithm"))
+    ):
+        places = np.arange(len(names)) + (i - 0.5) * 0.4
+        ax.barh(places, [n[k][key] for k in names], 0.38, color=_LOOK[i][0], label=label)
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(names)))
+    ax.set_yticklabels([name.replace(", ", "\n", 1) for name in names], fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlabel("mean squared difference")
+    ax.set_title("Which algorithm is nearest?")
 
 
 _DRAWERS: dict[str, Callable[[Axes, dict[str, Any]], None]] = {
@@ -153,7 +162,5 @@ def draw(prediction: Prediction, *, ax: Axes | None = None) -> Figure:
     figure, axes = _axes(ax, 6.4, 4.2)
     _DRAWERS[prediction.key](axes, prediction.numbers)
     axes.spines[["top", "right"]].set_visible(False)
-    handles, _ = axes.get_legend_handles_labels()
-    if handles and axes.get_legend() is None:
-        axes.legend(frameon=False, fontsize=8)
+    _legend(figure, axes, ax is None, inside=0 if prediction.key == "b" else 3)  # (b) has a picture in its corner
     return figure

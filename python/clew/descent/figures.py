@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
-from ..plot import _axes, curves
+from ..plot import curves
 
 if TYPE_CHECKING:
     from .steps import Descent
@@ -29,7 +30,13 @@ def loss(found: Descent, beside: Mapping[str, Descent]) -> Figure:
             series[f"control: {name}"] = other.loss
         else:
             series[f"control: {name}"] = np.concatenate([[np.nan], other.loss_tuned])
-    return curves(series, _after(len(found.loss)), ylabel="loss, nats", title="Loss of the lens by layer")
+    figure = curves(series, _after(len(found.loss)), ylabel="loss, nats", title="Loss of the lens by layer")
+    axis = figure.axes[0].yaxis
+    figure.axes[0].set_yscale("log")  # the first layer takes most of it
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 5, 7)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+    return figure
 
 
 def cosine(found: Descent, beside: Mapping[str, Descent]) -> Figure:
@@ -48,20 +55,19 @@ def expected(found: Descent, beside: Mapping[str, Descent]) -> Figure:
 
 def norms(found: Descent) -> Figure:
     """Length of the stream by layer: quartiles, sinks apart, and what attention and the MLP add."""
-    figure, ax = _axes(None, 6.4, 3.8)
     low, middle, high = found.norm_quantiles
-    where = np.arange(len(middle))
-    ax.fill_between(where, low, high, color="#000000", alpha=0.15, linewidth=0)
     series = {"stream": middle, "sinks": found.sink_norm} if found.n_sinks else {"stream": middle}
     for name, values in (("attention adds", found.attention_length), ("the MLP adds", found.mlp_length)):
         series[name] = np.concatenate([[np.nan], values])
-    return curves(series, _after(len(middle)), ylabel="Euclidean length", title="Length of the stream", ax=ax)
+    figure = curves(series, _after(len(middle)), ylabel="Euclidean length", title="Length of the stream")
+    figure.axes[0].fill_between(np.arange(len(middle)), low, high, color="#000000", alpha=0.15, linewidth=0)
+    return figure
 
 
 def correlations(found: Descent) -> Figure:
     """Spearman's correlation of the stream's length with five things, by layer."""
     return curves(
-        found.correlations, _after(len(found.norm)), ylabel="Spearman's correlation with ‖r‖",
+        found.correlations, _after(len(found.norm)), ylabel="rank correlation with ‖r‖",
         title="What goes with the stream's length", level=0.0,
     )  # fmt: skip
 
@@ -76,11 +82,12 @@ def training(found: Training) -> Figure:
 def training_norms(found: Training) -> Figure:
     """Lengths of W_E's rows by frequency over the training: the rarest and the most frequent tenth, and the mean."""
     rows = found.row_norms
+    tied = np.array_equal(rows["embed_bands"], rows["unembed_bands"])
+    kinds = {"W_E and W_U": "embed"} if tied else {"W_E": "embed", "W_U": "unembed"}
     series = {
-        "W_E, rarest tenth": rows["embed_bands"][:, 0],
-        "W_E, most frequent tenth": rows["embed_bands"][:, -1],
-        "W_U, rarest tenth": rows["unembed_bands"][:, 0],
-        "W_U, most frequent tenth": rows["unembed_bands"][:, -1],
+        f"{name}, {band} tenth": rows[f"{kind}_bands"][:, end]
+        for name, kind in kinds.items()
+        for band, end in (("rarest", 0), ("most frequent", -1))
     }
     return curves(series, found.steps, xlabel="training step", ylabel="mean length", title="Token vectors by frequency")
 

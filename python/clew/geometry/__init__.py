@@ -47,7 +47,7 @@ from .paths import (
     refinement,
     trajectory,
 )
-from .search import Nearest, nearest
+from .search import Nearest, nearest, nearest_by
 from .study import GeometryExperiment, experiment
 
 __all__ = [
@@ -79,6 +79,7 @@ __all__ = [
     "fit_projection",
     "head_coherence",
     "nearest",
+    "nearest_by",
     "norm_geometry",
     "probe_nouns",
     "query_key",

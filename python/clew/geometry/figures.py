@@ -25,8 +25,8 @@ def layer_norm(found: EmbeddingNorms) -> Figure:
     figure, ax = _axes(None, 5.6, 3.8)
     ax.bar(found.against, found.l2_mean, yerr=found.l2_std, color="#0072B2", capsize=4)
     for i, (height, cosine) in enumerate(zip(found.l2_mean + found.l2_std, found.cosine_mean, strict=True)):
-        ax.text(i, height, f"1 − cos = {cosine:.3f}", ha="center", va="bottom", fontsize=8)
-    ax.set_ylim(top=1.15 * float((found.l2_mean + found.l2_std).max()))
+        ax.text(i, height, f"1 − cos\n{cosine:.3f}", ha="center", va="bottom", fontsize=8)
+    ax.set_ylim(top=1.25 * float((found.l2_mean + found.l2_std).max()))
     ax.set_ylabel("Euclidean distance from LN(e)")
     ax.set_title("Layer norm on word embeddings")
     ax.spines[["top", "right"]].set_visible(False)
@@ -71,7 +71,7 @@ def distances(found: Distances) -> Figure:
     ax.set_ylabel("after layer")
     ax.set_xlabel("position")
     ax.set_title("From the current word to the next")
-    _bar(figure, image, ax, "log p(next) / p(current), nats")
+    _bar(figure, image, ax, "log p(next)/p(current)")
     return figure
 
 

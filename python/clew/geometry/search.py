@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,7 @@ from ..weights import whole
 Array = NDArray[Any]
 Metric = Literal["dot", "cosine", "l2"]
 
+METRICS: tuple[Metric, ...] = get_args(Metric)
 _METRICS = {"dot": 0, "cosine": 1, "l2": 2}
 
 
@@ -105,8 +107,25 @@ def nearest(
     >>> found.ids.shape, found.ids[:, 0].tolist()
     ((2, 3), [403, 407])
     """
-    if metric not in _METRICS:
-        raise ConfigError(f"nearest: metric = {metric!r}: {', '.join(map(repr, _METRICS))}")
+    return nearest_by(model_or_matrix, vectors, k, (metric,), of=of)[metric]
+
+
+def nearest_by(
+    model_or_matrix: Any, vectors: ArrayLike, k: int = 10, metrics: Sequence[Metric] = METRICS, *, of: str = "W_E"
+) -> dict[str, Nearest]:
+    """Metric → what :func:`nearest` finds by it, to the bit; all of them share the products, which cost the most.
+
+    Raises as `nearest`, and ConfigError for a metric that comes twice, or none.
+
+    >>> found = nearest_by(np.eye(4), [3.0, 1.0, 0.0, 0.0], k=1)
+    >>> {name: one.ids.tolist() for name, one in found.items()}
+    {'dot': [0], 'cosine': [0], 'l2': [0]}
+    """
+    for metric in metrics:
+        if metric not in _METRICS:
+            raise ConfigError(f"nearest: metric = {metric!r}: {', '.join(map(repr, _METRICS))}")
+    if not metrics or len(set(metrics)) != len(metrics):
+        raise ConfigError(f"nearest: metrics = {tuple(metrics)}: one or more, each once")
     rows, model = _rows(model_or_matrix, of)
     x = np.asarray(vectors)
     if rows.ndim != 2 or 0 in rows.shape or x.ndim < 1 or x.shape[-1] != rows.shape[1]:
@@ -124,8 +143,12 @@ def nearest(
         bad = _core.first_bad(array) if array.size else -1
         if bad >= 0:
             raise ShapeError(f"nearest: {what} {bad // array.shape[1]} holds NaN or infinity")
-    ids, scores = _core.nearest(flat, placed, count, _METRICS[metric])
-    return Nearest(ids.reshape(*x.shape[:-1], count), scores.reshape(*x.shape[:-1], count), metric, model)
+    ids, scores = _core.nearest(flat, placed, count, tuple(_METRICS[name] for name in metrics))
+    shape = (*x.shape[:-1], count)
+    return {
+        name: Nearest(own.reshape(shape), score.reshape(shape), name, model)
+        for name, own, score in zip(metrics, ids, scores, strict=True)
+    }
 
 
-__all__ = ["Nearest", "nearest"]
+__all__ = ["METRICS", "Metric", "Nearest", "nearest", "nearest_by"]

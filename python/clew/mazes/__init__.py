@@ -12,13 +12,19 @@ tokens are those of the `maze-dataset` package.
 
 from __future__ import annotations
 
+from .causal import HeadAblation, ablate_heads, matched_heads, output_norms
+from .consistency import Consistency, Pair, compare, stored_consistency
+from .counterfactual import MinimalPairs, minimal_pairs
 from .draw import draw, text
+from .dynamics import Dynamics, kept_checkpoints, over_training, stored_dynamics
 from .ecosystem import from_maze_dataset, to_maze_dataset
 from .embedding import EmbeddingDistances, embedding_distances
 from .evaluate import PAPER, TASKS, Evaluation, Judgement, Rate, Table, evaluate, judge, table
 from .generate import KINDS, generate, split, unique
-from .heads import AdjacencyHeads, LogitAttribution, adjacency_heads, logit_attribution
+from .heads import AdjacencyHeads, LogitAttribution, adjacency_heads, attention_over, logit_attribution
+from .lens import LensMasses, lens_masses, path_lens, path_steps
 from .maze import Maze, Mazes
+from .patching import HeadPatching, PathStartPatching, patch_heads, patch_path_start
 from .probes import (
     RouteProbes,
     WallProbes,
@@ -31,6 +37,9 @@ from .probes import (
     walls_of,
 )
 from .rollout import rollouts, solve, tokenizer_of
+from .snapshot import Snapshot, snapshot
+from .steering import WallFlips, flip_walls
+from .study import MazeExperiment, experiment
 from .tokens import Tokenizer
 from .training import Curriculum, Stage, examples, hallway_config, jirpy_config
 
@@ -39,37 +48,66 @@ __all__ = [
     "PAPER",
     "TASKS",
     "AdjacencyHeads",
+    "Consistency",
     "Curriculum",
+    "Dynamics",
     "EmbeddingDistances",
     "Evaluation",
+    "HeadAblation",
+    "HeadPatching",
     "Judgement",
+    "LensMasses",
     "LogitAttribution",
     "Maze",
+    "MazeExperiment",
     "Mazes",
+    "MinimalPairs",
+    "Pair",
+    "PathStartPatching",
     "Rate",
     "RouteProbes",
+    "Snapshot",
     "Stage",
     "Table",
     "Tokenizer",
+    "WallFlips",
     "WallProbes",
     "WallScores",
+    "ablate_heads",
     "adjacency_heads",
+    "attention_over",
+    "compare",
     "draw",
     "embedding_distances",
     "evaluate",
     "examples",
+    "experiment",
+    "flip_walls",
     "from_maze_dataset",
     "generate",
     "hallway_config",
     "inner_walls",
     "jirpy_config",
     "judge",
+    "kept_checkpoints",
+    "lens_masses",
     "logit_attribution",
+    "matched_heads",
+    "minimal_pairs",
+    "output_norms",
+    "over_training",
+    "patch_heads",
+    "patch_path_start",
+    "path_lens",
+    "path_steps",
     "rollouts",
     "route_probes",
+    "snapshot",
     "solve",
     "spanning_trees",
     "split",
+    "stored_consistency",
+    "stored_dynamics",
     "table",
     "text",
     "to_maze_dataset",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..attribution import apply_ln_to_stack
+from ..errors import ConfigError, SiteError
 from ..train.data import generator
 from .maze import Maze, Mazes
 from .prompts import check_length, path_prompts
@@ -307,4 +308,35 @@ def _sums(model: Model, prompts: Prompts, tok: Tokenizer, bins: int) -> tuple[Ar
     return by_path, by_manhattan, count_path, count_manhattan, behind, count_behind
 
 
-__all__ = ["PLACES", "AdjacencyHeads", "LogitAttribution", "adjacency_heads", "logit_attribution"]
+def attention_over(model: Model, maze: Maze, head: Head, step: int = 0, *, tokenizer: Tokenizer | None = None) -> Array:
+    """Attention of one head (layer, head) from a cell of the maze's path to every cell, [grid, grid] float64.
+
+    From path cell number `step` (0: the origin), the true path before it; summed over all of a cell's tokens up to
+    there. What goes to other tokens is missing: the sum lies below 1. `clew.mazes.draw(maze, values=...)` shows it.
+
+    Raises ConfigError for a step that the path does not have, SiteError for a head that the model does not have,
+    TokenError as :func:`adjacency_heads`.
+
+    >>> import clew
+    >>> from clew import mazes
+    >>> model = clew.Model.from_config(mazes.hallway_config(n_layers=1), seed=0)
+    >>> shown = attention_over(model, mazes.generate(1, grid=4)[0], (0, 3), step=1)
+    >>> shown.shape, bool(0 < shown.sum() < 1)
+    ((4, 4), True)
+    """
+    tok = tokenizer_of(model, tokenizer)
+    if not 0 <= step < len(maze.solution):
+        raise ConfigError(f"attention_over: step {step}: the path has cells 0 to {len(maze.solution) - 1}")
+    layer, n = head
+    if not 0 <= n < model.config.n_heads:
+        raise SiteError(f"attention_over: head {n}: the model has heads 0 to {model.config.n_heads - 1}")
+    ids = tok.encode(maze)[: step - len(maze.solution) - 1]
+    run = model.run(ids, capture=[("pattern", layer)], positions=[-1], logits=None)
+    cells = tok.cells_of(ids)
+    there = cells[:, 0] >= 0
+    out = np.zeros((maze.grid, maze.grid))
+    np.add.at(out, tuple(cells[there].T), run["pattern", layer][0, n, 0, : len(ids)][there])
+    return out
+
+
+__all__ = ["PLACES", "AdjacencyHeads", "LogitAttribution", "adjacency_heads", "attention_over", "logit_attribution"]

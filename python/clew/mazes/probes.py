@@ -434,10 +434,8 @@ def route_probes(
 
     y, truth = targets(learn), targets(held)
     fit = _fit(residuals(model, learn), y, ["ridge"], lam)
-    made, control = (
-        np.concatenate([probe(x) for _, x in residuals(model, held)], axis=1)
-        for probe in (fit.probes["ridge"], fit.controls["ridge"])
-    )
+    both = [(fit.probes["ridge"](x), fit.controls["ridge"](x)) for _, x in residuals(model, held)]
+    made, control = (np.concatenate(part, axis=1) for part in zip(*both, strict=True))
     on, steps, way = truth[:, :cells] > 0.5, truth[:, cells], truth[:, cells + 1 :].argmax(1)
     ends = held.mazes.ends @ [grid, 1]
     between = np.ones((len(held), cells), bool)

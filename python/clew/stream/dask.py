@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..model import Model, load
 from ..threads import set_num_threads
-from .flow import Reduced, Settings, TooLong, Watch, check, chunks, reduce_chunk, settings
+from .flow import CHUNK, Reduced, Settings, TooLong, Watch, check, chunks, reduce_chunk, settings
 from .texts import Item, Texts
 
 
@@ -31,7 +31,7 @@ def _task(name: str, dtype: str | None, threads: int | None, first: int, items: 
 
 def distributed(model: str | os.PathLike[str], source: Any, watches: Mapping[str, Watch], *, client: Any = None,
                 workers: int = 2, threads: int | None = 1, dtype: str | None = None, length: int | None = None,
-                too_long: TooLong = "error", at_once: int = 4096, capture: Any = (),
+                too_long: TooLong = "error", at_once: int = 4096, capture: Any = (), chunk: int = CHUNK,
                 progress: Callable[[Reduced], object] | None = None) -> Reduced:  # fmt: skip
     """`reduce` under Dask: every worker loads the model itself, from the same name or path.
 
@@ -44,6 +44,9 @@ def distributed(model: str | os.PathLike[str], source: Any, watches: Mapping[str
         A `distributed.Client`, the address of a scheduler, or None: a cluster of `workers` processes on this machine.
     threads
         The engine's threads in each worker; None: as many as the worker's process chooses.
+
+    chunk
+        As in `reduce`; also what a worker takes at a time, so that small ones share the work more evenly.
 
     The others are those of :func:`clew.stream.reduce`. Raises what it raises, ConfigError for a model that is not a
     name, ImportError without `clew[dist]`.
@@ -64,7 +67,7 @@ def distributed(model: str | os.PathLike[str], source: Any, watches: Mapping[str
     name = os.fspath(model)
     name = os.path.abspath(name) if os.path.exists(name) else name
     check(watches)
-    how = settings(length, too_long, at_once, capture)
+    how = settings(length, too_long, at_once, capture, chunk)
     texts = source if isinstance(source, Texts) else Texts(source)
     total = Reduced({key: watch[0].fresh() for key, watch in watches.items()})
     with ExitStack() as held:
@@ -81,7 +84,7 @@ def distributed(model: str | os.PathLike[str], source: Any, watches: Mapping[str
             if progress is not None:
                 progress(total)
 
-        for first, items in chunks(texts):
+        for first, items in chunks(texts, how.chunk):
             waiting.append(client.submit(_task, name, dtype, threads, first, items, dict(watches), how, pure=False))
             if len(waiting) > 2 + 2 * max(1, len(client.scheduler_info(n_workers=-1)["workers"])):
                 take()

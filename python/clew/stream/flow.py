@@ -27,7 +27,7 @@ Where: TypeAlias = "str | tuple[str, int] | Callable[[Run], Array]"
 Watch: TypeAlias = "tuple[Reducer, Where] | tuple[Reducer, Where, Where]"
 """A reducer and what it watches: sites, or functions of a run that give rows [tokens, d]; two for Ridge (x, y)."""
 TooLong = Literal["error", "split"]
-_CHUNK = 1 << 18  # characters, about
+CHUNK = 1 << 18  # characters, about
 
 
 @dataclass
@@ -72,6 +72,8 @@ class Settings:
     at_once: int
     capture: tuple[Any, ...]
     """Sites beside those that reducers name."""
+    chunk: int
+    """Characters of text that are held and reduced at a time, about."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ class Piece:
     ids: list[int]
 
 
-def settings(length: int | None, too_long: TooLong, at_once: int, capture: Any) -> Settings:
+def settings(
+    length: int | None, too_long: TooLong, at_once: int, capture: Any = (), chunk: int = CHUNK
+) -> Settings:  # fmt: skip
     """Raises ConfigError for what makes no sense."""
     if too_long not in ("error", "split"):
         raise ConfigError(f"too_long = {too_long!r}: 'error' or 'split'")
@@ -93,11 +97,13 @@ def settings(length: int | None, too_long: TooLong, at_once: int, capture: Any) 
         raise ConfigError(f"length = {length}: at least 1")
     if whole(at_once, "at_once") < 1:
         raise ConfigError(f"at_once = {at_once}: at least 1")
+    if whole(chunk, "chunk") < 1:
+        raise ConfigError(f"chunk = {chunk}: at least 1")
     named = [capture] if isinstance(capture, str) or (isinstance(capture, tuple) and len(capture) == 2) else capture
-    return Settings(length, too_long, at_once, tuple(named))
+    return Settings(length, too_long, at_once, tuple(named), chunk)
 
 
-def chunks(texts: Iterable[Item], size: int = _CHUNK) -> Iterator[tuple[int, list[Item]]]:
+def chunks(texts: Iterable[Item], size: int) -> Iterator[tuple[int, list[Item]]]:
     """(Number of the first, texts) of about `size` characters; an id counts as four."""
     held: list[Item] = []
     first = weight = 0
@@ -195,7 +201,7 @@ def reduce_chunk(model: Model, first: int, items: list[Item], watches: Mapping[s
 
 
 def reduce(model: Model, source: Any, watches: Mapping[str, Watch], *, length: int | None = None,
-           too_long: TooLong = "error", at_once: int = 4096, capture: Any = (),
+           too_long: TooLong = "error", at_once: int = 4096, capture: Any = (), chunk: int = CHUNK,
            progress: Callable[[Reduced], object] | None = None) -> Reduced:  # fmt: skip
     """Runs a model over texts and reduces what it computes; memory holds one chunk of texts and one batch.
 
@@ -212,6 +218,9 @@ def reduce(model: Model, source: Any, watches: Mapping[str, Watch], *, length: i
         Tokens in a batch, padding included. It changes numbers by rounding only.
     capture
         Sites for functions.
+    chunk
+        Characters of text (an id counts as four), about, that are held and sorted by length at a time. It changes
+        numbers by rounding only.
     progress
         Called after every chunk with what there is so far.
 
@@ -224,10 +233,11 @@ def reduce(model: Model, source: Any, watches: Mapping[str, Watch], *, length: i
     (2, (64, 1))
     """
     check(watches)
-    how = settings(length, too_long, at_once, capture)
+    how = settings(length, too_long, at_once, capture, chunk)
     texts = source if isinstance(source, Texts) else Texts(source)
+    model.plan(1, 1, capture=watched(watches, how))  # unknown sites are told before anything is read
     total = Reduced({name: watch[0].fresh() for name, watch in watches.items()})
-    for first, items in chunks(texts):
+    for first, items in chunks(texts, how.chunk):
         total.add(reduce_chunk(model, first, items, watches, how))
         total.n_broken, total.broken = texts.n_broken, list(texts.broken)
         if progress is not None:

@@ -147,7 +147,7 @@ class Mean(_Centred):
     def mean(self) -> Array:
         """[d], float64. Raises ConfigError before the first row."""
         self._needs()
-        return self._mean[0].copy()
+        return np.array(self._mean[0])
 
     @property
     def variance(self) -> Array:
@@ -173,7 +173,7 @@ class Covariance(_Centred):
     def mean(self) -> Array:
         """[d], float64. Raises ConfigError before the first row."""
         self._needs()
-        return self._mean[0].copy()
+        return np.array(self._mean[0])
 
     @property
     def covariance(self) -> Array:
@@ -280,22 +280,22 @@ class Histogram(Reducer):
     @property
     def counts(self) -> Array:
         """[d, bins]"""
-        return self._all[:, 1 : self.bins + 1].copy()
+        return np.array(self._all[:, 1 : self.bins + 1])
 
     @property
     def below(self) -> Array:
         """[d], smaller than every bin."""
-        return self._all[:, 0].copy()
+        return np.array(self._all[:, 0])
 
     @property
     def above(self) -> Array:
         """[d], greater than every bin."""
-        return self._all[:, self.bins + 1].copy()
+        return np.array(self._all[:, self.bins + 1])
 
     @property
     def nan(self) -> Array:
         """[d]"""
-        return self._all[:, self.bins + 2].copy()
+        return np.array(self._all[:, self.bins + 2])
 
 
 class TopK(Reducer):

@@ -41,13 +41,15 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
     names = [pair_name(site) for site in capture_list(sites)]
     if not names:
         raise ConfigError("nothing to write: name a site")
-    how = settings(length, too_long, at_once, ())
+    how = settings(length, too_long, at_once)
     if Path(path).exists() and not overwrite:
         raise ConfigError(f"{path} exists already: choose another path, or overwrite=True")
     texts = source if isinstance(source, Texts) else Texts(source)
+    model.plan(1, 1, capture=names)  # unknown sites are told before anything is made
     group = zarr.open_group(os.fspath(path), mode="w")
+    arrays: dict[str, Any] = {}
     total = Reduced({})
-    for first, items in chunks(texts):
+    for first, items in chunks(texts, how.chunk):
         found, split = pieces(model, first, items, how)
         # a piece's rows, in order: batches are by length
         starts = dict(
@@ -68,11 +70,11 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
                 got = rows(run, name, mask)
                 columns.setdefault(name, np.empty((n, got.shape[1]), got.dtype))[to] = got
         for name, values in columns.items():
-            if name not in group:
-                group.create_array(
+            if name not in arrays:
+                arrays[name] = group.create_array(
                     name, shape=(0, *values.shape[1:]), chunks=(_ROWS, *values.shape[1:]), dtype=values.dtype
                 )
-            group[name].append(values)
+            arrays[name].append(values)
         total.texts, total.tokens, total.split = total.texts + len(items), total.tokens + n, total.split + split
     total.n_broken, total.broken = texts.n_broken, list(texts.broken)
     return total

@@ -9,9 +9,29 @@ abstracts; the two tests are those of the author's published code.
 (4, 64)
 """
 
+from .attention import Ablations, ablate, ablation
 from .choice import Choices, Comparison, Settings, compare, evaluate
 from .concepts import Concept, concept_vectors
+from .context import Insertion, Proximity, insertion, proximity
 from .continuation import log_probabilities
+from .knowledge import DoseResponse, dose_response
+from .neighbours import CLASSES, Composition, Purity, composition, purity, purity_of_tokens
+from .similarity import (
+    Similarity,
+    WordPairs,
+    WordSimilarities,
+    WordVectors,
+    embedding_similarity,
+    ppmi_vectors,
+    read_word_pairs,
+    read_word_sets,
+    token_table,
+    word_similarities,
+    word_similarity,
+    word_vectors,
+)
+from .stored import Trainings, identity, stored_semantics, stored_trainings
+from .study import Splits, WalkExperiment, experiment, splits
 from .tasks import Task, Tasks, next_sentence_tasks, read_tasks
 from .walks import (
     Split,
@@ -26,25 +46,60 @@ from .walks import (
 )
 
 __all__ = [
+    "CLASSES",
+    "Ablations",
     "Choices",
     "Comparison",
+    "Composition",
     "Concept",
+    "DoseResponse",
+    "Insertion",
+    "Proximity",
+    "Purity",
     "Settings",
+    "Similarity",
     "Split",
+    "Splits",
     "Steps",
     "Task",
     "Tasks",
+    "Trainings",
     "Walk",
+    "WalkExperiment",
+    "WordPairs",
+    "WordSimilarities",
+    "WordVectors",
+    "ablate",
+    "ablation",
     "compare",
+    "composition",
     "concept_vectors",
     "decoding_walk",
+    "dose_response",
+    "embedding_similarity",
     "encoding_walk",
     "evaluate",
+    "experiment",
+    "identity",
+    "insertion",
     "linear_recurrence",
     "log_probabilities",
     "measure",
     "next_sentence_tasks",
+    "ppmi_vectors",
+    "proximity",
+    "purity",
+    "purity_of_tokens",
     "read_tasks",
+    "read_word_pairs",
+    "read_word_sets",
     "split_decoding",
     "split_encoding",
+    "splits",
+    "stored_semantics",
+    "stored_trainings",
+    "token_table",
+    "word_similarities",
+    "word_similarity",
+    "word_vectors",
 ]

@@ -144,10 +144,11 @@ def read_tasks(path: str | os.PathLike[str], bad: Bad = "error") -> Tasks:
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]")
 
 
-def next_sentence_tasks(text: str, n: int = 100, seed: int = 0, sentences: int = 2) -> Tasks:
+def next_sentence_tasks(text: str, n: int = 100, seed: int = 0, sentences: int = 2, alike: bool = False) -> Tasks:
     """An easier four-way task for small models: the true next sentence against three random ones of the same text.
 
-    Contexts are `sentences` sentences long. Raises TokenError for a text of fewer than ten sentences.
+    Contexts are `sentences` sentences long. alike: the random endings are as many words long as the true one, give or
+    take one; tasks that find no three of them are left out. Raises TokenError for a text of fewer than ten sentences.
 
     >>> tasks = next_sentence_tasks(" ".join(f"This is sentence {i}." for i in range(30)), n=5)
     >>> len(tasks), tasks[0].endings[tasks[0].gold] != tasks[0].context
@@ -157,11 +158,18 @@ def next_sentence_tasks(text: str, n: int = 100, seed: int = 0, sentences: int =
     if len(found) < 10:
         raise TokenError(f"next_sentence_tasks: {len(found)} sentences of 3 to 40 words: at least 10 are needed")
     rng = np.random.default_rng(seed)
-    starts = rng.permutation(len(found) - sentences)[:n]
-    tasks = []
-    for start in starts:
+    length = np.array([len(s.split()) for s in found])
+    tasks: list[Task] = []
+    for start in rng.permutation(len(found) - sentences):
+        if len(tasks) == n:
+            break
         true = int(start) + sentences
-        others = rng.permutation([i for i in range(len(found)) if not start <= i <= true and found[i] != found[true]])
+        others = [i for i in range(len(found)) if not start <= i <= true and found[i] != found[true]]
+        if alike:
+            others = [i for i in others if abs(length[i] - length[true]) <= 1]
+            if len(others) < N_CHOICES - 1:
+                continue
+        others = list(rng.permutation(others))
         gold = int(rng.integers(N_CHOICES))
         endings = [found[int(i)] for i in others[: N_CHOICES - 1]]
         endings.insert(gold, found[true])

@@ -8,20 +8,19 @@ stream. Both are working definitions of ours, consistent with the paper's abstra
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError, SiteError, TokenError
-from ..geometry import Nearest, nearest
-from ..geometry.search import Metric
+from ..geometry import Nearest, nearest_by
+from ..geometry.search import METRICS
 from ..model import Model
 from ..run import Run
 
 Array = NDArray[Any]
 
-METRICS: tuple[Metric, ...] = get_args(Metric)
 _FINAL = "ln_final.hook_out"
 
 
@@ -112,7 +111,7 @@ def _one(run: Run) -> Run:
 def _neighbours(model: Model, points: Array, k: int, metrics: Any) -> dict[str, Nearest]:
     if model.config.d_out is not None or not k:
         return {}
-    return {name: nearest(model, points, k=k, metric=name, of="W_U") for name in metrics}
+    return nearest_by(model, points, k, tuple(metrics), of="W_U") if metrics else {}
 
 
 def _final_site(model: Model) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import clew
 from clew.adaptive import ordinary
-from clew.adaptive.experiment import STORED, judge_ordinary
+from clew.adaptive.experiment import STORED, Experiment, judge_ordinary, stored
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -53,11 +53,10 @@ def join(path: Path, steps: int, wanted: list[int]) -> None:
             raise SystemExit(f"{name}: seeds {', '.join(found) or 'none'}, others have {seeds}")
     settings = {"steps": steps, "seeds": seeds, "batch": 32, "lr": 1e-3, "warm-up": steps // 10, "clip": 1.0}
     judged = judge_ordinary({name: ordinary.summary(found) for name, found in by_cell.items()}, settings)
-    whole = json.loads(STORED.read_text(encoding="utf-8"))
-    whole["predictions"]["ordinary"] = judged.to_json()
-    call = whole["facts"]["call"].split(" and ")[0]
-    whole["facts"]["call"] = f"{call} and data/adaptive/measure.py (ordinary, {steps} steps, seeds {seeds})"
-    STORED.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    whole = stored()
+    call = f"{whole.facts['call'].split(' and ')[0]} and data/adaptive/measure.py (ordinary, {steps} steps, seeds {seeds})"
+    made = Experiment(whole.predictions | {"ordinary": judged}, whole.facts | {"call": call}, whole.before)
+    STORED.write_text(json.dumps(made.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -1,0 +1,239 @@
+"""Paper 5 on one model: everything of this package measured, its claims judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, TokenError
+from ..experiment import Experiment
+from ..model import Model
+from .causal import HeadAblation, ablate_heads
+from .claims import claims
+from .consistency import Consistency, stored_consistency
+from .dynamics import Dynamics, stored_dynamics
+from .embedding import EmbeddingDistances, embedding_distances
+from .evaluate import Rate, Table, judge
+from .evaluate import table as evaluations
+from .generate import generate
+from .heads import AdjacencyHeads, Head, LogitAttribution, adjacency_heads, attention_over, logit_attribution
+from .lens import LensMasses, lens_masses
+from .maze import Cell, Maze, Mazes
+from .patching import HeadPatching, PathStartPatching, patch_heads, patch_path_start
+from .probes import RouteProbes, WallProbes, route_probes, untrained, wall_probes
+from .prompts import path_prompts, residuals
+from .rollout import solve, tokenizer_of
+from .steering import WallFlips, flip_walls
+from .tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = NDArray[Any]
+
+KINDS = ("forkless", "rdfs", "prdfs")
+LEAST_MASS = 0.05
+"""Attention to the adjacency list below which no head is called an adjacency head."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Mazes for pictures."""
+
+    mazes: Mazes
+    """One of each kind."""
+    kinds: tuple[str, ...]
+    paths: tuple[Array, ...]
+    """What the model walked in them."""
+    exact: tuple[bool, ...]
+    maze: Maze
+    """The maze of the pictures below: the held-out rdfs maze of the longest way among the first twenty."""
+    head: Head
+    step: int
+    """Number of the path's cell from which the head looks."""
+    here: Cell
+    attention: Array
+    """[grid, grid]"""
+    layer: int
+    """Of the probes."""
+    openness: Array
+    """[2, grid, grid]"""
+
+
+@dataclass(frozen=True)
+class MazeExperiment(Experiment):
+    """What paper 5's experiments give on a model; made by :func:`experiment`."""
+
+    grid: int
+    sizes: dict[str, int]
+    """How many mazes each part had."""
+    table1: Table = field(repr=False, metadata={"json": False})
+    rows: dict[str, dict[str, Rate]]
+    """Table 1: kind of maze → row → rate."""
+    embedding: dict[str, EmbeddingDistances]
+    """By metric, "l1" and "cosine"."""
+    attribution: LogitAttribution
+    adjacency: AdjacencyHeads
+    """On held-out mazes."""
+    adjacency_head: Head
+    """The head with the highest score on mazes of the training split."""
+    walls: WallProbes
+    walls_untrained: WallProbes
+    walls_bag: WallProbes
+    route: RouteProbes
+    lens: LensMasses
+    ablation: HeadAblation | None
+    """Causal tests, beyond the paper; None where a model has no heads to spare as controls."""
+    patching: HeadPatching | None
+    flips: WallFlips
+    start: PathStartPatching
+    dynamics: Dynamics | None
+    """Of the training of "maze-6x6", as it is stored with the package; None for other models."""
+    consistency: Consistency | None
+    """Of small models, as it is stored with the package."""
+    shown: Shown = field(repr=False, metadata={"json": False})
+
+    def figures(self) -> dict[str, Figure]:
+        """Figures by name; needs matplotlib (`clew[plot]`)."""
+        from . import figures
+
+        out = {
+            "evaluation": figures.evaluation(self.table1),
+            "solved": figures.solved(self.shown),
+            "by_length": figures.by_length(self.table1),
+            "embedding": figures.embedding(self.embedding),
+            "attribution": figures.attribution(self.attribution),
+            "adjacency_scores": figures.adjacency_scores(self.adjacency),
+            "adjacency_lengths": figures.adjacency_lengths(self.adjacency, *self.adjacency_head),
+            "adjacency_head": figures.adjacency_head(self.shown),
+            "probes": figures.probes(self.walls, self.walls_untrained, self.walls_bag),
+            "probe_picture": figures.probe_picture(self.shown),
+            "lens": figures.lens(self.lens),
+        }
+        for name in ("ablation", "patching", "flips", "start"):
+            part = getattr(self, name)
+            if part is not None:
+                out[name] = part.figure()
+        if self.dynamics is not None:
+            out["dynamics"] = figures.dynamics(self.dynamics)
+        if self.consistency is not None:
+            out["consistency"] = figures.consistency(self.consistency)
+        return out
+
+    def details(self) -> str:
+        """The tables of all parts, one after the other."""
+        parts = [repr(self.table1), self.adjacency.table(8), self.lens.table()]
+        more = (self.ablation, self.patching, self.flips, self.start, self.dynamics, self.consistency)
+        parts += [part.table() for part in more if part is not None]
+        return "\n\n".join(parts)
+
+
+def picture(model: Model, walls: WallProbes, head: Head, grid: int, seed: int, tok: Tokenizer) -> Shown:
+    """Solves some held-out mazes and looks into one of them."""
+    ms = Mazes.join([generate(1, grid, kind, seed + 3, split="test") for kind in KINDS])
+    paths = solve(model, ms, tokenizer=tok)
+    some = generate(20, grid, "rdfs", seed + 3, split="test")
+    maze = some[int(some.path_lengths.argmax())]
+    step = (len(maze.solution) - 1) // 2
+    scores = walls.scores
+    method = max(scores, key=lambda name: float(scores[name].accuracy.max()))
+    layer = scores[method].best
+    _, stream = next(residuals(model, path_prompts(maze, tok, walls.position)))
+    return Shown(
+        ms, KINDS, tuple(paths), tuple(judge(paths, ms).exact.tolist()), maze, head, step,
+        (int(maze.solution[step][0]), int(maze.solution[step][1])),
+        attention_over(model, maze, head, step, tokenizer=tok), layer, walls.openness(stream[layer], layer, method)[0],
+    )  # fmt: skip
+
+
+def _lens(model: Model, train: Mazes, test: Mazes) -> LensMasses:
+    """Along the model's own paths as the paper's, or along the mazes' where the model walks none."""
+    walks = [path[:2] for path in solve(model, test)]
+    side = int(test.grids[0])
+    own = any(len(path) == 2 and ((path >= 0) & (path < side)).all() for path in walks)
+    return lens_masses(model, train, test, paths="model" if own else "solution")
+
+
+def experiment(
+    model: Model, text: Any = None, quick: bool = True, seed: int = 0, *, grid: int | None = None
+) -> MazeExperiment:
+    """Paper 5 (Ivanitskiy et al. 2023, arXiv:2312.02566) on a model of maze tokens.
+
+    Parameters
+    ----------
+    model
+        A model of maze tokens, such as "maze-6x6".
+    text
+        None: it makes its own mazes.
+    quick
+        The small version: 150 mazes of each kind for Table 1, 2,000 for the probes to learn from, 60 for causal tests
+        at the layer of the best probes alone; else 1,000, 15,000 (as the paper), 500, and every layer.
+    seed
+        Of mazes, random cells, shuffles and resampling. Probes and lenses learn on mazes of the split "train", all is
+        measured on "test".
+    grid
+        Rows of the mazes; None: 6 as the paper's, or fewer where the vocabulary has no more.
+
+    Dynamics and consistency are read from what is stored with the package; dynamics for "maze-6x6" alone.
+
+    Raises ConfigError for a text, TokenError for a model of other tokens, and what the parts raise.
+
+    Example
+    -------
+    >>> import clew
+    >>> from clew import mazes
+    >>> config = mazes.hallway_config(n_layers=2, d_model=32, n_heads=2, d_vocab=20, n_ctx=64)
+    >>> result = mazes.experiment(clew.Model.from_config(config, seed=0), grid=3)
+    >>> result.paper, result.claims[0].verdict
+    (5, 'not testable on this model')
+    """
+    if text is not None:
+        raise ConfigError("clew mazes takes no text: it makes its own mazes")
+    tok = tokenizer_of(model)
+    side = min(6, tok.grid) if grid is None else grid
+    n_table, n_train, n_test, n_lens, n_heads = (150, 2000, 500, 200, 200) if quick else (1000, 15000, 2000, 2000, 1000)
+    n_causal, n_route = (60, 1000) if quick else (500, 15000)
+    if side > tok.grid:
+        raise TokenError(f"mazes of {side} × {side}: the vocabulary of {model.config.model_name} has {tok.grid} rows")
+    train = generate(n_train, side, "rdfs", seed + 1, split="train")
+    test = generate(max(n_test, n_heads), side, "rdfs", seed + 2, split="test")
+    head = adjacency_heads(model, train[:n_heads], seed=seed, draws=2).ranked(LEAST_MASS)[0]
+    table1 = evaluations(model, n_table, side, kinds=KINDS, seed=seed)
+    methods = ("ridge",) if quick else ("ridge", "logistic")
+    walls = wall_probes(model, train, test[:n_test], methods=methods, seed=seed)
+    layers = [walls["ridge"].best] if quick else None
+    spare = model.config.n_layers * (model.config.n_heads // 2)
+    asked, reference = test[:n_causal], train[: max(100, n_causal)]
+    settings: dict[str, Any] = dict(heads=min(2, spare), draws=1 if quick else 3, least_mass=LEAST_MASS, seed=seed)
+    parts: dict[str, Any] = dict(
+        grid=side,
+        sizes={"table 1, of each kind": n_table, "probes, train": n_train, "probes, test": n_test,
+               "tuned lens, train": n_lens, "lens rollouts": 50, "heads": n_heads,
+               "causal tests": n_causal, "route, train": n_route},
+        table1=table1,
+        rows={kind: dict(column) for kind, column in table1.columns.items()},
+        embedding={name: embedding_distances(model, name, grid=side, seed=seed) for name in ("l1", "cosine")},
+        attribution=logit_attribution(model, test[:n_heads], seed=seed),
+        adjacency=adjacency_heads(model, test[:n_heads], seed=seed),
+        adjacency_head=head,
+        walls=walls,
+        walls_untrained=wall_probes(untrained(model, seed), train, test[:n_test], methods=["ridge"], seed=seed,
+                                    tokenizer=tok),
+        walls_bag=wall_probes("bag of tokens", train, test[:n_test], methods=["ridge"], seed=seed, tokenizer=tok),
+        route=route_probes(model, train[:n_route], test[:n_test], seed=seed),
+        lens=_lens(model, train[:n_lens], test[:50]),
+        ablation=ablate_heads(model, asked, reference, **settings) if spare else None,
+        patching=patch_heads(model, asked, reference, **settings) if spare else None,
+        flips=flip_walls(model, asked, walls, layers=layers, seed=seed),
+        start=patch_path_start(model, asked, reference, layers=layers, seed=seed),
+        dynamics=stored_dynamics() if model.config.model_name == "maze-6x6" else None,
+        consistency=stored_consistency(),
+        shown=picture(model, walls, head, side, seed, tok),
+    )  # fmt: skip
+    title = "Structured world representations in maze-solving transformers"
+    return MazeExperiment(5, title, model.config.model_name, seed, quick, claims(parts), **parts)
+
+
+__all__ = ["KINDS", "LEAST_MASS", "MazeExperiment", "Shown", "experiment", "picture"]
