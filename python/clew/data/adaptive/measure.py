@@ -54,7 +54,8 @@ def join(path: Path, steps: int, wanted: list[int]) -> None:
     settings = {"steps": steps, "seeds": seeds, "batch": 32, "lr": 1e-3, "warm-up": steps // 10, "clip": 1.0}
     judged = judge_ordinary({name: ordinary.summary(found) for name, found in by_cell.items()}, settings)
     whole = stored()
-    call = f"{whole.facts['call'].split(' and ')[0]} and data/adaptive/measure.py (ordinary, {steps} steps, seeds {seeds})"
+    before = whole.facts["call"].split(" and ")[0]
+    call = f"{before} and data/adaptive/measure.py (ordinary, {steps} steps, seeds {seeds})"
     made = Experiment(whole.predictions | {"ordinary": judged}, whole.facts | {"call": call}, whole.before)
     STORED.write_text(json.dumps(made.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
