@@ -173,7 +173,9 @@ def test_arrangement_of_two_tables() -> None:
 
     def cosines(t: Any) -> Any:
         t = t - t.mean(0)
-        return np.array([t[i] @ t[j] / np.linalg.norm(t[i]) / np.linalg.norm(t[j]) for i in range(20) for j in range(i)])
+        return np.array(
+            [t[i] @ t[j] / np.linalg.norm(t[i]) / np.linalg.norm(t[j]) for i in range(20) for j in range(i)]
+        )
 
     assert walk.embedding_similarity(x, y) == pytest.approx(stats.pearsonr(cosines(x), cosines(y)).statistic)
     with pytest.raises(clew.ShapeError, match=r"tables \[20, 5\] and \[19, 7\]"):

@@ -155,7 +155,9 @@ def words(rows: Sequence[Mapping[str, Any]]) -> Figure:
     names = list(dict.fromkeys(r["name"] for r in rows))
     kinds = list(dict.fromkeys(r["source"] for r in rows))
     found = {(r["name"], r["source"]): r["rho"] for r in rows}
-    series = {kind: [found[name, kind] if found[name, kind] is not None else np.nan for name in names] for kind in kinds}
+    series = {
+        kind: [found[name, kind] if found[name, kind] is not None else np.nan for name in names] for kind in kinds
+    }
     return _bars([n.removeprefix("EN-") for n in names], series, "Spearman's rho", "Cosines beside people's scores",
                  level=0.0, width=8.6)  # fmt: skip
 

@@ -159,7 +159,9 @@ def dose_response(model: Model, tokens: Any, doses: Any = (0.05, 0.1, 0.25, 0.5,
     ids = np.atleast_2d(np.asarray(tokens.tokens if isinstance(tokens, corpus.Windows) else tokens))
     bins = frequency_bins(np.bincount(ids.reshape(-1), minlength=c.d_vocab) if counts is None else counts)
     table = model.W_E.astype(np.float64) * c.embed_scale
-    middle = np.array([table[bins == band].mean(0) if (bins == band).any() else 0 * table[0] for band in range(BINS + 1)])
+    middle = np.array(
+        [table[bins == band].mean(0) if (bins == band).any() else 0 * table[0] for band in range(BINS + 1)]
+    )
     base = float(model.loss(ids, reduce="mean"))
     means = _Means(model, ids)
 

@@ -287,7 +287,9 @@ def word_similarity(vectors: WordVectors, pairs: WordPairs, counts: Mapping[str,
     number = {word: i for i, word in enumerate(vectors.words)}
     here = {word: number.get(word, number.get(word.lower(), -1)) for word in pairs.words}
     missing = tuple(word for word, row in here.items() if row < 0)
-    rare = () if counts is None else tuple(w for w, i in here.items() if i >= 0 and counts.get(w.lower(), 0) < min_count)
+    rare = (
+        () if counts is None else tuple(w for w, i in here.items() if i >= 0 and counts.get(w.lower(), 0) < min_count)
+    )
     out = {*missing, *rare}
     kept = [i for i, (a, b) in enumerate(pairs.pairs) if a not in out and b not in out]
     nothing = (float("nan"), float("nan"))

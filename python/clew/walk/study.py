@@ -256,7 +256,9 @@ _OURS = "(the measure is ours) "
 def _word_rows(words: WordSimilarities | None, semantics: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Rows of word similarity, measured here or stored: set, whose vectors, rho, interval, pairs."""
     if words is not None:
-        return [{"name": r.name, "source": r.source, "rho": r.rho, "interval": r.interval, "n": r.n} for r in words.rows]
+        return [
+            {"name": r.name, "source": r.source, "rho": r.rho, "interval": r.interval, "n": r.n} for r in words.rows
+        ]
     return [] if semantics is None else list(semantics["word_similarity"])
 
 
@@ -372,8 +374,7 @@ def _claim_attention(claim: Any, found: Ablations, trained: Trainings) -> None:
         f"{len(trained.seeds)} seeds of each, held-out loss "
         + ", ".join(f"{kind} {loss:.3f}" for kind, loss in mean.items())
         + f" (deviation between seeds at most {spread:.3f}; counting pairs of tokens {trained.references['pairs']:.3f});"
-        " of what attention gives "
-        + ", ".join(f"{kind} keeps {share:.0%}" for kind, share in kept.items()),
+        " of what attention gives " + ", ".join(f"{kind} keeps {share:.0%}" for kind, share in kept.items()),
         max(kept.values()) > 0.9,
         "trainings",
     )
