@@ -163,7 +163,7 @@ def probed(n: int) -> tuple[clew.Model, mazes.Mazes, mazes.Mazes]:
 
 def _probing(setting: Setting) -> list[Figure]:
     """Probes of every inner wall at every layer, against the forward passes that they need."""
-    n, batch = (1_500 if setting.quick else 15_000), 256
+    n, batch = (1_000 if setting.quick else 15_000), 256
     model, train, test = probed(n)
     tokenizer = mazes.Tokenizer(7)
     prompts = [np.append(row, np.int32(tokenizer.ids["<PATH_START>"])) for ms in (train, test)
@@ -178,7 +178,7 @@ def _probing(setting: Setting) -> list[Figure]:
         "both": partial(mazes.wall_probes, model, train, test),
         "passes": passes,
     }
-    times = alternate(sides, 3 if setting.quick else 2)
+    times = alternate(sides, 2, int(setting.quick))  # a minute a side with all mazes: nothing to warm up
     name = f"wall probes, all layers, {n:,} mazes"
     took = probe("walls", str(n))["bytes"]
     note = "peak memory not known here" if took is None else f"{megabytes(took)} at the peak beside model and mazes"

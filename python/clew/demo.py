@@ -194,9 +194,9 @@ def _written(figures: Sequence[Any], names: Sequence[str], folder: Path) -> list
 def main(out: str | PathLike[str] = "out", name: str | PathLike[str] = "shakespeare") -> list[Path]:
     """Runs the demonstration, prints it, and writes its figures into a folder; gives their paths.
 
-    The second part (edits, a sweep) comes with the first one's own model, "shakespeare", only. Other files in the
-    folder stay. Raises LoadError (also where the model's tokenizer needs a package that is missing), OSError, and
-    ImportError where matplotlib is missing.
+    The second part (edits, a sweep) and the third (:mod:`clew.mazes.demo`) come with the first one's own model,
+    "shakespeare", only. Other files in the folder stay. Raises LoadError (also where the model's tokenizer needs a
+    package that is missing), OSError, and ImportError where matplotlib is missing.
     """
     from . import plot
 
@@ -244,6 +244,9 @@ def main(out: str | PathLike[str] = "out", name: str | PathLike[str] = "shakespe
     )
     paths = _written(figures, FIGURES, folder)
     if name == "shakespeare":
+        from .mazes import demo as mazes
+
         paths += copying(folder)
+        paths += mazes.main(folder)
     print(f"\nMade {len(paths)} figures in {os.fspath(out)}: {', '.join(path.name for path in paths)}")
     return paths

@@ -305,6 +305,8 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: the demonstration's figures are not made")
     pytest.importorskip("tokenizers", reason="tokenizers is not installed: the demonstration has no text")
+    from clew.mazes import demo as maze_demo
+
     out = tmp_path / "deep" / "out"
     out.mkdir(parents=True)
     (out / "mine.txt").write_text("kept")
@@ -321,8 +323,11 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(demo.lens_lines(view, range(1, 21))) <= set(lines)
     right = next(line for line in lines if line.startswith("first guess right")).split()[-4:]
     assert right == [f"{(view.ranks[n, 0, :-1] == 0).mean():.0%}" for n in range(4)]
-    figures = (*demo.FIGURES, *demo.CHANGED_FIGURES)
-    assert lines[-1] == f"Made 5 figures in {out}: {', '.join(figures)}"
+    ships = "maze-6x6" in clew.bundled()
+    figures = (*demo.FIGURES, *demo.CHANGED_FIGURES, *(maze_demo.FIGURES if ships else ()))
+    assert any(line.startswith("maze-6x6: 1,238,076 parameters") for line in lines) or not ships
+    assert ("maze-6x6 does not come with this installation: no mazes are shown." in lines) != ships
+    assert lines[-1] == f"Made {len(figures)} figures in {out}: {', '.join(figures)}"
     assert sorted(p.name for p in out.iterdir()) == sorted(["mine.txt", *figures])
     assert (out / "mine.txt").read_text() == "kept"
     for name in figures:

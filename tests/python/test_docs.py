@@ -21,14 +21,20 @@ from clew import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = [  # that of a model which this installation lacks cannot run
+    path
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    if set(re.findall(r'clew\.load\(\\?"([\w-]+)\\?"\)', path.read_text(encoding="utf-8"))) <= set(clew.bundled())
+]
 PLOTS = (  # need matplotlib
     "clew.plot",
     "clew.adaptive.figures",
     "clew.descent.figures",
     "clew.geometry.figures",
     "clew.mazes.causal_figures",
+    "clew.mazes.demo",
     "clew.mazes.draw",
+    "clew.mazes.figures",
     "clew.walk.figures",
 )
 

@@ -48,6 +48,11 @@ def name(head: tuple[int, int]) -> str:
     return f"L{head[0]}H{head[1]}"
 
 
+def percent(value: float) -> str:
+    """A share in percent; – for a share of nothing."""
+    return "–" if np.isnan(value) else f"{value:.1%}"
+
+
 def below(rate: Rate, paper: float) -> bool:
     """Does a rate's 95 % interval lie below the paper's percentage?"""
     return 100 * rate.high < paper
@@ -123,7 +128,7 @@ def _attribution(parts: Parts, say: Say) -> None:
         "highest head's interval above 0, a quarter of the heads with most of what is positive)",
         f"{', '.join(f'{name(head)} {found.heads[head]:+.2f}' for head in order[:3])} of {found.total:+.2f} in all; "
         f"the highest quarter of the heads has {share:.0%} of the positive contributions; MLPs {found.mlps.sum():+.2f}",
-        found.low[best] > 0 and share > 0.5,
+        found.total > 0 and found.low[best] > 0 and share > 0.5,
         "attribution",
     )
 
@@ -143,14 +148,15 @@ def _adjacency(parts: Parts, say: Say) -> None:
     )
     path = found.path_connected_over_uniform
     previous = tuple(int(i) for i in np.unravel_index(int(np.nanargmax(path * found.mass_by_place[2])), path.shape))
-    above = int((found.low > 0).sum())
+    above, by_chance = int((found.low > 0).sum()), 0.025 * found.score.size
     say(
         "it is not only a look at the cell before",
         "(ours: a confound) the previous cell of the path is always at path length 1, so a previous-token head shows "
         "the same curve",
-        f"counted apart: {above} of {found.score.size} heads have a score above 0 within the adjacency list alone; in "
-        f"the path {name((previous[0], previous[1]))} looks most at path length 1, {path[previous]:.2f} × uniform",
-        above > 0.025 * found.score.size + 2 * np.sqrt(0.025 * found.score.size),
+        f"counted apart: {above} of {found.score.size} heads have a score above 0 within the adjacency list alone "
+        f"({by_chance:.1f} by chance); in the path {name((previous[0], previous[1]))} looks most at path length 1, "
+        f"{path[previous]:.2f} × uniform",
+        above >= 2 and above > by_chance + 2.33 * np.sqrt(by_chance),
         "adjacency_scores",
     )
 
@@ -275,8 +281,8 @@ def _causal(parts: Parts, say: Say) -> None:
             i = best[kind]
             rows = {c: flips.row(kind, flips.layers[i], c).moved.value for c in ("flip", "other wall", "random")}
             told.append(
-                f"layer {flips.layers[i]}, {kind}: {what} in {rows['flip']:.1%} of mazes (another wall's direction "
-                f"{rows['other wall']:.1%}, a random one {rows['random']:.1%})"
+                f"layer {flips.layers[i]}, {kind}: {what} in {percent(rows['flip'])} of mazes (another wall's "
+                f"direction {percent(rows['other wall'])}, a random one {percent(rows['random'])})"
             )
     say(
         "the model walks by the walls that its probes read",
@@ -296,9 +302,10 @@ def _causal(parts: Parts, say: Say) -> None:
         row = start.row(kind, start.layers[i], "other maze")
         moves[kind] = contrast[i].low > 0
         told.append(
-            f"stream of a maze with {what}, layer {row.layer}: walks its own maze's way in {row.as_target.value:.1%}, "
-            f"the other's in {row.as_source.value:.1%}; changed walks over the same maze rewritten "
-            f"{100 * contrast[i].value:+.0f} points [{100 * contrast[i].low:+.0f}, {100 * contrast[i].high:+.0f}]"
+            f"stream of a maze with {what}, layer {row.layer}: walks its own maze's way in "
+            f"{percent(row.as_target.value)}, the other's in {percent(row.as_source.value)}; changed walks over the "
+            f"same maze rewritten {100 * contrast[i].value:+.0f} points [{100 * contrast[i].low:+.0f}, "
+            f"{100 * contrast[i].high:+.0f}]"
         )
     say(
         "the walls that are readable at <PATH_START> are used from there",

@@ -99,8 +99,9 @@ class Consistency:
             models = {shape: tuple(restored(one) for one in ones) for shape, ones in data["models"].items()}
             pairs = []
             for one in data["pairs"]:
-                numbers = {key: np.nan if v is None else v for key, v in one.items()}
-                pairs.append(Pair(**{**numbers, "a": tuple(one["a"]), "b": tuple(one["b"])}))
+                values: dict[str, Any] = {key: np.nan if v is None else v for key, v in one.items()}
+                values |= {"a": tuple(one["a"]), "b": tuple(one["b"])}
+                pairs.append(Pair(**values))
             return cls(models, tuple(pairs), data["about"])
         except (LoadError, AttributeError, KeyError, TypeError) as error:
             raise LoadError(f"{path}: {error}") from None

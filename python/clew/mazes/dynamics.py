@@ -136,14 +136,16 @@ def over_training(
     >>> found.steps.tolist(), found["accuracy"].shape
     ([0, 10], (2, 2))
     """
-    kept = kept_checkpoints(checkpoints) if isinstance(checkpoints, str | os.PathLike) else dict(checkpoints)
+    kept: dict[int, Any]
+    kept = dict(kept_checkpoints(checkpoints) if isinstance(checkpoints, str | os.PathLike) else checkpoints)
     if not kept:
         raise ConfigError("over_training: no checkpoints")
     learn, held = Mazes.of(train), Mazes.of(test)
     steps = sorted(int(step) for step in kept)
     snapshots = []
     for step in steps:
-        model = kept[step] if isinstance(kept[step], Model) else load(kept[step])
+        source = kept[step]
+        model = source if isinstance(source, Model) else load(source)
         snapshots.append(snapshot(model, learn, held, walks=walks, seed=seed))
     return Dynamics(np.array(steps), tuple(snapshots), dict(about or {}))
 

@@ -166,7 +166,8 @@ def read(path: str | os.PathLike[str], fields: Iterable[str]) -> dict[str, Any]:
 def restored(data: dict[str, Any]) -> Snapshot:
     """A snapshot of its plain values. Raises LoadError where they are not those of one."""
     try:
-        return Snapshot(**{name: np.array(v, np.float64) if isinstance(v, list) else v for name, v in data.items()})
+        values: dict[str, Any] = {k: np.array(v, np.float64) if isinstance(v, list) else v for k, v in data.items()}
+        return Snapshot(**values)
     except (TypeError, ValueError) as error:
         raise LoadError(f"no snapshot of a maze model: {error}") from None
 
