@@ -330,7 +330,7 @@ def attention_over(model: Model, maze: Maze, head: Head, step: int = 0, *, token
     layer, n = head
     if not 0 <= n < model.config.n_heads:
         raise SiteError(f"attention_over: head {n}: the model has heads 0 to {model.config.n_heads - 1}")
-    ids = tok.encode(maze)[: step - len(maze.solution) - 1]
+    ids = tok.encode(maze)[: step - len(maze.solution)]
     run = model.run(ids, capture=[("pattern", layer)], positions=[-1], logits=None)
     cells = tok.cells_of(ids)
     there = cells[:, 0] >= 0
