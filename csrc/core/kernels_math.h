@@ -112,19 +112,20 @@ static inline real exp_flushed(real x) {
 
 /* 2^(x + ½) for x ≤ 0, as in sums of weights where the highest score, and a half, is taken away: what would be denormal
  * is 0. Fewer steps than exp_flushed: x is in units of the exponent, and x + ½ − k lies between 0 and 1, so that the
- * fraction is at least 1 and a product below the normal range has the factor whose exponent's bits, and so itself, are
- * 0. The fraction is correct to an ulp; scores are not, by far, where that matters. */
+ * fraction is at least 1, and a product below the normal range has the factor whose exponent's bits are 0: 0 itself.
+ * At x = −½ it is 1 exactly. */
 static inline real exp2_above(real x) {
   const real clamped = x < -(real)EXPONENT_BIAS ? -(real)EXPONENT_BIAS : x;
   const real rounder = ROUNDER + (real)EXPONENT_BIAS; /* the bias rides along */
   const real shifted = clamped + rounder, r = clamped - (shifted - rounder);
 #if REAL_IS_FLOAT
-  real p = (real)0x1.f06faep-10;
-  STEP(0x1.c06582p-7);
-  STEP(0x1.4182d2p-4);
-  STEP(0x1.5be096p-2);
+  real p = (real)0x1.ca8f0ap-13;
+  STEP(0x1.f0ca76p-10);
+  STEP(0x1.bdb5bap-7);
+  STEP(0x1.418262p-4);
+  STEP(0x1.5be298p-2);
   STEP(0x1.f5e466p-1);
-  STEP(0x1.6a09e8p+0);
+  STEP(0x1.6a09e6p+0);
 #else
   real p = (real)0x1.5a6d6b99eb4a1p-31;
   STEP(0x1.57bfd282ad6ebp-27);

@@ -66,7 +66,7 @@ typedef struct clew_stream_settings {
     void (*distances)(real * out, const real *x, size_t ld, const real *q, size_t n, size_t d);                           \
     void (*scaled_exp)(real * out, real factor, size_t n); /* out = exp(factor · out) ≤ 1 */                           \
     /* Two queries' scores of n keys, in bits; shift (−inf at first), Σ e and Σ e y, [2], are brought up to date.     \
-     * Fastest where n is a multiple of the lanes. */                                                                                   \
+     * Fastest where n is a multiple of the lanes. */                                                                     \
     void (*attend)(real * shift, double *sum, double *weighted, const real *first, const real *second, const real *y,     \
                    size_t n);                                                                                             \
     /* a [m, nb] ← a L⁻ᵀ from Lᵀ [nb, nb] and 1 / L_ii. */                                                        \

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, LoadError
 from .experiment import Experiment
 from .model import load
 
@@ -70,10 +70,27 @@ def _folder(out: str, force: bool) -> Path:
     return folder
 
 
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise LoadError(f"{path}: not UTF-8 at byte {error.start}") from None
+
+
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if seed < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return seed
+
+
 def _act(args: argparse.Namespace) -> None:
     paper: Paper = args.paper
     folder = None if args.out is None else _folder(args.out, args.force)  # before the work, not after it
-    text = None if args.text is None else Path(args.text).read_text(encoding="utf-8")
+    text = None if args.text is None else _text(args.text)
     result = run(paper, args.model, text, not args.full, args.seed)
     details = result.details()
     print(f"{details}\n\n{result.table()}" if details else result.table())  # the verdicts last: they stay in sight
@@ -94,7 +111,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     size = settings.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="the small version (the default)")
     size.add_argument("--full", action="store_true", help="the whole experiment, which takes longer")
-    settings.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (0)")
+    settings.add_argument("--seed", type=_seed, default=0, metavar="N", help="of everything random (0)")
     for paper in PAPERS:
         sub = commands.add_parser(
             paper.name,

@@ -76,7 +76,7 @@ table { border-collapse: collapse; width: 100%; max-width: 34rem; }
 td, th { border-bottom: 1px solid #ccc; padding: .4rem .3rem; text-align: left; vertical-align: bottom;
   line-height: 1.25; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-th { font-size: .85rem; }
+th { font-size: .85rem; overflow-wrap: normal; }
 img { width: 100%; max-width: 34rem; height: auto; display: block; }
 .claim, .failure { border: 1px solid #ccc; border-left: .4rem solid #767676; border-radius: 4px; padding: .7rem .9rem;
   margin: 1rem 0; }

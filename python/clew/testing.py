@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConfigError
+from .errors import ConfigError, LoadError
 from .experiment import Experiment, plain
 from .info import __version__
 
@@ -33,18 +33,30 @@ def assert_close_to_golden(path: str | os.PathLike[str], values: Experiment | Ma
     update
         True records the values instead of comparing; None: does CLEW_UPDATE_GOLDEN=1 say so?
 
-    Raises ConfigError for a tolerance that is negative or belongs to no name, AssertionError where there is no file.
+    Raises ConfigError (no values, or what is no mapping; a tolerance that is no number from 0 or belongs to no name),
+    LoadError for a file that holds no golden values, AssertionError where there is no file.
+
+    In a test, the file is kept beside it and under version control; `CLEW_UPDATE_GOLDEN=1 pytest` records it anew:
+
+        def test_what_geometry_finds() -> None:
+            result = geometry.experiment(clew.load("stories260K"))
+            golden = Path(__file__).parent / "golden" / "geometry.json"
+            assert_close_to_golden(golden, result, {"*": 1e-3, "distances": 1e-2, "windows": 0})
 
     >>> assert_close_to_golden("loss.json", {"loss": 2.5, "ids": [1, 2]}, update=True)
     >>> assert_close_to_golden("loss.json", {"loss": 2.5000001, "ids": [1, 2]}, {"loss": 1e-3, "ids": 0})
     """
     file = Path(path)
+    if not isinstance(values, Experiment | Mapping):
+        raise ConfigError(f"values: an experiment or a mapping of names to values, not {type(values).__name__}")
     got = plain(values.numbers() if isinstance(values, Experiment) else dict(values))
     bounds = dict(tolerance) if isinstance(tolerance, Mapping) else {"*": tolerance}
     found = _leaves(got)
+    if not found:
+        raise ConfigError("no values: there is nothing to compare or to record")
     for name, bound in bounds.items():
-        if not 0 <= bound < np.inf:
-            raise ConfigError(f"tolerance of {name!r} = {bound}: a number from 0")
+        if isinstance(bound, bool) or not isinstance(bound, int | float | np.number) or not 0 <= bound < np.inf:
+            raise ConfigError(f"tolerance of {name!r} = {bound!r}: a number from 0")
         if name != "*" and not any(leaf == name or leaf.startswith(f"{name}.") for leaf in found):
             raise ConfigError(f"tolerance of {name!r}: no such value; there are {', '.join(found)}")
     if os.environ.get(UPDATE) == "1" if update is None else update:
@@ -53,7 +65,7 @@ def assert_close_to_golden(path: str | os.PathLike[str], values: Experiment | Ma
         return
     if not file.exists():
         raise AssertionError(f"{file} does not exist: record it with update=True or {UPDATE}=1, and look at it")
-    golden = _leaves(json.loads(file.read_text(encoding="utf-8"))["values"])
+    golden = _leaves(_read(file))
     wrong = [f"{name}: not in the golden file" for name in found if name not in golden]
     wrong += [f"{name}: in the golden file only" for name in golden if name not in found]
     for name, want in golden.items():
@@ -62,6 +74,18 @@ def assert_close_to_golden(path: str | os.PathLike[str], values: Experiment | Ma
     if wrong:
         lines = "\n  ".join(wrong)
         raise AssertionError(f"{len(wrong)} of {len(golden)} values differ from {file}:\n  {lines}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The values of a golden file."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LoadError(f"{file}: not JSON: {error}") from None
+    if not isinstance(data, dict) or not isinstance(data.get("values"), dict):
+        raise LoadError(f"{file}: no golden file: it has no object 'values'")
+    values: dict[str, Any] = data["values"]
+    return values
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_reproduce_writes_what_stored_reads(tmp_path: Path, monkeypatch: pytest.
     module = importlib.import_module("clew.adaptive.experiment")
     monkeypatch.setattr(module, "experiment", lambda quick, seed: small)
     rows = stored().predictions["ordinary"].numbers
-    monkeypatch.setattr(module, "grid", lambda steps, seed: rows)
+    monkeypatch.setattr(module, "grid", lambda steps, seeds: rows)
     made = reproduce(tmp_path / "run.json", steps=600)
     assert Experiment.from_json(json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))) == made
 

@@ -9,7 +9,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import ConfigError, ShapeError, regression
+from clew import ConfigError, ShapeError, _core, regression
 from numpy.typing import NDArray
 from test_regression_exact import PARAMETERS, data
 
@@ -90,6 +90,21 @@ def test_dtypes_layouts_and_inputs_that_stay(name: str) -> None:
     if np.isfinite(large).all() and large.dtype.itemsize > 8:
         with raises(ConfigError, "X is infinite at sequence 0, row 0, feature 0"):
             call(name, large)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("at", [0, 1023, 1024, 40_000, 70_001])
+def test_the_first_bad_value(dtype: Any, at: int) -> None:
+    x = np.ones(70_002, dtype)
+    assert _core.first_bad(x) == -1
+    x[at], x[-1] = np.nan, np.inf
+    out = np.zeros_like(x)
+    assert _core.first_bad(x) == at and _core.copy_finite(out, x) == at
+    assert np.array_equal(out[:at], x[:at])
+    assert _core.first_bad(x[::-1]) == 0 and _core.first_bad(x.reshape(3, -1, 2)) == at
+    for bad in (x[::2], x.astype(">f8"), x[:5], np.zeros(len(x), int), None):
+        with pytest.raises(TypeError):
+            _core.copy_finite(out, bad)
 
 
 # ---- Parameters -----------------------------------------------------------------------------------------------------

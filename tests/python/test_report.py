@@ -8,8 +8,9 @@ from pathlib import Path
 
 import browser
 import clew
+import numpy as np
 import pytest
-from clew import cli, commands, report, testing
+from clew import cli, commands, geometry, report, testing
 from clew.experiment import Claim, Experiment
 
 
@@ -117,6 +118,75 @@ def test_command_of_a_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "exists and is not empty" in capsys.readouterr().err
     assert cli.main(["adaptive", "stories260K"]) == 2
     assert "trains its own networks" in capsys.readouterr().err
+
+
+def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"abc\xff")
+    for command, message in (
+        (["geometry", "nowhere/at/all"], "nowhere/at/all"),
+        (["geometry", "stories260K", "--text", str(tmp_path / "none.txt")], "none.txt"),
+        (["geometry", "shakespeare", "--text", str(file)], "not UTF-8 at byte 3"),
+        (["geometry", "stories260K", "--out", str(file)], "is a file, not a folder"),
+        (["adaptive", "--text", __file__], "it takes no model and no text"),
+        (["report", "--out", str(file)], "file"),
+    ):
+        assert cli.main(command) == 2, command
+        out, err = capsys.readouterr()
+        assert message in err and err.count("\n") == 1 and not out, command
+    for seed in ("-1", "x"):
+        with pytest.raises(SystemExit):
+            cli.main(["geometry", "--seed", seed])
+        assert f"'{seed}' is no whole number from 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["descent", "--quick", "--full"])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_golden_of_an_experiment(tmp_path: Path) -> None:
+    """Pinned by its numbers; a tolerance for a name holds for what is inside it."""
+    result = geometry.experiment(clew.load("stories260K"))
+    path = tmp_path / "golden" / "geometry.json"
+    testing.assert_close_to_golden(path, result, update=True)
+    testing.assert_close_to_golden(path, result, 0)
+    off = result.numbers()
+    off["distances"]["mean"][1] += 1e-2 * max(abs(x) for x in off["distances"]["mean"])
+    testing.assert_close_to_golden(path, off, {"*": 0, "distances": 2e-2})
+    testing.assert_close_to_golden(path, off, {"*": 0, "distances": 0, "distances.mean": 2e-2})
+    with pytest.raises(
+        AssertionError, match=r"1 of \d+ values differ from .*geometry.json:\n  distances.mean at \[1\]"
+    ):
+        testing.assert_close_to_golden(path, off, {"*": 1, "distances": 5e-3})
+
+
+def test_golden_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "g.json"
+    with pytest.raises(clew.ConfigError, match="values: an experiment or a mapping of names to values, not list"):
+        testing.assert_close_to_golden(path, [1.0])  # type: ignore[arg-type]
+    with pytest.raises(clew.ConfigError, match="no values: there is nothing"):
+        testing.assert_close_to_golden(path, {}, update=True)
+    for bound in (-1.0, float("nan"), float("inf"), "tight", None, True):
+        with pytest.raises(clew.ConfigError, match=r"tolerance of '\*' = .*: a number from 0"):
+            testing.assert_close_to_golden(path, {"a": 1.0}, bound)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="object has no JSON form"):
+        testing.assert_close_to_golden(path, {"a": object()}, update=True)
+    assert not path.exists()
+    for content, message in ((b"{", "not JSON"), (b"\xff", "not JSON"), (b"[1]", "no object 'values'"),
+                             (b'{"values": 1}', "no object 'values'")):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(clew.LoadError, match=f"g.json: .*{message}"):
+            testing.assert_close_to_golden(path, {"a": 1.0})
+    testing.assert_close_to_golden(path, {"a": [1.0, np.nan], "b": [], "c": 0.0}, update=True)
+    testing.assert_close_to_golden(path, {"a": [1.0, np.nan], "b": [], "c": 0.0}, 0)
+    for changed, message in (
+        ({"a": [1.0, 2.0], "b": [], "c": 0.0}, r"a at \[1\]: 2 instead of nan"),
+        ({"a": [1.0], "b": [], "c": 0.0}, r"a: shape \[1\] instead of \[2\]"),
+        ({"a": [1.0, np.nan], "b": [1.0], "c": 0.0}, r"b: \[1.0\] instead of \[\]"),
+        ({"a": [1.0, np.nan], "b": []}, "c: in the golden file only"),
+        ({"a": [1.0, np.nan], "b": [], "c": 1e-300}, "c: 1e-300 instead of 0"),  # no tolerance around zero alone
+    ):  # fmt: skip
+        with pytest.raises(AssertionError, match=message):
+            testing.assert_close_to_golden(path, changed, 0.5)
 
 
 def test_golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,13 @@ def judge_ordinary(rows: dict[str, dict[str, Any]], settings: dict[str, Any]) ->
         if deep in rows and shallow in rows:
             ratio = rows[deep]["to_posterior"] / rows[shallow]["to_posterior"]
             checks.append(below(f"{kind}: distance to the tree posterior, 3 layers with MLP / 1 without", ratio, 0.7))
+            depth = rows[f"{kind}, 3 layers, no MLP"]["to_posterior"] / rows[shallow]["to_posterior"]
+            checks.append(below(f"{kind}: the same by depth alone, without an MLP", depth, 0.7))
+            for layers in ("1 layer", "3 layers"):
+                blocks = (
+                    rows[f"{kind}, {layers}, MLP"]["to_posterior"] / rows[f"{kind}, {layers}, no MLP"]["to_posterior"]
+                )
+                checks.append(below(f"{kind}, {layers}: the same by an MLP alone", blocks, 1.0))
             own = rows[deep]["to_posterior"] / rows[deep]["to_algorithm"]
             checks.append(
                 below(f"{kind}, 3 layers, MLP: distance to the posterior / to GD, GD++, ridge, OLS", own, 1.0)
@@ -148,13 +155,14 @@ def judge_ordinary(rows: dict[str, dict[str, Any]], settings: dict[str, Any]) ->
 def reproduce(path: str | Path | None = None, seed: int = 0, steps: int = 1500) -> Experiment:
     """The long run: everything of `experiment(quick=False)` and the ordinary transformers; writes JSON to `path`.
 
-    steps: of an ordinary transformer. Minutes on two idle cores. The package's file holds seed 0 and 600 steps, from
-    separate runs of the two halves that were joined afterwards: `stored().facts["call"]`.
+    steps: of an ordinary transformer. Minutes on two idle cores. The package's file comes from separate runs of the two
+    halves that were joined afterwards (`stored().facts["call"]`, `data/adaptive/measure.py`).
     """
     start = time.perf_counter()
     result = experiment(quick=False, seed=seed)
     found = dict(result.predictions)
-    found["ordinary"] = judge_ordinary(grid(steps=steps, seed=seed), {"steps": steps, "seed": seed, "batch": 32})
+    rows = grid(steps=steps, seeds=(seed,))
+    found["ordinary"] = judge_ordinary(rows, {"steps": steps, "seeds": [seed], "batch": 32})
     whole = Experiment(found, _facts(seed, "full", f"clew.adaptive.reproduce(path, seed={seed}, steps={steps})", start))
     if path is not None:
         Path(path).write_text(json.dumps(whole.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

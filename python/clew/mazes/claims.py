@@ -274,11 +274,12 @@ def _causal(parts: Parts, say: Say) -> None:
             patching.contrast["matched"].low > 0,
             "patching",
         )
-    best = _best_flip(flips)
+    # The layer is chosen by what probes read, not by what the edits do: the best of several has effects by chance.
+    flipped = _readable(parts["walls"], flips.layers)
     told = []
     for kind, what in (("open", "walks through the wall"), ("close", "avoids the edge")):
-        if kind in best:
-            i = best[kind]
+        if kind in flips.kinds:
+            i = flipped
             rows = {c: flips.row(kind, flips.layers[i], c).moved.value for c in ("flip", "other wall", "random")}
             told.append(
                 f"layer {flips.layers[i]}, {kind}: {what} in {percent(rows['flip'])} of mazes (another wall's "
@@ -290,7 +291,7 @@ def _causal(parts: Parts, say: Say) -> None:
         + "one wall's probe direction is flipped at every position from <PATH_START> on: does the model now walk "
         "through the wall, or avoid the edge?",
         "; ".join(told),
-        any(all(flips.contrast[kind][c][i].low > 0 for c in ("other wall", "random")) for kind, i in best.items()),
+        any(all(flips.contrast[kind][c][flipped].low > 0 for c in ("other wall", "random")) for kind in flips.kinds),
         "flips",
     )
     told, moves = [], {}
@@ -298,7 +299,7 @@ def _causal(parts: Parts, say: Say) -> None:
         if kind not in start.kinds:
             continue
         contrast = start.contrast[kind]["same maze rewritten"]
-        i = int(np.argmax([one.value for one in contrast]))
+        i = _readable(parts["walls"], start.layers)
         row = start.row(kind, start.layers[i], "other maze")
         moves[kind] = contrast[i].low > 0
         told.append(
@@ -317,9 +318,10 @@ def _causal(parts: Parts, say: Say) -> None:
     )
 
 
-def _best_flip(flips: Any) -> dict[str, int]:
-    """Kind → place in `layers` where flipping a wall moves most walks beyond the push along another wall."""
-    return {kind: int(np.argmax([one.value for one in flips.contrast[kind]["other wall"]])) for kind in flips.kinds}
+def _readable(walls: Any, layers: Any) -> int:
+    """Place among `layers` of the one whose probes read walls best."""
+    best = max(walls.scores.values(), key=lambda one: float(one.accuracy.max()))
+    return int(np.argmax([best.accuracy[layer] for layer in layers]))
 
 
 def _dynamics(parts: Parts, say: Say) -> None:

@@ -57,8 +57,8 @@ def uniform(model: Model, n: int, layers: Any = None) -> list[Edit]:
     >>> import clew
     >>> model = clew.load("stories260K")
     >>> run = model.run([1, 403, 407], capture="pattern", edits=uniform(model, 3))
-    >>> run["pattern", 0][0, 0].round(3).tolist()
-    [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.333, 0.333, 0.333]]
+    >>> (6 * run["pattern", 0][0, 0]).round(3).tolist()
+    [[6.0, 0.0, 0.0], [3.0, 3.0, 0.0], [2.0, 2.0, 2.0]]
     """
     out = []
     for layer in _layers(model, layers):
@@ -92,7 +92,7 @@ def similarity(model: Model, layers: Any = None) -> list[Edit]:
     >>> import clew
     >>> model = clew.load("stories260K")
     >>> pattern = model.run([1, 403, 407], capture="pattern", edits=similarity(model))["pattern", 1]
-    >>> pattern.sum(-1).round(5).min(), bool((pattern[0, 0] == pattern[0, 7]).all())
+    >>> round(float(pattern.sum(-1).min()), 5), bool((pattern[0, 0] == pattern[0, 7]).all())
     (1.0, True)
     """
     c = model.config

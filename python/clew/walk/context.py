@@ -232,7 +232,7 @@ def insertion(model: Model, pool: Any, shots: Any = (0, 1, 2, 4, 8), n: int = 64
             outcome(empty, [edit.set(("resid_post", layer), inserted[layer][:, None], positions=[-1])])[0].mean()
             for layer in range(c.n_layers)
         ]
-        return (np.array(means) - zero.mean()) / (full - zero).mean()
+        return np.asarray((np.array(means) - zero.mean()) / (full - zero).mean())
 
     rise = full - zero
     return Insertion(

@@ -159,11 +159,12 @@ def composition(model: Model, tokens: Any, k: int = 10, seed: int = 0) -> Compos
         raise ConfigError("composition: the model reads vectors, it has no words")
     points, here, after = [], [], []
     for run in corpus.runs(model, tokens, [("resid_pre", 0), "resid_post"]):
-        stack = corpus.stream(run)
+        stack, ids_here = corpus.stream(run), run.tokens
+        assert ids_here is not None
         for i, length in enumerate(run.lengths):
             points.append(stack[:, i, : length - 1])
-            here.append(run.tokens[i][: length - 1])
-            after.append(run.tokens[i][1:length])
+            here.append(ids_here[i][: length - 1])
+            after.append(ids_here[i][1:length])
     ids, following = np.concatenate(here).astype(np.int64), np.concatenate(after)
     if not len(ids):
         raise TokenError("composition: no sequence of two tokens")

@@ -16,7 +16,7 @@ from typing import Any
 
 import clew
 from clew.adaptive import ordinary
-from clew.adaptive.experiment import STORED, judge_ordinary
+from clew.adaptive.experiment import STORED, Experiment, judge_ordinary, stored
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -40,11 +40,11 @@ def measure(path: Path, attention: str, seeds: list[int], steps: int) -> None:
             print(line, flush=True)
 
 
-def join(path: Path, steps: int) -> None:
+def join(path: Path, steps: int, wanted: list[int]) -> None:
     """Writes the verdict beside the other predictions."""
     by_cell: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in ordinary.cells()}
     for row in sorted(rows_of(path), key=lambda row: int(row["seed"])):
-        if row["steps"] == steps:
+        if row["steps"] == steps and row["seed"] in wanted:
             values = {key: value for key, value in row.items() if key not in ("cell", "seed", "steps")}
             by_cell[row["cell"]][str(row["seed"])] = values
     seeds = sorted({int(seed) for found in by_cell.values() for seed in found})
@@ -53,11 +53,11 @@ def join(path: Path, steps: int) -> None:
             raise SystemExit(f"{name}: seeds {', '.join(found) or 'none'}, others have {seeds}")
     settings = {"steps": steps, "seeds": seeds, "batch": 32, "lr": 1e-3, "warm-up": steps // 10, "clip": 1.0}
     judged = judge_ordinary({name: ordinary.summary(found) for name, found in by_cell.items()}, settings)
-    whole = json.loads(STORED.read_text(encoding="utf-8"))
-    whole["predictions"]["ordinary"] = judged.to_json()
-    call = whole["facts"]["call"].split(" and ")[0]
-    whole["facts"]["call"] = f"{call} and data/adaptive/measure.py (ordinary, {steps} steps, seeds {seeds})"
-    STORED.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    whole = stored()
+    before = whole.facts["call"].split(" and ")[0]
+    call = f"{before} and data/adaptive/measure.py (ordinary, {steps} steps, seeds {seeds})"
+    made = Experiment(whole.predictions | {"ordinary": judged}, whole.facts | {"call": call}, whole.before)
+    STORED.write_text(json.dumps(made.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--join", action="store_true")
     given = parser.parse_args()
     if given.join:
-        join(given.rows, given.steps)
+        join(given.rows, given.steps, given.seeds)
     else:
         measure(given.rows, given.attention, given.seeds, given.steps)
 
