@@ -363,8 +363,8 @@ def _consistency(parts: Parts, say: Say) -> None:
         "(ours: the paper has one model of each kind) three seeds of two small shapes on 4 × 4 mazes; judged: all have "
         "probes above every baseline, an adjacency head and ordered embeddings",
         f"{told} (least to largest). Of {len(ones)} models {above} have probes above the baselines (majority of "
-        f"each wall {max(one.majority for one in ones):.1%}, bag of tokens {found.bag:.1%}), {heads} adjacency heads, {near} ordered "
-        f"embeddings; which mazes two seeds solve agrees with kappa {kappa:.2f}",
+        f"each wall {max(one.majority for one in ones):.1%}, bag of tokens {found.bag:.1%}), {heads} adjacency heads, "
+        f"{near} ordered embeddings; which mazes two seeds solve agrees with kappa {kappa:.2f}",
         above == heads == near == len(ones),
         "consistency",
     )
