@@ -129,6 +129,11 @@ def test_verdicts_follow_the_numbers(result: mazes.MazeExperiment) -> None:
     parts = {"walls": dataclasses.replace(walls, scores={"ridge": better}),
              "walls_bag": dataclasses.replace(result.walls_bag, scores={"ridge": bag})}  # fmt: skip
     assert judged(result, **parts)[text].verdict == "does not hold"
+    early = "walls are read best in early layers, less well later"
+    three = dataclasses.replace(better, accuracy=np.array([0.8, 0.95, 0.9]), low=np.array([0.79, 0.94, 0.89]))
+    parts["walls"] = dataclasses.replace(walls, scores={"ridge": three})
+    assert judged(result, **parts)[early].verdict == "not testable on this model"  # tokens alone tell as much
+    assert judged(result, walls=parts["walls"])[early].verdict == "holds"
 
     found = dataclasses.replace(result.embedding["l1"], r=0.5, control=np.zeros(200))
     text = "embeddings of cells lie as the cells do"

@@ -34,7 +34,7 @@ def main() -> None:
     last = None
     if training.is_file():
         last = json.loads(training.read_text(encoding="utf-8"))
-        checkpoints = {step: path for step, path in checkpoints.items() if step < last["constant_steps"]}
+        checkpoints = {step: path for step, path in checkpoints.items() if step <= last["constant_steps"]}
         checkpoints[last["steps"]] = HERE
     train, test = (
         mazes.generate(n, 6, seed=seed, split=part) for n, seed, part in ((N_TRAIN, 1, "train"), (N_TEST, 2, "test"))
