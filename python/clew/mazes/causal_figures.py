@@ -44,6 +44,7 @@ def _rates(ax: Axes, layers: Sequence[int], series: Mapping[str, Sequence[Rate]]
         )  # fmt: skip
     ax.set_xlabel("changed after layer")
     ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    ax.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
     ax.set_ylabel(ylabel)
     ax.set_ylim(bottom=0)
     ax.set_title(title, fontsize=10)

@@ -36,14 +36,12 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     model = load(name)
     tok, config = tokenizer_of(model), model.config
     side = min(6, tok.grid)
-    print(
-        f"\n{config.model_name}: {model.n_params:,} parameters, {config.n_layers} layers of {config.n_heads} heads; it "
-        "reads a maze's open edges, origin and target, and says a path"
-    )
+    print(f"\n{config.model_name}: {model.n_params:,} parameters, {config.n_layers} layers of {config.n_heads} heads")
+    print("It reads a maze's open edges, origin and target, and says a path.")
     found = table(model, mazes, side, kinds=KINDS)
     kinds = list(found)
-    print(f"\n{mazes} new mazes of each kind, {side} × {side}, whose walls were never trained on; % right, in brackets")
-    print("the paper's hallway model" + "".join(f"{kind:>{19 if i == 0 else 22}}" for i, kind in enumerate(kinds)))
+    print(f"\n{mazes} new mazes of each kind, {side} × {side}, whose walls were never trained on: % right,")
+    print("in brackets the paper's" + "".join(f"{kind:>{21 if i == 0 else 22}}" for i, kind in enumerate(kinds)))
     for row in ("exact", "valid", "target", "path_start", "first_path_choice", "rand_path_token", "path_end"):
         cells = [f"{100 * found[kind][row].value:13.1f}  ({PAPER['hallway'][kind][row]:5.1f})" for kind in kinds]
         print(f"  {row:<20}" + "".join(cells))
@@ -54,14 +52,10 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     head = heads.ranked(LEAST_MASS)[0]
     best = walls["ridge"].best
     share = walls["ridge"].accuracy[best]
-    print(
-        f"\nAt <PATH_START>, before the first step, linear probes on layer {best} read {share:.1%} of the inner walls"
-    )
+    print(f"\nAt <PATH_START>, before the first step, linear probes on layer {best} read {share:.1%} of inner walls")
     print(f"of {_TEST} other mazes; saying what is commoner for each wall gives {walls.majority:.1%}.")
     near, behind = heads.connected_over_uniform[head], heads.walled_over_uniform[head]
-    print(
-        f"Layer {head[0]}, head {head[1]} looks most along open edges: {near:.1f} × as much as evenly spread at cells"
-    )
+    print(f"Layer {head[0]}, head {head[1]} looks most along open edges: {near:.1f} × as much as spread evenly at")
     print(f"cells that one step reaches, {behind:.1f} × at neighbours behind a wall.")
     shown = picture(model, walls, head, side, 0, tok)
     for maze, path, kind, exact in zip(shown.mazes, shown.paths, shown.kinds, shown.exact, strict=True):
