@@ -38,7 +38,7 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     side = min(6, tok.grid)
     print(
         f"\n{config.model_name}: {model.n_params:,} parameters, {config.n_layers} layers of {config.n_heads} heads; it "
-        "reads a maze's open edges, origin and target, and says a path"
+        "reads a maze's\nopen edges, origin and target, and says a path"
     )
     found = table(model, mazes, side, kinds=KINDS)
     kinds = list(found)
@@ -59,9 +59,7 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     )
     print(f"of {_TEST} other mazes; saying what is commoner for each wall gives {walls.majority:.1%}.")
     near, behind = heads.connected_over_uniform[head], heads.walled_over_uniform[head]
-    print(
-        f"Layer {head[0]}, head {head[1]} looks most along open edges: {near:.1f} × as much as evenly spread at cells"
-    )
+    print(f"Layer {head[0]}, head {head[1]} looks most along open edges: {near:.1f} × as much as evenly spread at")
     print(f"cells that one step reaches, {behind:.1f} × at neighbours behind a wall.")
     shown = picture(model, walls, head, side, 0, tok)
     for maze, path, kind, exact in zip(shown.mazes, shown.paths, shown.kinds, shown.exact, strict=True):
