@@ -71,7 +71,7 @@ def test_info_of_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert clew.__version__ in out and "BLIS" in out
     bundled = next(line for line in out.splitlines() if line.startswith("bundled"))
-    assert bundled.split(None, 1)[1] == "english, shakespeare, stories260K"
+    assert bundled.split(None, 1)[1] == "english, maze-6x6, shakespeare, stories260K"
 
 
 def test_info_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:

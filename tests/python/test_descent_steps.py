@@ -325,3 +325,11 @@ def test_blocks_in_another_order() -> None:
         descent.collect(make(ZOO["vocab_out"])[0], rows)
     with pytest.raises(clew.ShapeError, match=r"frequency \[3\] must be \[d_vocab = 31\]"):
         descent.descend(model, rows, frequency=[1, 2, 3])
+
+
+def test_controls_of_text() -> None:
+    """The control with random weights has no tokenizer: it gets the ids."""
+    model = clew.load("shakespeare")
+    text = "Good morrow, neighbour Baptista."
+    by_text, by_ids = descent.controls(model, [text]), descent.controls(model, [model.tokenizer.encode(text)])
+    np.testing.assert_array_equal(by_text["random weights"].cosine, by_ids["random weights"].cosine)

@@ -249,3 +249,9 @@ def test_threads_change_no_bit(name: str, shape: tuple[int, int]) -> None:
         clew.set_num_threads(threads)
         results.append(predictions(run()))
     assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+
+
+def test_weights_are_asked_for_not_given() -> None:
+    x, y = np.ones((1, 3, 2)), np.ones((1, 3))
+    with pytest.raises(ConfigError, match="weights = .*: True or False, whether the estimator's weights are returned"):
+        regression.ols(x, y, weights=np.ones(3))  # type: ignore[arg-type]

@@ -418,6 +418,7 @@ def controls(
     """
     rng = np.random.default_rng(seed)
     n_layers = model.config.n_layers
+    tokens = corpus.sequences(model, tokens)  # the model of random weights has no tokenizer
     streams, counts = collect(model, tokens), frequencies(model, tokens)
     sinks = find_sinks(streams, sink)
     fresh = Model.from_config(model.config, seed=seed, dtype=model.dtype)

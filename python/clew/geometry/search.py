@@ -151,4 +151,4 @@ def nearest_by(
     }
 
 
-__all__ = ["METRICS", "Metric", "Nearest", "nearest", "nearest_by"]
+__all__ = ["METRICS", "Nearest", "nearest", "nearest_by"]

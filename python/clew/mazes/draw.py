@@ -43,8 +43,8 @@ def text(maze: Maze, path: ArrayLike | None = None) -> str:
 
 def draw(
     maze: Maze,
-    *,
     path: ArrayLike | None = None,
+    *,
     solution: bool = True,
     values: ArrayLike | None = None,
     values_label: str = "",

@@ -40,6 +40,10 @@ from ._run import Kind, Stream, build, method
 
 
 def _prefixes(name: str, x: ArrayLike, y: ArrayLike, weights: bool, parameters: dict[str, Any]) -> Any:
+    if not isinstance(weights, bool | np.bool_):
+        raise ConfigError(
+            f"weights = {weights!r:.40}: True or False, whether the estimator's weights are returned as well"
+        )
     given = examples(x, y)
     return build(name, given.d, parameters).prefixes(given, weights)
 
