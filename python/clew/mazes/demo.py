@@ -36,15 +36,8 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     model = load(name)
     tok, config = tokenizer_of(model), model.config
     side = min(6, tok.grid)
-<<<<<<< HEAD
     print(f"\n{config.model_name}: {model.n_params:,} parameters, {config.n_layers} layers of {config.n_heads} heads")
     print("It reads a maze's open edges, origin and target, and says a path.")
-=======
-    print(
-        f"\n{config.model_name}: {model.n_params:,} parameters, {config.n_layers} layers of {config.n_heads} heads; it "
-        "reads a maze's\nopen edges, origin and target, and says a path"
-    )
->>>>>>> main
     found = table(model, mazes, side, kinds=KINDS)
     kinds = list(found)
     print(f"\n{mazes} new mazes of each kind, {side} × {side}, whose walls were never trained on: % right,")
@@ -62,11 +55,7 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     print(f"\nAt <PATH_START>, before the first step, linear probes on layer {best} read {share:.1%} of inner walls")
     print(f"of {_TEST} other mazes; saying what is commoner for each wall gives {walls.majority:.1%}.")
     near, behind = heads.connected_over_uniform[head], heads.walled_over_uniform[head]
-<<<<<<< HEAD
     print(f"Layer {head[0]}, head {head[1]} looks most along open edges: {near:.1f} × as much as spread evenly at")
-=======
-    print(f"Layer {head[0]}, head {head[1]} looks most along open edges: {near:.1f} × as much as evenly spread at")
->>>>>>> main
     print(f"cells that one step reaches, {behind:.1f} × at neighbours behind a wall.")
     shown = picture(model, walls, head, side, 0, tok)
     for maze, path, kind, exact in zip(shown.mazes, shown.paths, shown.kinds, shown.exact, strict=True):
