@@ -15,6 +15,8 @@
 
 #include "real.h"
 
+#define BITS_PER_NAT 1.44269504088896340736 /* scores of posteriors and kernels are in bits */
+
 typedef enum clew_stream {
   CLEW_STREAM_OLS,       /* minimum-norm least squares */
   CLEW_STREAM_RIDGE,     /* lam > 0 */

@@ -9,8 +9,7 @@
 #define KEY_BLOCK 256
 #define PADDING (64 / sizeof(real)) /* lanes of any register divide it, and it KEY_BLOCK */
 #define TASK_QUERIES 256            /* queries that one task takes, after it has transposed the examples */
-#define LOG2_E 1.44269504088896340736
-#define FACTOR_BLOCK 32 /* columns of a Cholesky factor at a time */
+#define FACTOR_BLOCK 32             /* columns of a Cholesky factor at a time */
 
 typedef struct R(compare_job) {
   real *out; /* [batch, m] */
@@ -90,7 +89,7 @@ static void R(watson_task)(void *ctx, size_t index, unsigned slot) {
     while (R(seen)(q, begin + top) <= key)
       top++;
     (void)R(clew_gemm)(score + top * KEY_BLOCK, KEY_BLOCK, 1, queries + top * d, (ptrdiff_t)d, 1, x + key * d, 1,
-                       (ptrdiff_t)d, rows - top, width, d, (real)(job->scale * LOG2_E), 0);
+                       (ptrdiff_t)d, rows - top, width, d, (real)(job->scale * BITS_PER_NAT), 0);
     memcpy(values, y + key, width * sizeof(real));
     memset(values + width, 0, (KEY_BLOCK - width) * sizeof(real));
     for (size_t i = top; i < rows; i += 2) { /* keys are made up to whole registers by some of no weight */

@@ -13,7 +13,6 @@
 #define ROW_BLOCK 32    /* examples at a time */
 #define SHORT 64        /* d up to which the product is a kernel of its own */
 #define SEQUENCES 16    /* of a group: they share a block of tasks, transposed */
-#define LOG2_E 1.44269504088896340736
 #define LN_2 0.69314718055994530942
 #define LEAST_UNITS 64 /* units of work, where tasks are enough */
 
@@ -41,7 +40,7 @@ static void R(one_sequence)(const R(dmmse_job) * job, size_t b, R(clew_posterior
   const clew_examples *in = job->in;
   const size_t d = in->d, n = in->n;
   const real *x = (const real *)in->x + b * n * d, *y = (const real *)in->y + b * n;
-  const real half_precision = (real)(0.5 * LOG2_E / job->noise_var);
+  const real half_precision = (real)(0.5 * BITS_PER_NAT / job->noise_var);
   R(clew_posterior) unwanted[2];
   real maximum = prior_maximum;
   for (size_t begin = 0; begin <= in->last; begin += ROW_BLOCK) {
@@ -96,7 +95,7 @@ static void R(dmmse_task)(void *ctx, size_t index, unsigned slot) {
       for (size_t c = 0; c < d; c++)
         block[c * TASK_BLOCK + j] = tasks[j * d + c];
       if (job->log_prior != NULL) {
-        prior[j] = (real)LOG2_E * job->log_prior[at + j];
+        prior[j] = (real)BITS_PER_NAT * job->log_prior[at + j];
         highest = prior[j] > highest ? prior[j] : highest;
       }
     }

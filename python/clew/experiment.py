@@ -99,6 +99,29 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+def write(path: str | os.PathLike[str], value: Any) -> None:
+    """A dataclass's :func:`plain` form as a JSON file, a line for each field, numbers rounded to five digits.
+
+    Raises OSError, TypeError as `plain`.
+
+    >>> write("one.json", Claim(1, "words turn", "they turn", "12 degrees", "holds"))
+    >>> Path("one.json").read_text(encoding="utf-8").splitlines()[1]
+    ' "paper": 1,'
+    """
+    lines = [
+        f" {json.dumps(key)}: {json.dumps(_rounded(part), ensure_ascii=False)}" for key, part in plain(value).items()
+    ]
+    Path(path).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return {key: _rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
 @dataclass(frozen=True)
 class Experiment:
     """Base of the papers' results. Derive a frozen dataclass that adds fields, and `figures`."""
@@ -174,4 +197,4 @@ class Experiment:
         return self.table()
 
 
-__all__ = ["Claim", "Experiment", "plain", "verdict"]
+__all__ = ["Claim", "Experiment", "plain", "verdict", "write"]

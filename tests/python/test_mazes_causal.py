@@ -310,7 +310,7 @@ def test_metrics_and_effects() -> None:
     assert causal.Margin(ids)(x[[4, 1]], [4, 1]) == pytest.approx([want[4], want[1]])
     assert causal.Likeliest(ids)(x).tolist() == [float(x[i].argmax() == t) for i, t in enumerate(ids)]
     pairs = np.round(rng.standard_normal((30, 2)), 1)
-    assert causal.spearman(pairs) == pytest.approx(stats.spearmanr(*pairs.T).statistic)
+    assert causal.rank_correlation(pairs) == pytest.approx(stats.spearmanr(*pairs.T).statistic)
     changes = rng.standard_normal(20) + 1
     assert causal.standardised(changes) == pytest.approx(stats.ttest_1samp(changes, 0).statistic / np.sqrt(20))
     assert causal.standardised(np.zeros(5)) == 0 == causal.standardised(np.zeros(1))

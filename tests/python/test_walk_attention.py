@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import clew
@@ -246,8 +247,36 @@ def test_stored_measurements() -> None:
     pytest.importorskip("tokenizers", reason="tokenizers is not installed: the bundled model has no text")
     stored = walk.stored_semantics(clew.load("english"))
     assert stored is not None and len(stored["word_similarity"]) == 28
-    assert stored.get("hellaswag", {"tasks": 1000})["tasks"] == 1000
+    for row in stored["word_similarity"]:
+        low, high = row["interval"]
+        assert -1 <= low <= row["rho"] <= high <= 1 and 0 < row["n"] <= row["total"], row["name"]
     assert walk.stored_semantics(clew.Model.from_config(clew.load("english").config, seed=0)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("training.json", "{", r"training.json: no measurements: "),
+        ("training.json", "[]", r"training.json: no measurements: no object"),
+        ("training.json", "{}", r"training.json: no measurements of trainings: KeyError\('runs'\)"),
+        ("training.json", None, r"training.json: no measurements: .*No such file"),
+        ("semantics.json", "{}", r"semantics.json: no measurements of models: KeyError\('models'\)"),
+        (
+            "semantics.json",
+            '{"models": {"x": {}}}',
+            r"semantics.json: no measurements of models: KeyError\('identity'\)",
+        ),
+        ("semantics.json", '{"models": 1}', r"semantics.json: no measurements of models: AttributeError"),
+    ],
+)
+def test_stored_files_that_are_none(
+    name: str, content: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clew.walk.stored.FOLDER", tmp_path)
+    if content is not None:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(clew.LoadError, match=message):
+        walk.stored_trainings() if name == "training.json" else walk.stored_semantics(clew.load("stories260K"))
 
 
 def test_experiment_on_a_model_without_text() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, LoadError, ShapeError
-from ..experiment import plain
+from ..experiment import write
 from ..model import Model, load
 from .steps import SINK, descend, frequencies, spearman
 
@@ -136,9 +136,7 @@ class Training:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything as JSON, numbers rounded to five digits. Raises OSError."""
-        rounded = {key: _rounded(value) for key, value in plain(self).items()}
-        lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in rounded.items()]
-        Path(path).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        write(path, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Training:
@@ -151,14 +149,6 @@ class Training:
             return cls(**{name: _restored(name, value) for name, value in data.items()})
         except (ValueError, TypeError) as error:
             raise LoadError(f"{path}: no measurements of a training: {error}") from None
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return {key: _rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _restored(name: str, value: Any) -> Any:

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 Metric = Literal["dot", "cosine", "l2"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
-_METRICS = {"dot": 0, "cosine": 1, "l2": 2}
+"""In the order of the core's numbers."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def nearest_by(
     {'dot': [0], 'cosine': [0], 'l2': [0]}
     """
     for metric in metrics:
-        if metric not in _METRICS:
-            raise ConfigError(f"nearest: metric = {metric!r}: {', '.join(map(repr, _METRICS))}")
+        if metric not in METRICS:
+            raise ConfigError(f"nearest: metric = {metric!r}: {', '.join(map(repr, METRICS))}")
     if not metrics or len(set(metrics)) != len(metrics):
         raise ConfigError(f"nearest: metrics = {tuple(metrics)}: one or more, each once")
     rows, model = _rows(model_or_matrix, of)
@@ -143,7 +143,7 @@ def nearest_by(
         bad = _core.first_bad(array) if array.size else -1
         if bad >= 0:
             raise ShapeError(f"nearest: {what} {bad // array.shape[1]} holds NaN or infinity")
-    ids, scores = _core.nearest(flat, placed, count, tuple(_METRICS[name] for name in metrics))
+    ids, scores = _core.nearest(flat, placed, count, tuple(METRICS.index(name) for name in metrics))
     shape = (*x.shape[:-1], count)
     return {
         name: Nearest(own.reshape(shape), score.reshape(shape), name, model)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import edit
+from ..descent.steps import spearman
 from ..errors import ConfigError, ShapeError
 from ..metrics import Metric
 from ..train.data import check_seed, generator
@@ -385,15 +386,9 @@ class HeadAblation:
         return head_ablation(self)
 
 
-def spearman(pairs: Array) -> float:
-    """Rank correlation of two columns [n, 2]; NaN where one does not vary."""
-    ranks = []
-    for column in pairs.T:
-        _, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        table: Array = np.asarray(np.corrcoef(np.array(ranks)))
-    return float(table[0, 1])
+def rank_correlation(pairs: Array) -> float:
+    """Spearman's correlation of two columns [n, 2], as :func:`bootstrap` asks for it."""
+    return spearman(pairs[:, 0], pairs[:, 1])
 
 
 @dataclass(frozen=True)
@@ -586,7 +581,7 @@ def ablate_heads(
         ))  # fmt: skip
     each = [bootstrap(c, seed=seed) for c in single]
     by_head = [np.array([getattr(e, end) for e in each]).reshape(n_layers, n_heads) for end in ("value", "low", "high")]
-    correlation = bootstrap(np.stack([scores.ravel(), -by_head[0].ravel()], 1), spearman, seed=seed)
+    correlation = bootstrap(np.stack([scores.ravel(), -by_head[0].ravel()], 1), rank_correlation, seed=seed)
     return HeadAblation(
         chosen, scores, pool.norms, len(batch), len(prompts), bootstrap(plain, seed=seed), rate(right > 0),
         rate(before[:, 0] > 0), rate(before[:, 1] > 0), bootstrap(before[:, 2], seed=seed), tuple(rows),

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ..plot import _MORE_SERIES, _axes, _Figure
+from ..plot import _MORE_SERIES, _axes
+from .figures import _panels
 from .heads import Head
 
 if TYPE_CHECKING:
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from .steering import WallFlips
 
 Array = NDArray[Any]
-
-
-def _panels(n: int, height: float = 3.8) -> tuple[Figure, list[Axes]]:
-    figure = _Figure(figsize=(5.6 * n + 1.6, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, n, squeeze=False)[0])
 
 
 def _rates(ax: Axes, layers: Sequence[int], series: Mapping[str, Sequence[Rate]], ylabel: str, title: str) -> None:
@@ -102,7 +96,7 @@ def head_patching(found: HeadPatching) -> Figure:
 
 def wall_flips(found: WallFlips) -> Figure:
     """How often walks go through the wall, or leave the edge, by layer and change."""
-    figure, axes = _panels(len(found.kinds))
+    figure, axes = _panels(len(found.kinds), 5.6 * len(found.kinds) + 1.6, 3.8)
     names = {"flip": "flipped", "erase": "erased", "other wall": "control: other wall", "random": "control: random"}
     changes = list(dict.fromkeys(row.change for row in found.rows))
     for ax, kind in zip(axes, found.kinds, strict=True):
@@ -116,7 +110,7 @@ def wall_flips(found: WallFlips) -> Figure:
 
 def start_patches(found: PathStartPatching) -> Figure:
     """Whose way is walked once the stream at <PATH_START> comes from elsewhere."""
-    figure, axes = _panels(len(found.kinds))
+    figure, axes = _panels(len(found.kinds), 5.6 * len(found.kinds) + 1.6, 3.8)
     sources = list(dict.fromkeys(row.source for row in found.rows))
     for ax, kind in zip(axes, found.kinds, strict=True):
         series: dict[str, list[Rate]] = {}

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, LoadError
+from ..experiment import write
 from .embedding import embedding_distances
 from .maze import Maze, Mazes
 from .probes import wall_probes
 from .rollout import tokenizer_of
-from .snapshot import Snapshot, _snapshot, read, restored, write
+from .snapshot import Snapshot, _snapshot, read, restored
 
 if TYPE_CHECKING:
     from ..model import Model

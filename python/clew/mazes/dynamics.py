@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from ..descent.steps import spearman
 from ..errors import ConfigError, LoadError
+from ..experiment import write
 from ..model import Model, load
 from .maze import Maze, Mazes
-from .snapshot import FIELDS, Snapshot, read, restored, snapshot, write
+from .snapshot import FIELDS, Snapshot, read, restored, snapshot
 
 Array = NDArray[Any]
 

@@ -24,9 +24,9 @@ from .causal import (
     names,
     pieces,
     pool_of,
+    rank_correlation,
     rate,
     share,
-    spearman,
     standardised,
 )
 from .counterfactual import (
@@ -213,7 +213,7 @@ def patch_heads(
             contrast[name] = bootstrap(both, lambda x: x[:, 0].sum() / x[:, 1].sum(), seed=seed)
     each = [part(len(sets) + i) for i in range(len(every))]
     by_head = [np.array([getattr(e, end) for e in each]).reshape(n_layers, n_heads) for end in ("value", "low", "high")]
-    correlation = bootstrap(np.stack([scores.ravel(), by_head[0].ravel()], 1), spearman, seed=seed)
+    correlation = bootstrap(np.stack([scores.ravel(), by_head[0].ravel()], 1), rank_correlation, seed=seed)
     return HeadPatching(
         chosen, scores, n, bootstrap(gap / 2, seed=seed), rate(right), tuple(rows), contrast, by_head[0], by_head[1],
         by_head[2], correlation,

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LoadError
-from ..experiment import plain
 from ..train.step import evaluate as loss_of
 from .embedding import embedding_distances
 from .evaluate import Judgement, judge
@@ -136,22 +135,6 @@ def _snapshot(
     return found, paths, judged
 
 
-def write(path: str | os.PathLike[str], value: Any) -> None:
-    """A dataclass as JSON, a line for each field, numbers rounded to five digits. Raises OSError."""
-    lines = [
-        f" {json.dumps(key)}: {json.dumps(_rounded(part), ensure_ascii=False)}" for key, part in plain(value).items()
-    ]
-    Path(path).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return {key: _rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
 def read(path: str | os.PathLike[str], fields: Iterable[str]) -> dict[str, Any]:
     """What :func:`write` wrote, by field. Raises LoadError for a file that is missing or holds other things."""
     try:
@@ -174,4 +157,4 @@ def restored(data: dict[str, Any]) -> Snapshot:
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Snapshot))
 
-__all__ = ["FIELDS", "Snapshot", "read", "restored", "snapshot", "write"]
+__all__ = ["FIELDS", "Snapshot", "read", "restored", "snapshot"]

@@ -120,12 +120,18 @@ def identity(model: Model) -> str:
 def stored_semantics(model: Model) -> dict[str, Any] | None:
     """Word similarity and HellaSwag as measured beforehand for this very model; None for another one.
 
+    Raises LoadError for a file that is none.
+
     >>> import clew
     >>> stored_semantics(clew.load("stories260K")) is None
     True
     """
-    models = _read("semantics.json")["models"]
-    return next((entry for entry in models.values() if entry["identity"] == identity(model)), None)
+    data = _read("semantics.json")
+    try:
+        by_identity = {entry["identity"]: entry for entry in data["models"].values()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise LoadError(f"{FOLDER / 'semantics.json'}: no measurements of models: {error!r}") from None
+    return by_identity.get(identity(model))
 
 
 __all__ = ["Trainings", "identity", "stored_semantics", "stored_trainings"]
