@@ -79,7 +79,7 @@ build-peers: $(PEERS)/.made
 test: build
 	@mkdir -p build
 	$(PY) tests/c/run.py | tee build/test-c.log
-	$(PY) -m pytest -q tests/python | tee build/test-python.log
+	$(PY) -m pytest -q -n 2 --dist loadfile tests/python | tee build/test-python.log
 	@echo "make test: C checks: $$(tail -n 1 build/test-c.log); Python tests: $$(tail -n 1 build/test-python.log)"
 
 test-c: build
