@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..plot import _MORE_SERIES, _axes
@@ -37,7 +36,7 @@ def _rates(ax: Axes, layers: Sequence[int], series: Mapping[str, Sequence[Rate]]
             capsize=2, linestyle="--" if name.startswith("control") else "-", label=name,
         )  # fmt: skip
     ax.set_xlabel("changed after layer")
-    ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    ax.set_xticks(list(layers))
     ax.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
     ax.set_ylabel(ylabel)
     ax.set_ylim(bottom=0)
@@ -96,7 +95,7 @@ def head_patching(found: HeadPatching) -> Figure:
 
 def wall_flips(found: WallFlips) -> Figure:
     """How often walks go through the wall, or leave the edge, by layer and change."""
-    figure, axes = _panels(len(found.kinds), 5.6 * len(found.kinds) + 1.6, 3.8)
+    figure, axes = _panels(len(found.kinds), 4.2 * len(found.kinds), 4.2)
     names = {"flip": "flipped", "erase": "erased", "other wall": "control: other wall", "random": "control: random"}
     changes = list(dict.fromkeys(row.change for row in found.rows))
     for ax, kind in zip(axes, found.kinds, strict=True):
@@ -104,13 +103,14 @@ def wall_flips(found: WallFlips) -> Figure:
         what = "walks through the wall, %" if kind == "open" else "walks that avoid the edge, %"
         title = "A wall made to look open" if kind == "open" else "An edge made to look like a wall"
         _rates(ax, found.layers, series, what, title)
-    axes[-1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    handles, labels = axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     return figure
 
 
 def start_patches(found: PathStartPatching) -> Figure:
     """Whose way is walked once the stream at <PATH_START> comes from elsewhere."""
-    figure, axes = _panels(len(found.kinds), 5.6 * len(found.kinds) + 1.6, 3.8)
+    figure, axes = _panels(len(found.kinds), 4.2 * len(found.kinds), 4.2)
     sources = list(dict.fromkeys(row.source for row in found.rows))
     for ax, kind in zip(axes, found.kinds, strict=True):
         series: dict[str, list[Rate]] = {}
@@ -121,8 +121,9 @@ def start_patches(found: PathStartPatching) -> Figure:
                 series["its own way"] = [row.as_target for row in rows]
             else:
                 series[f"control: {source}, own way"] = [row.as_target for row in rows]
-        _rates(ax, found.layers, series, "walks, %", f"Stream at <PATH_START> from a maze with other {kind}")
-    axes[-1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+        _rates(ax, found.layers, series, "walks, %", f"<PATH_START> of a maze with other {kind}")
+    handles, labels = axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     return figure
 
 
