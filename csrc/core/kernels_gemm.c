@@ -1,10 +1,10 @@
 /* Products of few rows with a large unpacked matrix: the matrix is streamed from memory once, a and c stay in cache.
  *
- * Three ways. Rows of b contiguous: a block of K_BLOCK rows of b at a time is added to c. Columns of b contiguous:
- * tiles of dot products where k is long, else (a dot product of k = 64 spends half of its time on adding lanes) small
- * panels of b are transposed in cache and go the first way. Each way computes an element of c from its own row and
- * column by one fixed sequence of operations, wherever the tile edges fall, and the way is chosen by m, k and b's
- * layout: cutting n among threads does not change a bit. */
+ * Three ways. Rows of b contiguous: strips of b, a few rows deep and two registers wide, are added to tiles of c.
+ * Columns of b contiguous: tiles of dot products where k is long, else (a dot product of k = 64 spends half of its time
+ * on adding lanes) strips are transposed in cache and go the first way. Each way computes an element of c from its own
+ * row and column by one fixed sequence of operations, wherever the tile edges fall, and the way is chosen by m, k and
+ * b's layout: cutting n among threads does not change a bit. */
 #include "kernels_contract.h"
 
 #include <string.h>
@@ -13,129 +13,34 @@
 #include "kernels_transpose.h"
 
 #if VEC_BYTES == 64
-#define K_BLOCK 8
 #define DOT_ROWS 6
+#define TILE_ROWS 14
 #elif VEC_BYTES == 32
-#define K_BLOCK 4
 #define DOT_ROWS 3
+#define TILE_ROWS 6
 #else
-#define K_BLOCK 4
 #define DOT_ROWS 2
+#define TILE_ROWS 6
 #endif
 #define DOT_COLS 4
+#define WIDTH (2 * LANE_COUNT) /* of a strip */
+#define DEPTH 32               /* rows of b in it: two strips and the tiles of a fit the first-level cache */
+#define PANEL ((TILE_ROWS + LANE_COUNT - 1) / LANE_COUNT * LANE_COUNT) /* whole registers, to turn a in them */
+#define TILES(rows) (((rows) + TILE_ROWS - 1) / TILE_ROWS)
 #define ONE_ROW_BLOCK 8
 #define ONE_ROW_COLUMNS 2048
 #define ROWS_AT_ONCE 32
-#define PANEL_ROWS 64
-#define PANEL_K (256 / REAL_BYTES)
-#define C_BYTES 65536 /* of c at a time: in the second-level cache, beside two blocks of b */
+#define COPY_ROWS 64
+#define COPY_DEPTH (256 / REAL_BYTES)
 
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vec fma_vec(vec a, vec b, vec c) { return a * b + c; }
 
-/* A tile reads several rows (or columns) of b side by side, but memory is fastest when it is asked for in the order of
- * its addresses. So the next block of b is prefetched row after row, a few lines for each step of the present one, into
- * the second-level cache: the first has no room for two blocks and c. */
 #define LINE 64 /* bytes */
 #define PREFETCH(address) __builtin_prefetch(address, 0, 2)
 
-/* Rows that will be read next. */
-typedef struct stream {
-  const char *at;
-  size_t lines; /* of this row, not asked for yet */
-  size_t rows;  /* still to come, this one included */
-  size_t lines_in_row;
-  ptrdiff_t gap; /* from the last line of a row to the next row, bytes */
-} stream;
-
-INLINE stream stream_of(const real *from, size_t length, ptrdiff_t apart, size_t rows) {
-  const size_t lines = (length * sizeof(real) + LINE - 1) / LINE;
-  return (stream){(const char *)from, lines, lines ? rows : 0, lines,
-                  apart * (ptrdiff_t)sizeof(real) - (ptrdiff_t)lines * LINE};
-}
-
-INLINE void prefetch_lines(stream *s, size_t lines) {
-  while (s->rows > 0) {
-    const size_t here = lines < s->lines ? lines : s->lines;
-    for (size_t l = 0; l < here; l++)
-      PREFETCH(s->at + l * LINE);
-    s->at += here * LINE;
-    s->lines -= here;
-    if (s->lines > 0)
-      return;
-    s->at += s->gap;
-    s->lines = s->lines_in_row;
-    s->rows--;
-    lines -= here;
-  }
-}
-
 /* ---- Rows of b contiguous ----------------------------------------------------------------------------------- */
-
-/* tile += a [m, kb] · b [kb, n]; a is packed. The tile is of our own: rows of c may lie a power of two apart, where the
- * first-level cache holds eight of them only. Where the last columns fill no register, the last LANES columns are
- * computed once more, and lie in the tile behind those that fill one. */
-INLINE void add_rows(real *tile, size_t ld, const real *a, const real *b, ptrdiff_t rs_b, stream next, size_t m,
-                     size_t n, const size_t kb) {
-  size_t j = 0;
-  for (; j + 2 * LANES <= n; j += 2 * LANES) {
-    vec b0[K_BLOCK], b1[K_BLOCK];
-#pragma GCC unroll 16
-    for (size_t t = 0; t < kb; t++) {
-      const real *row = b + (ptrdiff_t)t * rs_b + j;
-      b0[t] = load(row);
-      b1[t] = load(row + LANES);
-    }
-    prefetch_lines(&next, kb * 2 * VEC_BYTES / LINE);
-#pragma GCC unroll 16
-    for (size_t t = 0; t < kb; t++) {
-      __builtin_prefetch(b + (ptrdiff_t)t * rs_b + j + 2 * LANES);
-      __builtin_prefetch(b + (ptrdiff_t)t * rs_b + j + 3 * LANES);
-    }
-    real *at = tile + j;
-    for (size_t i = 0; i < m; i++, at += ld) {
-      vec c0 = load(at), c1 = load(at + LANES);
-#pragma GCC unroll 16
-      for (size_t t = 0; t < kb; t++) {
-        const vec factor = splat(a[i * kb + t]);
-        c0 = fma_vec(factor, b0[t], c0);
-        c1 = fma_vec(factor, b1[t], c1);
-      }
-      store(at, c0);
-      store(at + LANES, c1);
-    }
-  }
-  for (; j < n && n >= LANES; j += LANES) {
-    const real *column = b + (n - j < LANES ? n - LANES : j);
-    vec b0[K_BLOCK];
-#pragma GCC unroll 16
-    for (size_t t = 0; t < kb; t++)
-      b0[t] = load(column + (ptrdiff_t)t * rs_b);
-    for (size_t i = 0; i < m; i++) {
-      real *at = tile + i * ld + j;
-      vec c0 = load(at);
-#pragma GCC unroll 16
-      for (size_t t = 0; t < kb; t++)
-        c0 = fma_vec(splat(a[i * kb + t]), b0[t], c0);
-      store(at, c0);
-    }
-  }
-  for (; j < n; j++) {
-    for (size_t i = 0; i < m; i++) {
-      real sum = tile[i * ld + j];
-      for (size_t t = 0; t < kb; t++)
-        sum = fma_real(a[i * kb + t], b[(ptrdiff_t)t * rs_b + (ptrdiff_t)j], sum);
-      tile[i * ld + j] = sum;
-    }
-  }
-}
-
-INLINE void pack(real *packed, const real *a, ptrdiff_t ld_a, size_t m, const size_t kb, real alpha) {
-  for (size_t i = 0; i < m; i++)
-    for (size_t t = 0; t < kb; t++)
-      packed[i * kb + t] = alpha * a[(ptrdiff_t)i * ld_a + (ptrdiff_t)t];
-}
 
 INLINE void take_row(real *tile, const real *c, size_t n, real beta) {
   if (beta == (real)0) {
@@ -144,27 +49,6 @@ INLINE void take_row(real *tile, const real *c, size_t n, real beta) {
   } else {
     for (size_t j = 0; j < n; j++)
       tile[j] = beta * c[j];
-  }
-}
-
-/* tile = beta · c [m, n], laid out as add_rows has it. */
-INLINE void take_tile(real *tile, size_t ld, const real *c, ptrdiff_t ld_c, size_t m, const size_t n, real beta) {
-  const size_t rest = n >= LANES ? n % LANES : 0;
-  for (size_t i = 0; i < m; i++) {
-    const real *row = c + (ptrdiff_t)i * ld_c;
-    take_row(tile + i * ld, row, n - rest, beta);
-    if (rest)
-      take_row(tile + i * ld + n - rest, row + n - LANES, LANES, beta);
-  }
-}
-
-INLINE void give_tile(real *c, ptrdiff_t ld_c, const real *tile, size_t ld, size_t m, const size_t n) {
-  const size_t rest = n >= LANES ? n % LANES : 0;
-  for (size_t i = 0; i < m; i++) {
-    real *row = c + (ptrdiff_t)i * ld_c;
-    memcpy(row, tile + i * ld, (n - rest) * sizeof *c);
-    if (rest)
-      store(row + n - LANES, load(tile + i * ld + n - rest));
   }
 }
 
@@ -206,35 +90,172 @@ static void row_by_rows(real *c, const real *a, const real *b, ptrdiff_t rs_b, s
   }
 }
 
+/* Lines of memory that will be read next: `row` bytes, then the next row, `apart` bytes on. */
+typedef struct lines {
+  const char *at;
+  size_t line, row;
+  ptrdiff_t apart;
+  size_t due, tiles; /* a strip's lines are shared out among the steps of this many tiles */
+} lines;
+
+/* A tile's rows of a, turned: [kb, PANEL] from [rows, kb]. */
+static void pack_tile(real *out, const real *a, ptrdiff_t ld_a, size_t rows, size_t kb, real alpha) {
+  size_t t = 0;
+  for (; t + LANES <= kb; t += LANES)
+    for (size_t i = 0; i < rows; i += LANES)
+      transpose(out + t * PANEL + i, PANEL, a + (ptrdiff_t)i * ld_a + (ptrdiff_t)t, ld_a,
+                rows - i < LANES ? rows - i : LANES);
+  for (; t < kb; t++)
+    for (size_t i = 0; i < rows; i++)
+      out[t * PANEL + i] = a[(ptrdiff_t)i * ld_a + (ptrdiff_t)t];
+  for (size_t i = 0; i < kb * PANEL && alpha != (real)1; i++)
+    out[i] *= alpha;
+}
+
+/* Rows of a in tiles of nearly equal height: [tiles, kb, PANEL] from [m, kb]. */
+static void pack(real *packed, const real *a, ptrdiff_t ld_a, size_t m, size_t kb, real alpha) {
+  const size_t tiles = TILES(m);
+  for (size_t tile = 0; tile < tiles; tile++) {
+    const size_t i = m * tile / tiles, rows = m * (tile + 1) / tiles - i;
+    pack_tile(packed + tile * kb * PANEL, a + (ptrdiff_t)i * ld_a, ld_a, rows, kb, alpha);
+  }
+}
+
+/* c [rows, WIDTH] += a [kb, PANEL] · b [kb, WIDTH]. A processor waits for a dozen lines at a time and no more: what is
+ * computed with has to be in the first-level cache already, and the next strip is asked for at an even pace. */
+INLINE void add_tile(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrdiff_t rs_b, size_t kb, lines *next,
+                     const size_t rows) {
+  vec sum[TILE_ROWS][2];
+#pragma GCC unroll 14
+  for (size_t i = 0; i < rows; i++) {
+    sum[i][0] = load(c + (ptrdiff_t)i * ld_c);
+    sum[i][1] = load(c + (ptrdiff_t)i * ld_c + LANES);
+  }
+  lines ahead = *next;
+  for (size_t p = 0; p < kb; p++, b += rs_b, a += PANEL) {
+    const vec b0 = load(b), b1 = load(b + LANES);
+    for (ahead.due += 2 * VEC_BYTES / LINE; ahead.due >= ahead.tiles; ahead.due -= ahead.tiles) {
+      __builtin_prefetch(ahead.at + ahead.line);
+      ahead.line += LINE;
+      if (ahead.line >= ahead.row)
+        ahead.line = 0, ahead.at += ahead.apart;
+    }
+#pragma GCC unroll 14
+    for (size_t i = 0; i < rows; i++) {
+      const vec factor = splat(a[i]);
+      sum[i][0] = fma_vec(factor, b0, sum[i][0]);
+      sum[i][1] = fma_vec(factor, b1, sum[i][1]);
+    }
+  }
+  *next = ahead;
+#pragma GCC unroll 14
+  for (size_t i = 0; i < rows; i++) {
+    store(c + (ptrdiff_t)i * ld_c, sum[i][0]);
+    store(c + (ptrdiff_t)i * ld_c + LANES, sum[i][1]);
+  }
+}
+
+/* The same; the number of rows becomes a constant. */
+static void add_tile_of(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrdiff_t rs_b, size_t kb, lines *next,
+                        size_t rows) {
+#define TILE(count)                                                                                                    \
+  case count:                                                                                                          \
+    add_tile(c, ld_c, a, b, rs_b, kb, next, count);                                                                    \
+    break
+  switch (rows) {
+    TILE(1);
+    TILE(2);
+    TILE(3);
+    TILE(4);
+    TILE(5);
+    TILE(6);
+#if TILE_ROWS > 6
+    TILE(7);
+    TILE(8);
+    TILE(9);
+    TILE(10);
+    TILE(11);
+    TILE(12);
+    TILE(13);
+    TILE(14);
+#endif
+  default:
+    break;
+  }
+#undef TILE
+}
+
+/* c [m, n] += packed a · b [kb, WIDTH]; of columns beyond n ≤ WIDTH the sums are dropped. */
+static void add_strip(real *c, ptrdiff_t ld_c, const real *packed, const real *b, ptrdiff_t rs_b, size_t m, size_t n,
+                      size_t kb, lines next) {
+  real part[TILE_ROWS * WIDTH] __attribute__((aligned(64)));
+  const size_t tiles = next.tiles;
+  for (size_t tile = 0; tile < tiles; tile++, packed += kb * PANEL) {
+    const size_t i = m * tile / tiles, rows = m * (tile + 1) / tiles - i;
+    real *to = c + (ptrdiff_t)i * ld_c;
+    if (n == WIDTH) {
+      add_tile_of(to, ld_c, packed, b, rs_b, kb, &next, rows);
+      continue;
+    }
+    for (size_t r = 0; r < rows; r++)
+      for (size_t l = 0; l < WIDTH; l++)
+        part[r * WIDTH + l] = l < n ? to[(ptrdiff_t)r * ld_c + (ptrdiff_t)l] : (real)0;
+    add_tile_of(part, WIDTH, packed, b, rs_b, kb, &next, rows);
+    for (size_t r = 0; r < rows; r++)
+      memcpy(to + (ptrdiff_t)r * ld_c, part + r * WIDTH, n * sizeof *c);
+  }
+}
+
+/* A strip [kb, WIDTH] of our own from b [kb, n]; zeros to its right. */
+static void copy_strip(real *out, const real *b, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t kb, size_t n) {
+  size_t j = 0;
+  for (; cs_b != 1 && j + LANES <= n; j += LANES) {
+    size_t t = 0;
+    for (; t + LANES <= kb; t += LANES)
+      transpose(out + t * WIDTH + j, WIDTH, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)t * rs_b, cs_b, LANES);
+    for (; t < kb; t++)
+      for (size_t l = j; l < j + LANES; l++)
+        out[t * WIDTH + l] = b[(ptrdiff_t)l * cs_b + (ptrdiff_t)t * rs_b];
+  }
+  for (size_t t = 0; t < kb; t++)
+    for (size_t l = j; l < WIDTH; l++)
+      out[t * WIDTH + l] = l < n ? b[(ptrdiff_t)l * cs_b + (ptrdiff_t)t * rs_b] : (real)0;
+}
+
+static void scale_rows(real *c, ptrdiff_t ld_c, size_t m, size_t n, real beta) {
+  for (size_t i = 0; i < m; i++, c += ld_c)
+    if (beta == (real)0)
+      memset(c, 0, n * sizeof *c);
+    else
+      for (size_t j = 0; j < n && beta != (real)1; j++)
+        c[j] *= beta;
+}
+
 static void rows_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,
                             size_t m, size_t n, size_t k, real alpha, real beta) {
   if (m == 1) {
     row_by_rows(c, a, b, rs_b, n, k, alpha, beta);
     return;
   }
-  real packed[ROWS_AT_ONCE * K_BLOCK] __attribute__((aligned(64)));
-  real tile[(C_BYTES + ROWS_AT_ONCE * LINE) / REAL_BYTES] __attribute__((aligned(64)));
-  const size_t width = C_BYTES / REAL_BYTES / m / (2 * LANES) * (2 * LANES);
-  for (size_t j = 0; j < n; j += width) {
-    const size_t here = n - j < width ? n - j : width;
-    const size_t ld = (here + LANES - 1) / LANES * LANES + LINE / REAL_BYTES; /* no power of two */
-    take_tile(tile, ld, c + j, ld_c, m, here, beta);
-    size_t p = 0;
-    for (; p + K_BLOCK <= k; p += K_BLOCK) {
-      const real *block = b + (ptrdiff_t)p * rs_b + (ptrdiff_t)j;
-      const size_t left = k - p - K_BLOCK;
-      stream next = stream_of(block + K_BLOCK * rs_b, here, rs_b, left < K_BLOCK ? left : K_BLOCK);
-      if (left == 0 && n - j > width)
-        next = stream_of(b + j + width, n - j - width < width ? n - j - width : width, rs_b, K_BLOCK);
-      pack(packed, a + p, ld_a, m, K_BLOCK, alpha);
-      add_rows(tile, ld, packed, block, rs_b, next, m, here, K_BLOCK);
+  real packed[TILES(ROWS_AT_ONCE) * DEPTH * PANEL] __attribute__((aligned(64)));
+  real last[DEPTH * WIDTH] __attribute__((aligned(64)));
+  const size_t row = WIDTH * REAL_BYTES, tiles = TILES(m);
+  size_t depth = tiles == 1 ? DEPTH / 2 : DEPTH;
+  if ((size_t)rs_b * REAL_BYTES % 4096 == 0) /* such rows meet in one set of the first-level cache */
+    depth /= 2;
+  scale_rows(c, ld_c, m, n, beta);
+  for (size_t p = 0, kb; p < k; p += kb) {
+    kb = k - p < depth ? k - p : depth;
+    const real *block = b + (ptrdiff_t)p * rs_b;
+    pack(packed, a + p, ld_a, m, kb, alpha);
+    for (size_t j = 0; j < n; j += WIDTH) {
+      const size_t here = n - j < WIDTH ? n - j : WIDTH;
+      const real *then = n - j > WIDTH ? block + j + WIDTH : block + (ptrdiff_t)kb * rs_b;
+      const lines next = {(const char *)then, 0, row, rs_b * REAL_BYTES, 0, tiles};
+      if (here < WIDTH)
+        copy_strip(last, block + j, rs_b, 1, kb, here);
+      add_strip(c + j, ld_c, packed, here < WIDTH ? last : block + j, here < WIDTH ? WIDTH : rs_b, m, here, kb, next);
     }
-    for (; p < k; p++) {
-      const real *row = b + (ptrdiff_t)p * rs_b + (ptrdiff_t)j;
-      pack(packed, a + p, ld_a, m, 1, alpha);
-      add_rows(tile, ld, packed, row, rs_b, (stream){0}, m, here, 1);
-    }
-    give_tile(c + j, ld_c, tile, ld, m, here);
   }
 }
 
@@ -362,62 +383,22 @@ static void columns_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t
                cs_b, k, alpha, beta, b, 0, 1, 1);
 }
 
-/* ---- Panels of b, copied: short contiguous columns are transposed, the last few of contiguous rows filled up --- */
+/* ---- Strips of b, copied: short contiguous columns are turned, few of contiguous rows filled up -------------- */
 
-/* panel [k, 2 · LANES] from b [k, n]; zeros to its right. */
-static void fill_panel(real *panel, const real *b, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t k, size_t n) {
-  if (cs_b == 1) {
-    for (size_t t = 0; t < k; t++) {
-      memcpy(panel + t * 2 * LANES, b + (ptrdiff_t)t * rs_b, n * sizeof *panel);
-      memset(panel + t * 2 * LANES + n, 0, (2 * LANES - n) * sizeof *panel);
-    }
-    return;
-  }
-  size_t j = 0;
-  for (; j + LANES <= n; j += LANES) {
-    size_t t = 0;
-    for (; t + LANES <= k; t += LANES)
-      transpose(panel + t * 2 * LANES + j, 2 * LANES, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)t, cs_b, LANES);
-    for (; t < k; t++)
-      for (size_t l = j; l < j + LANES; l++)
-        panel[t * 2 * LANES + l] = b[(ptrdiff_t)l * cs_b + (ptrdiff_t)t];
-  }
-  for (; j < 2 * LANES; j++)
-    for (size_t t = 0; t < k; t++)
-      panel[t * 2 * LANES + j] = j < n ? b[(ptrdiff_t)j * cs_b + (ptrdiff_t)t] : (real)0;
-}
-
-static void by_panels(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,
+static void by_copies(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,
                       ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta) {
-  real packed[PANEL_ROWS * PANEL_K] __attribute__((aligned(64)));
-  real panel[PANEL_K * 2 * LANE_COUNT] __attribute__((aligned(64)));
-  real tile[PANEL_ROWS * 2 * LANE_COUNT] __attribute__((aligned(64)));
-  const size_t ld = 2 * LANES;
-  for (size_t first = 0; first < k; first += PANEL_K) {
-    const size_t depth = k - first < PANEL_K ? k - first : PANEL_K;
-    size_t p = 0;
-    for (; p + K_BLOCK <= depth; p += K_BLOCK)
-      pack(packed + p * m, a + first + p, ld_a, m, K_BLOCK, alpha);
-    for (; p < depth; p++)
-      pack(packed + p * m, a + first + p, ld_a, m, 1, alpha);
-    for (size_t j = 0; j < n; j += ld) {
-      const size_t width = n - j < ld ? n - j : ld;
-      fill_panel(panel, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)first * rs_b, rs_b, cs_b, depth, width);
-      const real old = first == 0 ? beta : (real)1;
-      for (size_t i = 0; i < m; i++)
-        if (width == ld) /* the constant makes it register moves */
-          take_row(tile + i * ld, c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j, 2 * LANES, old);
-        else
-          take_row(tile + i * ld, c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j, width, old);
-      for (p = 0; p + K_BLOCK <= depth; p += K_BLOCK)
-        add_rows(tile, ld, packed + p * m, panel + p * ld, (ptrdiff_t)ld, (stream){0}, m, ld, K_BLOCK);
-      for (; p < depth; p++)
-        add_rows(tile, ld, packed + p * m, panel + p * ld, (ptrdiff_t)ld, (stream){0}, m, ld, 1);
-      for (size_t i = 0; i < m; i++)
-        if (width == ld)
-          memcpy(c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j, tile + i * ld, 2 * LANES * sizeof *c);
-        else
-          memcpy(c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j, tile + i * ld, width * sizeof *c);
+  real packed[TILES(COPY_ROWS) * COPY_DEPTH * PANEL] __attribute__((aligned(64)));
+  real copy[COPY_DEPTH * WIDTH] __attribute__((aligned(64)));
+  scale_rows(c, ld_c, m, n, beta);
+  for (size_t p = 0, kb; p < k; p += kb) {
+    kb = k - p < COPY_DEPTH ? k - p : COPY_DEPTH;
+    pack(packed, a + p, ld_a, m, kb, alpha);
+    for (size_t j = 0; j < n; j += WIDTH) {
+      const size_t here = n - j < WIDTH ? n - j : WIDTH;
+      const real *at = b + (ptrdiff_t)p * rs_b + (ptrdiff_t)j * cs_b;
+      const lines next = {(const char *)(at + WIDTH * cs_b), 0, kb * REAL_BYTES, cs_b * REAL_BYTES, 0, TILES(m)};
+      copy_strip(copy, at, rs_b, cs_b, kb, here);
+      add_strip(c + j, ld_c, packed, copy, WIDTH, m, here, kb, next);
     }
   }
 }
@@ -428,13 +409,13 @@ void K(gemm_few)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k] *
   const bool columns = cs_b != 1 || (n == 1 && rs_b == 1), short_columns = columns && k <= 256 && 12 * m >= k;
   /* Columns that fill no register: worth a copy when it serves enough rows. */
   const bool narrow = !columns && n < LANES && m >= 8;
-  const size_t step = short_columns || narrow ? PANEL_ROWS : ROWS_AT_ONCE;
+  const size_t step = short_columns || narrow ? COPY_ROWS : ROWS_AT_ONCE;
   for (size_t i = 0; i < m; i += step) {
     const size_t rows = m - i < step ? m - i : step;
     real *part = c + (ptrdiff_t)i * ld_c;
     const real *from = a + (ptrdiff_t)i * ld_a;
     if (short_columns || narrow)
-      by_panels(part, ld_c, from, ld_a, b, rs_b, cs_b, rows, n, k, alpha, beta);
+      by_copies(part, ld_c, from, ld_a, b, rs_b, cs_b, rows, n, k, alpha, beta);
     else if (columns)
       columns_contiguous(part, ld_c, from, ld_a, b, cs_b, rows, n, k, alpha, beta);
     else
