@@ -21,7 +21,7 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: regression.fit_predict(X, X[..., 0], X, []), ConfigError, "no method []"),  # type: ignore[arg-type]
     (lambda: mazes.generate(1, start=[[1, 2], [3]]), ShapeError, "generate: start cannot be read as an array"),
     (lambda: mazes.solve(None, MS), ConfigError, "model: a Model"),  # type: ignore[arg-type]
-    (lambda: mazes.solve(SOLVER, None), ConfigError, "a sequence of mazes, not NoneType"),  # type: ignore[arg-type]
+    (lambda: mazes.solve(SOLVER, 3), ConfigError, "a sequence of mazes, not int"),  # type: ignore[arg-type]
     (lambda: mazes.solve(SOLVER, MS, tokenizer="zz"), ConfigError, "a Tokenizer of mazes, not str"),  # type: ignore[arg-type]
     (lambda: mazes.solve(SOLVER, MS, max_cells="3"), ConfigError, "max_cells = '3'"),  # type: ignore[arg-type]
     (lambda: mazes.evaluate(SOLVER, MS, seed=-1), ConfigError, "seed = -1"),
