@@ -27,7 +27,7 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: mazes.evaluate(SOLVER, MS, seed=-1), ConfigError, "seed = -1"),
     (lambda: TOK.encode(None), TokenError, "not NoneType"),  # type: ignore[arg-type]
     (lambda: TOK.encode([[]]), TokenError, "token 0, [], is not"),  # type: ignore[list-item]
-    (lambda: TOK.decode([[1, 2], [3]]), ShapeError, "ids cannot be read as an array"),  # type: ignore[list-item]
+    (lambda: TOK.decode([[1, 2], [3]]), ShapeError, "ids cannot be read as an array"),
     (lambda: TOK.cells_of(1.5), TokenError, "cells_of takes ids, not float64 []"),
     (lambda: geometry.nearest(ROWS, [[1, 2], [3]]), ShapeError, "nearest: vectors cannot be read"),
     (lambda: geometry.nearest(ROWS, ROWS, metric=[]), ConfigError, "metric = []"),  # type: ignore[arg-type]
