@@ -57,6 +57,14 @@ def as_array(value: Any, what: str) -> Array:
         raise ShapeError(f"{what} cannot be read as an array: {error}") from None
 
 
+def real_array(value: Any, what: str) -> Array:
+    """An array of real numbers as float64, a copy, or a ShapeError that says what came instead."""
+    array = as_array(value, what)
+    if array.dtype.kind not in "fiub":
+        raise ShapeError(f"{what} must be real numbers, not {array.dtype} {list(array.shape)}")
+    return array.astype(np.float64)
+
+
 def _id_array(value: Any, what: str) -> Array:
     """An integer array, or an error that says what came instead."""
     array = as_array(value, what)

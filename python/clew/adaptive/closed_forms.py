@@ -11,14 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError
+from ..inputs import real_array
+from ..weights import whole
 from .priors import _positive
 
 __all__ = ["gaussian_error", "noiseless_error", "water_filling"]
 
 
 def _sorted(eigenvalues: ArrayLike, messages: int) -> NDArray[Any]:
-    lam = np.sort(np.asarray(eigenvalues, np.float64))[::-1]
-    if lam.ndim != 1 or not 0 <= messages <= len(lam):
+    values = real_array(eigenvalues, "eigenvalues")
+    lam = np.sort(values)[::-1] if values.ndim else values
+    if lam.ndim != 1 or not 0 <= whole(messages, "messages") <= len(lam):
         raise ShapeError(f"eigenvalues {list(lam.shape)} and {messages} messages: [D], and 0 to D of them")
     if not np.isfinite(lam).all() or (lam < 0).any():
         raise ConfigError("eigenvalues must be finite and not negative")

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError, TrainingError
+from ..inputs import real_array
+from ..weights import whole
 from .priors import Prior, _positive
 from .specification import DEFAULT
 
@@ -137,7 +139,7 @@ class Constrained:
     # ---- Running ----------------------------------------------------------------------------------------------------
 
     def _contexts(self, value: ArrayLike, what: str) -> Array:
-        array = np.ascontiguousarray(value, self.dtype)
+        array = np.ascontiguousarray(real_array(value, what), self.dtype)
         if array.ndim != 2 or array.shape[1] != self.prior.dim:
             raise ShapeError(f"{what} {list(array.shape)}: [n, D], D is {self.prior.dim}")
         return array
@@ -159,7 +161,7 @@ class Constrained:
             assert estimate is not None
             reduced = self._contexts(estimate, "estimate")
             n = len(reduced)
-        if not 0 <= start <= self.layers:
+        if not 0 <= whole(start, "start") <= self.layers:
             raise ConfigError(f"start = {start}: this network has {self.layers} layers")
         answers = np.zeros((n, width), self.dtype)
         if start > 0:
@@ -255,9 +257,19 @@ def fit(
     >>> bool(one.losses[-10:].mean() < one.losses[:10].mean())
     True
     """
+    for what, given in (("layers", layers), ("width", width), ("steps", steps), ("batch", batch)):
+        if not 0 <= whole(given, what) < 2**31:
+            raise ConfigError(f"{what} = {given}: below 2³¹")
+    for what, several in (("prior", prior), ("seeds", seeds)):
+        if not isinstance(several, Prior | Sequence | np.ndarray) or isinstance(several, str):
+            raise ConfigError(f"{what}: one or a sequence of them, not {type(several).__name__}")
+    if not all(isinstance(s, int | np.integer) for s in seeds):
+        raise ConfigError(f"seeds {list(seeds)!r}: whole numbers that are not negative")
     priors = [prior] * len(seeds) if isinstance(prior, Prior) else list(prior)
     if not seeds or len(priors) != len(seeds) or any(int(s) != s or s < 0 for s in seeds):
         raise ConfigError(f"{len(priors)} priors for seeds {list(seeds)!r}: one each, seeds are whole and not negative")
+    if strange := [type(p).__name__ for p in priors if not isinstance(p, Prior)]:
+        raise ConfigError(f"prior: a Prior, such as tree() gives, not {strange[0]}")
     if len({p.centres.shape for p in priors}) > 1:
         raise ConfigError(f"priors with different numbers of centres: {[list(p.centres.shape) for p in priors]}")
     if steps < 1 or batch < 1 or not rate > 0:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError
+from ..inputs import real_array
 from .specification import DEFAULT
 
 __all__ = ["Prior", "between", "codebook", "eigenvalues", "flat", "gaussian", "sample_estimate", "tree"]
@@ -152,7 +153,7 @@ class Prior:
 
 
 def _positive(name: str, value: float) -> None:
-    if not (np.isfinite(value) and value > 0):
+    if not isinstance(value, int | float | np.integer | np.floating) or not 0 < value < np.inf:
         raise ConfigError(f"{name} = {value!r}, must be positive")
 
 
@@ -162,7 +163,7 @@ def _blocks(n: int, width: int) -> list[slice]:
 
 
 def _amplitudes(amplitudes: Sequence[float]) -> Array:
-    a = np.asarray(amplitudes, np.float64)
+    a = real_array(amplitudes, "amplitudes")
     if a.ndim != 1 or not 1 <= len(a) <= 10:
         raise ShapeError(f"amplitudes: one for each of 1 to 10 levels, not {list(a.shape)}")
     if not np.isfinite(a).all() or (a <= 0).any():
@@ -195,7 +196,7 @@ def tree(amplitudes: Sequence[float] = DEFAULT.amplitudes, scatter: float = 0.0)
     for level in range(depth):
         centres[np.arange(2**depth), node] = a[level] * signs[:, level]
         node = 2 * node + 1 + (signs[:, level] > 0)
-    if not (np.isfinite(scatter) and scatter >= 0):
+    if not isinstance(scatter, int | float | np.integer | np.floating) or not 0 <= scatter < np.inf:
         raise ConfigError(f"scatter = {scatter!r}, must not be negative")
     return Prior("tree", centres, np.full(2**depth - 1, scatter**2), signs)
 
@@ -231,7 +232,7 @@ def between(t: float, amplitudes: Sequence[float] = DEFAULT.amplitudes) -> Prior
     >>> bool(np.allclose(between(0.3).covariance, tree().covariance))
     True
     """
-    if not 0 <= t <= 1:
+    if not isinstance(t, int | float | np.integer | np.floating) or not 0 <= t <= 1:
         raise ConfigError(f"t = {t!r}, must lie between 0 (tree) and 1 (Gaussian)")
     start = tree(amplitudes)
     return Prior(f"between({t:g})", np.sqrt(1 - t) * start.centres, t * eigenvalues(amplitudes), start.branches)

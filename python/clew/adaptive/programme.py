@@ -22,6 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
+from ..inputs import real_array
+from ..weights import whole
 from .priors import Prior, _positive
 
 __all__ = ["Programme", "node_directions", "programme", "tree_symmetries"]
@@ -56,10 +58,10 @@ def node_directions(depth: int, terms: int = 2, families: bool = True) -> Array:
     >>> len(node_directions(3))
     61
     """
-    if not 1 <= depth <= 6:
+    if not 1 <= whole(depth, "depth") <= 6:
         raise ConfigError(f"node_directions: depth = {depth}, must be 1 to 6")
     d = 2**depth - 1
-    if not 1 <= terms <= d:
+    if not 1 <= whole(terms, "terms") <= d:
         raise ConfigError(f"node_directions: terms = {terms}, must be 1 to {d}")
     sets = [nodes for n in range(1, terms + 1) for nodes in itertools.combinations(range(d), n)]
     if families:
@@ -151,8 +153,12 @@ def programme(
     _positive("noise", noise)
     _positive("step", step)
     _positive("reach", reach)
-    layers = tuple(int(h) for h in heads)
-    if not layers or min(layers) < 1 or any(h != given for h, given in zip(layers, heads, strict=True)):
+    if not isinstance(prior, Prior):
+        raise ConfigError(f"prior: a Prior, such as tree() gives, not {type(prior).__name__}")
+    if not isinstance(heads, Sequence | np.ndarray):
+        raise ConfigError(f"heads = {heads!r}: one positive whole number for each layer")
+    layers = tuple(whole(h, "heads: a layer's number") for h in heads)
+    if not layers or min(layers) < 1:
         raise ConfigError(f"heads = {tuple(heads)!r}: one positive whole number for each layer")
     if np.ptp(prior.spread) > 0:
         raise ConfigError(
@@ -166,7 +172,7 @@ def programme(
             raise ConfigError(f"programme: D = {prior.dim} is no 2^K − 1: give directions")
         actions = node_directions(depth_of_dim)
     else:
-        actions = np.array(directions, np.float64)
+        actions = real_array(directions, "directions")
         if actions.ndim != 2 or actions.shape[1] != prior.dim:
             raise ShapeError(f"directions {list(actions.shape)}, D is {prior.dim}")
         lengths = np.linalg.norm(actions, axis=1, keepdims=True)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import norm
 from ..errors import ConfigError, ShapeError, UnsupportedModelError
 from ..factored import FactoredMatrix
+from ..inputs import real_array
 from ..model import Model
 from ..weights import whole
 
@@ -181,7 +182,7 @@ def rewrite_attention(model: Model, x: ArrayLike, layer: int) -> Rewritten:
     config = model.config
     if config.attention_kind != "softmax" or config.attention_dir != "causal":
         raise UnsupportedModelError("linear or bidirectional attention: the rewriting holds for causal softmax")
-    x = np.asarray(x, np.float64)
+    x = real_array(x, "x")
     x = x[None] if x.ndim == 2 else x
     if x.ndim != 3 or x.shape[-1] != config.d_model:
         raise ShapeError(f"x {list(x.shape)} must be [batch, pos, d_model = {config.d_model}]")

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import norm
 from ..errors import ConfigError, ShapeError, SiteError
+from ..inputs import real_array
 from ..model import Model
 
 Array = NDArray[Any]
@@ -100,7 +101,7 @@ class NormGeometry:
 
 
 def _vectors(x: ArrayLike, d: int) -> Array:
-    out = np.array(x, np.float64)
+    out = real_array(x, "vectors")
     if out.ndim < 1 or out.shape[-1] != d:
         raise ShapeError(f"vectors of shape {list(out.shape)}: the last axis must be d_model = {d}")
     return out

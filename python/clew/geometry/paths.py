@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import corpus, lens, norm
 from ..errors import ConfigError, ShapeError, TokenError
+from ..inputs import real_array
 from ..model import Model
 from ..weights import whole
 from .norms import cosines, embeddings, texts
@@ -61,13 +62,17 @@ def fit_projection(
     >>> points.shape
     (4, 2)
     """
-    x = np.asarray(rows, np.float64)
+    x = real_array(rows, "rows")
     if x.ndim != 2 or len(x) < 2:
         raise ShapeError(f"rows {list(x.shape)}: [n, d] with n at least 2")
     if method not in ("pca", "umap"):
         raise ConfigError(f"method = {method!r}: 'pca' or 'umap'")
     if not 1 <= whole(dims, "dims") <= x.shape[1]:
         raise ConfigError(f"dims = {dims} of {x.shape[1]}")
+    if not np.isfinite(x).all():
+        raise ConfigError("rows hold NaN or infinity: there are no directions of largest variance")
+    if whole(max_rows, "max_rows") < 2:
+        raise ConfigError(f"max_rows = {max_rows}: at least 2")
     if len(x) > max_rows:
         x = x[np.sort(np.random.default_rng(seed).choice(len(x), max_rows, replace=False))]
     if method == "umap":

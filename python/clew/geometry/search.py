@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
+from ..inputs import as_array
 from ..model import Model
 from ..weights import whole
 
@@ -56,7 +57,7 @@ def _rows(model_or_matrix: Any, of: str) -> tuple[Array, Model | None]:
         if of not in ("W_E", "W_U"):
             raise ConfigError(f"nearest: of = {of!r}: 'W_E' or 'W_U'")
         return (model_or_matrix.W_E if of == "W_E" else model_or_matrix.W_U.T), model_or_matrix
-    return np.asarray(model_or_matrix), None
+    return as_array(model_or_matrix, "nearest: the matrix"), None
 
 
 def _placed(array: Array, dtype: np.dtype[Any]) -> Array:
@@ -122,12 +123,12 @@ def nearest_by(
     {'dot': [0], 'cosine': [0], 'l2': [0]}
     """
     for metric in metrics:
-        if metric not in METRICS:
+        if not isinstance(metric, str) or metric not in METRICS:
             raise ConfigError(f"nearest: metric = {metric!r}: {', '.join(map(repr, METRICS))}")
     if not metrics or len(set(metrics)) != len(metrics):
         raise ConfigError(f"nearest: metrics = {tuple(metrics)}: one or more, each once")
     rows, model = _rows(model_or_matrix, of)
-    x = np.asarray(vectors)
+    x = as_array(vectors, "nearest: vectors")
     if rows.ndim != 2 or 0 in rows.shape or x.ndim < 1 or x.shape[-1] != rows.shape[1]:
         raise ShapeError(f"nearest: vectors {list(x.shape)} among rows {list(rows.shape)}: the last axes must be equal")
     for what, array in (("vectors", x), ("the matrix", rows)):

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError
+from ..inputs import as_array
 from ..train.data import check_seed
 from .maze import Batch, Maze, Mazes, check_grid
 
@@ -145,7 +146,7 @@ def _rule(what: str, rule: str | ArrayLike, side: int) -> tuple[Array | None, bo
         if rule not in _ENDS:
             raise ConfigError(f'generate: {what} = {rule!r}: "anywhere", "dead end" or cells [k, 2]')
         return None, rule == "dead end"
-    cells = np.asarray(rule)
+    cells = as_array(rule, f"generate: {what}")
     if cells.shape == (2,):
         cells = cells[None]
     if cells.ndim != 2 or cells.shape[1] != 2 or cells.dtype.kind not in "iu" or len(cells) == 0:

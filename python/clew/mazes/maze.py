@@ -207,6 +207,8 @@ class Mazes(Sequence[Maze]):
         """Packs mazes; a batch as it is. Raises ConfigError for what holds other things."""
         if isinstance(items, Mazes):
             return items
+        if not isinstance(items, Maze | Iterable):
+            raise ConfigError(f"mazes: a maze or a sequence of mazes, not {type(items).__name__}")
         ms = [items] if isinstance(items, Maze) else list(items)
         for i, maze in enumerate(ms):
             if not isinstance(maze, Maze):

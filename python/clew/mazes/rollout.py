@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, TokenError
+from ..model import Model
+from ..weights import whole
 from .maze import Maze, Mazes
 from .tokens import SPECIALS, Tokenizer
 
 if TYPE_CHECKING:
     from ..edit import Edit
-    from ..model import Model
 
 Array = NDArray[Any]
 
@@ -37,6 +38,10 @@ def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
     >>> mazes.tokenizer_of(clew.Model.from_config(mazes.hallway_config()))
     Tokenizer of 7 × 7 mazes, uniform: 60 tokens
     """
+    if not isinstance(model, Model):
+        raise ConfigError(f"model: a Model, such as clew.load gives, not {type(model).__name__}")
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        raise ConfigError(f"tokenizer: a Tokenizer of mazes, not {type(tokenizer).__name__}")
     d_vocab, d_out = model.config.d_vocab, model.config.d_vocab_out
     if tokenizer is None:
         named = model.config.extra.get("mazes")
@@ -125,7 +130,7 @@ def rollouts(
     from ..edit import as_edits
 
     tok, batch, held = tokenizer_of(model, tokenizer), Mazes.of(ms), as_edits(edits)
-    if max_cells is not None and (isinstance(max_cells, bool) or max_cells < 1):
+    if max_cells is not None and (isinstance(max_cells, bool) or whole(max_cells, "max_cells") < 1):
         raise ConfigError(f"max_cells = {max_cells!r}: at least 1")
     prompts = tok.encode_batch(batch, path=False)
     out: list[Array] = []

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, TokenError
+from ..inputs import as_array
 from .maze import Cell, Maze, Mazes, check_grid
 
 Array = NDArray[Any]
@@ -89,9 +90,11 @@ class Tokenizer:
         """
         if isinstance(maze, Maze):
             return self.encode_batch(maze, path)[0]
+        if not isinstance(maze, Iterable):
+            raise TokenError(f"encode takes a maze, text or tokens, not {type(maze).__name__}")
         words = maze.split() if isinstance(maze, str) else list(maze)
         for i, word in enumerate(words):
-            if word not in self.ids:
+            if not isinstance(word, str) or word not in self.ids:
                 raise TokenError(f"token {i}, {word!r}, is not in the vocabulary of {self.grid} × {self.grid} mazes")
         return np.array([self.ids[word] for word in words], np.int32)
 
@@ -113,7 +116,7 @@ class Tokenizer:
 
     def decode(self, ids: ArrayLike) -> list[str]:
         """Tokens of ids. Raises TokenError for an id that there is not."""
-        array = np.asarray(ids)
+        array = as_array(ids, "ids")
         if array.ndim != 1 or array.dtype.kind not in "iu" and array.size:
             raise TokenError(f"decode takes ids [n], not {array.dtype} {list(array.shape)}")
         for i, token in enumerate(array.tolist()):
@@ -122,8 +125,11 @@ class Tokenizer:
         return [self.vocab[token] for token in array.tolist()]
 
     def cells_of(self, ids: ArrayLike) -> Array:
-        """Cells of ids, int [..., 2]; (−1, −1) for tokens that are no cells."""
-        array = np.asarray(ids)
+        """Cells of ids, int [..., 2]; (−1, −1) for tokens that are no cells. Raises TokenError for what is no id."""
+        array = as_array(ids, "ids")
+        if array.dtype.kind not in "iu" and array.size:
+            raise TokenError(f"cells_of takes ids, not {array.dtype} {list(array.shape)}")
+        array = array.astype(np.int64)
         number = array - len(SPECIALS)
         inside = (number >= 0) & (number < len(self.cells))
         return np.where(inside[..., None], self.cells[np.where(inside, number, 0)], -1)

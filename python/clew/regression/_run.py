@@ -132,7 +132,7 @@ def method(name: str) -> Callable[[B], B]:
 
 def build(name: str, d: int, parameters: dict[str, Any]) -> Method:
     """The method of a name; ConfigError that lists the names, or says which parameters are wrong or missing."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(f"no method {name!r}: {', '.join(sorted(METHODS))}")
     builder = METHODS[name]
     signature = list(inspect.signature(builder).parameters.values())[1:]  # after d
