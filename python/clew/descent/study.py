@@ -11,8 +11,9 @@ import numpy as np
 from .. import corpus, norm
 from ..errors import ConfigError
 from ..experiment import Claim, Experiment, verdict
+from ..inputs import check_seed, check_type
 from ..lens import TunedLens
-from ..model import Model
+from ..model import Model, check_model
 from .gradient import lens_gradient
 from .steps import Descent, collect, controls, descend
 from .training import RowNorms, Training, row_norms, stored_training
@@ -137,6 +138,10 @@ def experiment(
     >>> len(result.claims), len(result.training.steps) >= 8
     (7, True)
     """
+    check_model(model)
+    check_seed(seed)
+    if training is not None:
+        check_type(Training, "what over_training gives", training=training)
     config = model.config
     length, limit = (64, 16) if quick else (128, 64)
     if config.positional_embedding_type == "standard":

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, LoadError, ShapeError
 from ..experiment import write
-from ..model import Model, load
+from ..inputs import as_array, check_path, check_type, real_array, whole
+from ..model import Model, check_model, load
 from .steps import SINK, descend, frequencies, spearman
 
 Array = NDArray[Any]
@@ -52,7 +53,8 @@ def row_norms(model: Model, frequency: ArrayLike) -> RowNorms:
     >>> row_norms(model, np.arange(512)).embed_bands.shape
     (10,)
     """
-    counts = np.asarray(frequency)
+    check_model(model)
+    counts = real_array(frequency, "frequency")
     e = np.linalg.norm(model.W_E.astype(np.float64), axis=1)
     u = np.linalg.norm(model.W_U.astype(np.float64), axis=0)
     if counts.shape != e.shape or counts.shape != u.shape:
@@ -141,13 +143,14 @@ class Training:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Training:
         """Reads what :meth:`save` wrote. Raises LoadError for another file."""
+        check_path(path=path)
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             names = {f.name for f in dataclasses.fields(cls)}
             if not isinstance(data, dict) or set(data) != names:
                 raise ValueError("its keys are others")
             return cls(**{name: _restored(name, value) for name, value in data.items()})
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise LoadError(f"{path}: no measurements of a training: {error}") from None
 
 
@@ -197,8 +200,14 @@ def over_training(
     >>> found.steps.tolist(), found.loss.shape, bool(found.loss[1, -1] < found.loss[0, -1])
     ([0, 20], (2, 3), True)
     """
+    check_type(Iterable, "steps with models or paths", checkpoints=checkpoints)
+    if about is not None:
+        check_type(Mapping, "names to words and numbers", about=about)
     pairs = list(checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints)
-    steps = [int(step) for step, _ in pairs]
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise ConfigError(f"over_training: a checkpoint is (step, model or path), not {pair!r:.60}")
+    steps = [whole(step, "over_training: a step") for step, _ in pairs]
     if not pairs or len(set(steps)) != len(steps):
         raise ConfigError(f"over_training: checkpoints at steps {steps}: one or more, each once")
     pairs.sort(key=lambda pair: int(pair[0]))
@@ -212,7 +221,7 @@ def over_training(
         if shape is not None and own != shape:
             raise ShapeError(f"over_training: step {step} has [layers, tokens] {list(own)}, the others {list(shape)}")
         shape = own
-        counts = frequencies(model, tokens) if frequency is None else np.asarray(frequency)
+        counts = frequencies(model, tokens) if frequency is None else as_array(frequency, "frequency")
         found = descend(model, tokens, frequency=counts, sink=sink)
         for name in _KEPT:
             values[name].append(getattr(found, name))
