@@ -59,7 +59,7 @@ ESTIMATORS: list[Case] = [
     (lambda: regression.Online("ols", 3, dtype="z"), ConfigError, "dtype z: float32 or float64"),
     (lambda: regression.Online("ols", 3, dtype=None), ConfigError, "dtype None: float32 or float64"),
     (lambda: regression.gdd, AttributeError, "nearest: gd"),
-]  # fmt: skip
+]
 
 SETTINGS: list[Case] = [
     (lambda: DENSE.sample(BIG, BIG), MemoryError, f"dense: X [{BIG}, {BIG}, 3]: {8 * 3 * BIG * BIG} bytes"),
@@ -72,12 +72,16 @@ SETTINGS: list[Case] = [
     (lambda: tasks.uniform(3, -1), ConfigError, "half = -1"),
     (lambda: tasks.correlated([]), ShapeError, "float64 [0], expected variances [d]"),
     (lambda: tasks.correlated(None), ShapeError, "object [], expected variances [d]"),
-    (lambda: tasks.mixture(3, BIG * BIG), MemoryError, "mixture: tasks [1000000000000000000000000, 3]"),
+    (lambda: tasks.mixture(3, 10**15), MemoryError, "mixture: tasks [1000000000000000, 3]: 24000000000000000 bytes"),
     (lambda: tasks.mixture(3, None, seed=-1), ConfigError, "seed = -1"),
     (lambda: tasks.tree_contexts(None), ShapeError, "tree_contexts: amplitudes []: one number for each level"),
     (lambda: tasks.tree_contexts(np.ones((2, 2))), ShapeError, "tree_contexts: amplitudes [2, 2]"),
     (lambda: tasks.Curriculum(dims=None), ConfigError, "dims = None, must be (first, last, increment)"),
-    (lambda: tasks.interleaved(None), ConfigError, "prompts: Prompts, such as a setting's sample() gives, not NoneType"),
+    (
+        lambda: tasks.interleaved(None),
+        ConfigError,
+        "prompts: Prompts, such as a setting's sample() gives, not NoneType",
+    ),
     (lambda: tasks.joined(X), ConfigError, "prompts: Prompts"),
     (lambda: tasks.joined(tasks.Prompts(X * NAN, Y, Y)), ConfigError, "X[0, 0, 0] is nan"),
     (lambda: tasks.joined(tasks.Prompts(X, Y, Y, Xq=X[:1])), ShapeError, "Xq: [1, 5, 3] with X [2, 5, 3]"),
@@ -88,12 +92,28 @@ SETTINGS: list[Case] = [
     (lambda: tasks.Stream(DENSE, 3).batch(-1, 2), ConfigError, "step = -1"),
     (lambda: tasks.Setting("s", 3, None, None), ConfigError, "inputs: a Gaussian or Uniform"),
     (lambda: tasks.Setting("s", 3, tasks.Gaussian(), None), ConfigError, "target: a Target"),
-    (lambda: tasks.Setting("s", 3, tasks.Gaussian(np.eye(2)), tasks.GaussianWeights()), ShapeError, "cov of inputs [2, 2], expected [3, 3]"),
-    (lambda: tasks.Setting("s", 3, tasks.Gaussian(), tasks.FiniteTasks(np.zeros((2, 4)))), ShapeError, "tasks [2, 4], expected [M, 3]"),
+    (
+        lambda: tasks.Setting("s", 3, tasks.Gaussian(np.eye(2)), tasks.GaussianWeights()),
+        ShapeError,
+        "cov of inputs [2, 2], expected [3, 3]",
+    ),
+    (
+        lambda: tasks.Setting("s", 3, tasks.Gaussian(), tasks.FiniteTasks(np.zeros((2, 4)))),
+        ShapeError,
+        "tasks [2, 4], expected [M, 3]",
+    ),
     (lambda: tasks.FiniteTasks(np.zeros((0, 3))), ShapeError, "tasks: float64 [0, 3]"),
-    (lambda: tasks.Setting("s", 4, tasks.Gaussian(), tasks.TreeContexts((1.0, 0.5))), ShapeError, "d = 4, such a tree has 3 nodes"),
-    (lambda: tasks.Setting("s", 3, tasks.Gaussian(), tasks.GaussianWeights(), quadrants="z"), ConfigError, "quadrants = 'z'"),
-]  # fmt: skip
+    (
+        lambda: tasks.Setting("s", 4, tasks.Gaussian(), tasks.TreeContexts((1.0, 0.5))),
+        ShapeError,
+        "d = 4, such a tree has 3 nodes",
+    ),
+    (
+        lambda: tasks.Setting("s", 3, tasks.Gaussian(), tasks.GaussianWeights(), quadrants="z"),
+        ConfigError,
+        "quadrants = 'z'",
+    ),
+]
 
 CONSTRUCTIONS: list[Case] = [
     (lambda: constructed.gd(3, 2, 0.1, dtype="z"), ShapeError, "dtype z: a model computes in float32 or float64"),
@@ -108,7 +128,7 @@ CONSTRUCTIONS: list[Case] = [
     (lambda: GD.predict(X * 1e200, Y), ConfigError, "predictions are beyond the range of float64: rescale X and y"),
     (lambda: NEWTON.predict(X * 1e200, Y), ConfigError, "whose square is beyond float64: rescale X"),
     (lambda: GD.predict(rag(), Y), ShapeError, "X cannot be read as an array"),
-]  # fmt: skip
+]
 
 LEARNERS: list[Case] = [
     (lambda: learners.train(None, 4), ConfigError, "setting: a Setting, such as tasks.dense(d=5), not NoneType"),
@@ -127,9 +147,17 @@ LEARNERS: list[Case] = [
     (lambda: learners.attention_features(None), ConfigError, "prompts: Prompts"),
     (lambda: learners.compare(None, PROMPTS, {"ols": regression.ols}), ConfigError, "learner: a Learner, such as"),
     (lambda: learners.compare(LEARNER, None, {"ols": regression.ols}), ConfigError, "prompts: Prompts"),
-    (lambda: learners.compare(LEARNER, DENSE.sample(1, 4), {"ols": regression.ols}), ConfigError, "1 prompts, at least 2"),
+    (
+        lambda: learners.compare(LEARNER, DENSE.sample(1, 4), {"ols": regression.ols}),
+        ConfigError,
+        "1 prompts, at least 2",
+    ),
     (lambda: learners.compare(LEARNER, PROMPTS, {"a": 3}), ConfigError, "solver a: a function of (X, y), not int"),
-    (lambda: learners.compare(LEARNER, PROMPTS, {"a": lambda x, y: y * NAN}), ConfigError, "solver a: predictions[0, 0] is nan"),
+    (
+        lambda: learners.compare(LEARNER, PROMPTS, {"a": lambda x, y: y * NAN}),
+        ConfigError,
+        "solver a: predictions[0, 0] is nan",
+    ),
     (lambda: learners.by_layer(LEARNER, PROMPTS, [3]), ConfigError, "solvers: a mapping"),
     (lambda: learners.gradient_steps(LEARNER, PROMPTS, rates=[]), ShapeError, "rates [0]"),
     (lambda: learners.gradient_steps(LEARNER, PROMPTS, rates=[NAN]), ConfigError, "rates[0] is nan"),
@@ -146,7 +174,7 @@ LEARNERS: list[Case] = [
     (lambda: learners.diversity((2,), seeds=(-1,)), ConfigError, "seed = -1"),
     (lambda: learners.diversity((2,), prompts=1), ConfigError, "prompts = 1: at least 2"),
     (lambda: learners.diversity((2,), done=3), ConfigError, "done: a function of a row, not int"),
-]  # fmt: skip
+]
 
 PRIORS: list[Case] = [
     (lambda: adaptive.tree(scatter=1e200), ConfigError, "scatter = 1e+200: its square is beyond the range"),
@@ -156,7 +184,11 @@ PRIORS: list[Case] = [
     (lambda: adaptive.codebook(seed="z"), ConfigError, "seed = 'z'"),
     (lambda: adaptive.Prior("z", "a", "b"), ShapeError, "Prior: centres must be real numbers"),
     (lambda: adaptive.Prior(None, np.eye(3), np.zeros(3)), ConfigError, "name: a name, not NoneType"),
-    (lambda: adaptive.Prior("z", np.eye(3), np.zeros(3), np.ones((3, 2))), ShapeError, "branches [3, 2] with centres [3, 3]"),
+    (
+        lambda: adaptive.Prior("z", np.eye(3), np.zeros(3), np.ones((3, 2))),
+        ShapeError,
+        "branches [3, 2] with centres [3, 3]",
+    ),
     (lambda: adaptive.Prior("z", np.eye(2), np.zeros(2), [[3], [1]]), ConfigError, "branches must be signs"),
     (lambda: TREE.sample(-1), ConfigError, "n = -1: contexts, at least 1"),
     (lambda: TREE.sample(None), ConfigError, "n = None"),
@@ -171,7 +203,11 @@ PRIORS: list[Case] = [
     (lambda: TREE.full_posterior(None, 0.3), ShapeError, "estimate must be real numbers, not object"),
     (lambda: TREE.full_posterior(np.zeros(7), 0.3), ShapeError, "estimate [7]: [n, D], D is 7"),
     (lambda: TREE.token_posterior(np.full((1, 2, 7), NAN), np.zeros((1, 2)), 1.0), ConfigError, "x[0, 0, 0] is nan"),
-    (lambda: TREE.token_posterior(np.full((1, 2, 7), 1e200), np.zeros((1, 2)), 1.0), ConfigError, "token_posterior: beyond"),
+    (
+        lambda: TREE.token_posterior(np.full((1, 2, 7), 1e200), np.zeros((1, 2)), 1.0),
+        ConfigError,
+        "token_posterior: beyond",
+    ),
     (lambda: TREE.full_data_error(None), ConfigError, "noise = None, must be positive"),
     (lambda: TREE.full_data_error(0.3, 0), ConfigError, "n = 0: contexts, at least 2"),
     (lambda: TREE.full_data_error(0.3, 9, -1), ConfigError, "seed = -1"),
@@ -179,7 +215,7 @@ PRIORS: list[Case] = [
     (lambda: adaptive.sample_estimate(W, 8, -1.0), ConfigError, "sigma = -1, must not be negative"),
     (lambda: adaptive.sample_estimate(W, 8, NAN), ConfigError, "sigma = nan"),
     (lambda: adaptive.sample_estimate(W * NAN, 8, 1.0), ConfigError, "w[0, 0] is nan"),
-]  # fmt: skip
+]
 
 NETWORKS: list[Case] = [
     (lambda: adaptive.Constrained(None, 0.3, 1), ConfigError, "prior: a Prior, such as tree() gives, not NoneType"),
@@ -187,7 +223,7 @@ NETWORKS: list[Case] = [
     (lambda: adaptive.Constrained(TREE, 0.3, 1, readout=True), ConfigError, "readout = True"),
     (lambda: adaptive.Constrained(TREE, 0.3, 1, readout=np.eye(2)), ConfigError, "a number of hidden units"),
     (lambda: adaptive.Constrained(TREE, 0.3, 1, readout=BIG), ConfigError, "readout = 1000000000000"),
-    (lambda: adaptive.Constrained(TREE, 0.3, 1, width=2**31 - 1), MemoryError, "Unable to allocate"),
+    (lambda: adaptive.Constrained(TREE, 0.3, 1, width=2**31 - 1), ConfigError, "width 2147483647 must be 1 to 4096"),
     (lambda: adaptive.Constrained(TREE, 0.3, 1, routing="z"), ConfigError, "routing = 'z': True or False"),
     (lambda: adaptive.Constrained(TREE, 0.3, 1, seed=-1), ConfigError, "seed = -1"),
     (lambda: adaptive.Constrained(TREE, 0.3, 1, seed="z"), ConfigError, "seed = 'z'"),
@@ -220,9 +256,21 @@ NETWORKS: list[Case] = [
     (lambda: adaptive.fit(TREE, 0.3, 1, seeds=[2**64]), ConfigError, "below 2⁶³"),
     (lambda: adaptive.fit(TREE, 0.3, 1, seeds=[True]), ConfigError, "seeds [True]"),
     (lambda: adaptive.level_bits(None, np.eye(8), np.arange(8)), ConfigError, "prior: a Prior"),
-    (lambda: adaptive.level_bits(TREE, np.eye(8), np.arange(8) + 5), ConfigError, "index[3] = 8: the tree has leaves 0 to 7"),
-    (lambda: adaptive.level_bits(TREE, np.eye(8), np.arange(8.0)), ConfigError, "index: whole numbers of leaves, not float64"),
-    (lambda: adaptive.level_bits(TREE, np.eye(8) * 7, np.arange(8)), ConfigError, "probabilities of context 0 add up to 7"),
+    (
+        lambda: adaptive.level_bits(TREE, np.eye(8), np.arange(8) + 5),
+        ConfigError,
+        "index[3] = 8: the tree has leaves 0 to 7",
+    ),
+    (
+        lambda: adaptive.level_bits(TREE, np.eye(8), np.arange(8.0)),
+        ConfigError,
+        "index: whole numbers of leaves, not float64",
+    ),
+    (
+        lambda: adaptive.level_bits(TREE, np.eye(8) * 7, np.arange(8)),
+        ConfigError,
+        "probabilities of context 0 add up to 7",
+    ),
     (lambda: adaptive.level_bits(TREE, -np.eye(8), np.arange(8)), ConfigError, "the least is -1"),
     (lambda: adaptive.level_bits(TREE, np.zeros((0, 8)), np.arange(0)), ShapeError, "at least one context"),
     (lambda: adaptive.bits_by_layer(None), ConfigError, "network: a Constrained, such as fit() gives, not NoneType"),
@@ -234,7 +282,7 @@ NETWORKS: list[Case] = [
     (lambda: adaptive.patch(NET, W, W * NAN, 1), ConfigError, "messages[0, 0] is nan"),
     (lambda: adaptive.patch_branches(None), ConfigError, "network: a Constrained"),
     (lambda: adaptive.patch_branches(NET, 10, "z"), ConfigError, "seed = 'z'"),
-]  # fmt: skip
+]
 
 PROGRAMMES: list[Case] = [
     (lambda: adaptive.programme(TREE, 0.3, "12"), ConfigError, "heads = '12'"),
@@ -242,7 +290,6 @@ PROGRAMMES: list[Case] = [
     (lambda: adaptive.programme(TREE, 1e-300, [1]), ConfigError, "noise = 1e-300: its square"),
     (lambda: adaptive.programme(TREE, 0.3, [1], step=1e-15), MemoryError, "memory"),
     (lambda: adaptive.node_directions(6, 63), MemoryError, "node_directions ["),
-    (lambda: adaptive.node_directions(6, 10), MemoryError, "Unable to allocate"),
     (lambda: adaptive.node_directions(3, families="z"), ConfigError, "families = 'z'"),
     (lambda: adaptive.train_ordinary("linear", 0, True), ConfigError, "layers = 0: at least 1"),
     (lambda: adaptive.train_ordinary("linear", 1, None), ConfigError, "mlp = None: True or False"),
@@ -250,9 +297,21 @@ PROGRAMMES: list[Case] = [
     (lambda: adaptive.train_ordinary("linear", 1, True, examples=-3), ConfigError, "examples = -3"),
     (lambda: adaptive.train_ordinary("linear", 1, True, noise=-1), ConfigError, "noise = -1, must not be negative"),
     (lambda: adaptive.train_ordinary("linear", 1, True, seed="z"), ConfigError, "seed = 'z'"),
-    (lambda: adaptive.train_ordinary("linear", 1, True, prior=3), ConfigError, "prior: a Prior, such as tree() gives, not int"),
-    (lambda: adaptive.train_ordinary("linear", 1, True, batch=2**31 - 1, examples=10**9), MemoryError, "bytes in float64"),
-    (lambda: adaptive.compare_with_algorithms(None), ConfigError, "model: a Model, such as clew.load gives, not NoneType"),
+    (
+        lambda: adaptive.train_ordinary("linear", 1, True, prior=3),
+        ConfigError,
+        "prior: a Prior, such as tree() gives, not int",
+    ),
+    (
+        lambda: adaptive.train_ordinary("linear", 1, True, batch=2**31 - 1, examples=10**9),
+        MemoryError,
+        "bytes in float64",
+    ),
+    (
+        lambda: adaptive.compare_with_algorithms(None),
+        ConfigError,
+        "model: a Model, such as clew.load gives, not NoneType",
+    ),
     (lambda: adaptive.compare_with_algorithms(LEARNER.model), ConfigError, "reads vectors of 9 values, d_in is 4"),
     (lambda: adaptive.compare_with_algorithms(ORDINARY, n="z"), ConfigError, "n = 'z'"),
     (lambda: adaptive.compare_with_algorithms(ORDINARY, seed=-1), ConfigError, "seed = -1"),
@@ -267,10 +326,14 @@ PROGRAMMES: list[Case] = [
     (lambda: adaptive.Laboratory(seed=-1), ConfigError, "seed = -1"),
     (lambda: adaptive.Laboratory().train(None, 1), ConfigError, "prior: a Prior"),
     (lambda: adaptive.expected_values(None), ConfigError, "lab: a Laboratory, not NoneType"),
-    (lambda: adaptive.expected_values(adaptive.Laboratory(), [(3, 4)]), ConfigError, "cells = [(3, 4)]: at least one of (0.3, 1)"),
+    (
+        lambda: adaptive.expected_values(adaptive.Laboratory(), [(3, 4)]),
+        ConfigError,
+        "cells = [(3, 4)]: at least one of (0.3, 1)",
+    ),
     (lambda: adaptive.PREDICTIONS["a"](None), ConfigError, "lab: a Laboratory, not NoneType"),
     (lambda: adaptive.Specification(examples=0), ConfigError, "examples = 0: at least 1"),
-]  # fmt: skip
+]
 
 VECTORS: list[Case] = [
     (lambda: fv.Task("z", None), ConfigError, "task 'z': pairs (input, output), not NoneType"),
@@ -278,10 +341,18 @@ VECTORS: list[Case] = [
     (lambda: fv.make_prompts(None, ONE), ConfigError, "model: a Model, such as clew.load gives, not NoneType"),
     (lambda: fv.make_prompts(MODEL, None), ConfigError, "task: a Task(name, pairs), not NoneType"),
     (lambda: fv.make_prompts(MODEL, ONE, 2, template="z"), ConfigError, "template: a Template or None, not str"),
-    (lambda: fv.make_prompts(MODEL, ONE, 2, template=fv.Template(1.5, (), ())), ConfigError, "1.5 in a prompt of token ids"),
+    (
+        lambda: fv.make_prompts(MODEL, ONE, 2, template=fv.Template(1.5, (), ())),
+        ConfigError,
+        "1.5 in a prompt of token ids",
+    ),
     (lambda: fv.make_prompts(MODEL, ONE, 2, BIG, template=IDS), ConfigError, "n = 1000000000000 prompts of 2 examples"),
     (lambda: fv.make_prompts(MODEL, ONE, 2, 4, "z", template=IDS), ConfigError, "shuffled = 'z': True or False"),
-    (lambda: fv.make_prompts(MODEL, fv.Task("z", [(99, 2), (2, 99)]), 1, template=IDS), TokenError, "task 'z': token 99, the vocabulary has ids 0 to 11"),
+    (
+        lambda: fv.make_prompts(MODEL, fv.Task("z", [(99, 2), (2, 99)]), 1, template=IDS),
+        TokenError,
+        "task 'z': token 99, the vocabulary has ids 0 to 11",
+    ),
     (lambda: fv.make_prompts(MODEL, fv.Task("z", [(-1, 2), (2, -1)]), 1, template=IDS), TokenError, "token -1"),
     (lambda: fv.mean_heads(None, SHOTS), ConfigError, "model: a Model"),
     (lambda: fv.mean_heads(MODEL, None), ConfigError, "prompts: TaskPrompts, such as make_prompts() gives"),
@@ -302,10 +373,14 @@ VECTORS: list[Case] = [
     (lambda: fv.transfer(None, ONE, np.zeros(8)), ConfigError, "model: a Model"),
     (lambda: fv.transfer(MODEL, ONE, np.full(8, NAN)), ConfigError, "vector[0] is nan"),
     (lambda: fv.transfer(MODEL, ONE, np.zeros(8), layers=[1.5]), ConfigError, "layers: a layer = 1.5"),
-    (lambda: fv.transfer(MODEL, ONE, np.zeros(8), layers=3), ConfigError, "layers: a list of whole numbers, or None, not int"),
+    (
+        lambda: fv.transfer(MODEL, ONE, np.zeros(8), layers=3),
+        ConfigError,
+        "layers: a list of whole numbers, or None, not int",
+    ),
     (lambda: fv.transfer(MODEL, ONE, np.zeros(8), scale=None), ConfigError, "scale = None"),
     (lambda: fv.transfer(MODEL, ONE, np.zeros(8), batch=0), ConfigError, "batch = 0"),
-]  # fmt: skip
+]
 
 CASES = [*ESTIMATORS, *SETTINGS, *CONSTRUCTIONS, *LEARNERS, *PRIORS, *NETWORKS, *PROGRAMMES, *VECTORS]
 
@@ -336,10 +411,16 @@ def test_results_are_told_in_a_line_or_a_table() -> None:
     for text, value in said.items():
         assert repr(value) == text
     results = [
-        NET, POLICY, tasks.mixture(30, 100), tasks.correlated(np.eye(30)), learners.gradient_steps(LEARNER, PROMPTS),
-        adaptive.programme(adaptive.tree([1.0]), 0.3, [1]), adaptive.patch_branches(NET, 100),
-        adaptive.stored().predictions["a"], adaptive.stored(),
-    ]  # fmt: skip
+        NET,
+        POLICY,
+        tasks.mixture(30, 100),
+        tasks.correlated(np.eye(30)),
+        learners.gradient_steps(LEARNER, PROMPTS),
+        adaptive.programme(adaptive.tree([1.0]), 0.3, [1]),
+        adaptive.patch_branches(NET, 100),
+        adaptive.stored().predictions["a"],
+        adaptive.stored(),
+    ]
     for value in results:
         assert "array(" not in repr(value) and max(map(len, repr(value).splitlines())) < 400, type(value)
 

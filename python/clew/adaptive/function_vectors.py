@@ -181,7 +181,9 @@ def make_prompts(
         query, wanted = task.pairs[order[-1]]
         prompt, answer = _assemble(model, shown, query, wanted, template, text)
         if strange := [i for i in (*prompt, answer) if not 0 <= i < model.config.d_vocab]:
-            raise TokenError(f"task {task.name!r}: token {strange[0]}, the vocabulary has ids 0 to {model.config.d_vocab - 1}")
+            raise TokenError(
+                f"task {task.name!r}: token {strange[0]}, the vocabulary has ids 0 to {model.config.d_vocab - 1}"
+            )
         tokens.append(prompt)
         answers.append(answer)
     return TaskPrompts(tokens, np.array(answers, np.int64))

@@ -107,7 +107,7 @@ class Constrained:
             raise ShapeError(f"parameters {list(self.parameters.shape)}, this network has [{n}]")
 
     def __repr__(self) -> str:
-        ends = 'an exact readout' if self.readout == "exact" else f"{self.readout} hidden units in the readout"
+        ends = "an exact readout" if self.readout == "exact" else f"{self.readout} hidden units in the readout"
         parts = [f"{self.layers} layers of {self.heads} heads", f"width {self.width}", ends]
         parts += ["no routing"] * (not self.routing) + [f"{self.n_parameters} parameters {self.dtype}"]
         if len(self.losses):
@@ -231,7 +231,9 @@ class Constrained:
         for what, made in (("prediction", prediction), ("errors", errors)):
             if made is not None and not np.isfinite(made).all():
                 row = int(np.argwhere(~np.isfinite(made))[0][0])
-                raise ConfigError(f"the {what} of context {row} is beyond the range of {self.dtype}: rescale what it sees")
+                raise ConfigError(
+                    f"the {what} of context {row} is beyond the range of {self.dtype}: rescale what it sees"
+                )
         return Pass(prediction, answers, directions, errors)
 
     def run(

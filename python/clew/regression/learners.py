@@ -86,7 +86,10 @@ class Learner:
         tokens, positions = self._tokens(X, y)
         last = self.model.config.n_layers - 1
         run = self.model.run(
-            self._rounded(tokens), capture=["blocks.0.hook_resid_pre", "resid_post"], positions=positions, stop_after_layer=last
+            self._rounded(tokens),
+            capture=["blocks.0.hook_resid_pre", "resid_post"],
+            positions=positions,
+            stop_after_layer=last,
         )
         stream = np.concatenate([run["blocks.0.hook_resid_pre"][None], run.stack("resid_post")])
         batch, n = np.shape(y)
