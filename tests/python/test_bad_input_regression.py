@@ -285,6 +285,11 @@ NETWORKS: list[Case] = [
 ]
 
 PROGRAMMES: list[Case] = [
+    (
+        lambda: adaptive.programme(TREE, 0.3, [1] * 6),
+        MemoryError,
+        "6 messages on a grid of 44 values need 239878144 bytes",
+    ),
     (lambda: adaptive.programme(TREE, 0.3, "12"), ConfigError, "heads = '12'"),
     (lambda: adaptive.programme(TREE, 0.3, [1], symmetry="z"), ConfigError, "symmetry = 'z': True or False"),
     (lambda: adaptive.programme(TREE, 1e-300, [1]), ConfigError, "noise = 1e-300: its square"),

@@ -30,6 +30,7 @@ from .priors import Prior, _positive, check_prior
 __all__ = ["Programme", "node_directions", "programme", "tree_symmetries"]
 
 Array = NDArray[Any]
+_MOST_MESSAGES = 5
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,14 @@ def programme(
         actions = actions / lengths
     if sum(layers) > prior.dim:
         raise ShapeError(f"{sum(layers)} messages: more than D = {prior.dim} directions cannot be orthogonal")
+    if sum(layers) > _MOST_MESSAGES:
+        scale = float(np.linalg.norm(prior.centres, axis=1).max()) / (noise**2 + float(prior.spread[0])) ** 0.5
+        grid = 2 * math.ceil((scale + reach) / step) + 2
+        size = grid ** (sum(layers) - 2) * len(prior.centres) * 8
+        raise MemoryError(
+            f"programme: {sum(layers)} messages on a grid of {grid} values need {size} bytes of posteriors at once; "
+            f"at most {_MOST_MESSAGES} messages"
+        )
     if max(layers) > len(actions):
         raise ConfigError(f"heads = {layers}: a layer asks more directions than there are, {len(actions)}")
     many = math.comb(len(actions), layers[0])
