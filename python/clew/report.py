@@ -194,7 +194,8 @@ def main(out: str | os.PathLike[str] = "out", quick: bool = True, seed: int = 0,
          papers: Sequence[Paper] = PAPERS) -> Path:  # fmt: skip
     """Runs the papers' experiments, with a line of progress for each, and writes `out`/report.html; its path.
 
-    Raises ConfigError for a file in the folder's place; Error, after the page is written, where an experiment failed: which, and why.
+    Raises ConfigError for a file in the folder's place; Error, after the page is written, where an experiment failed:
+    which, and why.
     """
     check_path(out=out)
     check_seed(seed)

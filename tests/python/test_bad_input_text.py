@@ -185,7 +185,6 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: clew.Model.from_config(CONFIG, dtype="zz"), ShapeError, "dtype 'zz': a model computes in"),
     (lambda: clew.load(5), ConfigError, "path: a path, a name of clew.bundled() or a hub id, not int"),  # type: ignore[arg-type]
     (lambda: walk.Concept(layer=NO), ConfigError, "layer = None"),
-    (lambda: walk.Concept(layer="zz"), ConfigError, "layer = 'zz'"),
     (lambda: walk.concept_vectors(MODEL, [[1]], "mean"), ConfigError, "concept: a Concept, not str"),  # type: ignore[arg-type]
     (lambda: walk.evaluate(TALKER, [None]), ConfigError, "evaluate: tasks: a list of tasks"),  # type: ignore[list-item]
     (lambda: walk.evaluate(TALKER, [TASK], concept=3, test="similarity"), ConfigError, "concept: a Concept"),  # type: ignore[arg-type]
