@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from .errors import (
     ConfigError,
     Error,
@@ -27,6 +29,16 @@ from .train import AdamW
 
 register()
 del register
+
+_LATER = ("adaptive", "descent", "geometry", "lens", "mazes", "plot", "probe", "stream", "testing", "walk")
+"""Modules that are loaded on first use."""
+
+
+def __getattr__(name: str) -> object:
+    if name in _LATER:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AdamW",
