@@ -16,9 +16,9 @@ from ..errors import ConfigError, LoadError
 from ..experiment import write
 from .embedding import embedding_distances
 from .maze import Maze, Mazes
-from .probes import wall_probes
+from .probes import one_grid, wall_probes
 from .rollout import tokenizer_of
-from .snapshot import Snapshot, _snapshot, read, restored
+from .snapshot import Snapshot, _snapshot, about_of, read, restored
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -158,10 +158,15 @@ def compare(
     >>> len(found.models["small"]), len(found.pairs)
     (2, 1)
     """
+    if not isinstance(models, Mapping) or not all(isinstance(ones, Sequence) for ones in models.values()):
+        raise ConfigError("compare: models: a mapping of shapes to lists of models")
     if not models or not all(models.values()):
         raise ConfigError("compare: no models, or a shape without any")
-    learn, held = Mazes.of(train), Mazes.of(test)
-    side = int(held.grids[0])
+    for ones in models.values():
+        for model in ones:
+            tokenizer_of(model)
+    kept, learn, held = about_of(about, "compare"), Mazes.of(train), Mazes.of(test)
+    side = one_grid(learn, held, "compare")
     snapshots: dict[str, list[Snapshot]] = {shape: [] for shape in models}
     seen: list[tuple[tuple[str, int], Snapshot, list[Array], Array, Array]] = []
     for shape, ones in models.items():
@@ -180,7 +185,7 @@ def compare(
     tok = tokenizer_of(next(iter(models.values()))[0])
     bag = wall_probes("bag of tokens", learn, held, methods=["ridge"], seed=seed, tokenizer=tok)["ridge"].accuracy[0]
     shapes = {shape: tuple(ones) for shape, ones in snapshots.items()}
-    return Consistency(shapes, tuple(pairs), float(bag), dict(about or {}))
+    return Consistency(shapes, tuple(pairs), float(bag), kept)
 
 
 def stored_consistency() -> Consistency | None:

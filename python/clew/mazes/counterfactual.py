@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..errors import ConfigError, ShapeError, TokenError
+from ..errors import ConfigError, TokenError
 from ..train.data import generator
+from .checks import mazes_of
 from .maze import Maze, Mazes
 from .probes import inner_walls
 from .prompts import Prompts, path_prompts
@@ -25,50 +26,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Edits = Callable[[Array, Array], "list[Edit]"]
 """(rows [n], the positions of each from <PATH_START> on [n, room]) → edits"""
-
-
-# ---- Checks ---------------------------------------------------------------------------------------------------------
-
-
-def mazes_of(ms: Mazes | Iterable[Maze] | Maze, what: str, least: int = 2) -> Mazes:
-    """Mazes that have paths, of one grid. Raises ConfigError (too few, or a maze without a path), ShapeError."""
-    batch = Mazes.of(ms)
-    if len(batch) < least:
-        raise ConfigError(f"{what}: {len(batch)} mazes: at least {least}")
-    if (bad := np.flatnonzero(batch.path_lengths == 0)).size:
-        raise ConfigError(f"{what}: maze {bad[0]} has no way from its origin to its target")
-    sizes = np.unique(batch.grids)
-    if len(sizes) > 1:
-        raise ShapeError(f"{what}: mazes of {' and '.join(f'{g} × {g}' for g in sizes)}: one size at a time")
-    return batch
-
-
-def apart(ms: Mazes, reference: Mazes, what: str) -> None:
-    """Raises ConfigError where walls of one batch are in the other: what was learned there would be tested there; and
-    ShapeError for mazes of two sizes."""
-    if ms.grids[0] != reference.grids[0]:
-        raise ShapeError(
-            f"{what}: mazes of {ms.grids[0]} × {ms.grids[0]}, reference of {reference.grids[0]} × {reference.grids[0]}"
-        )
-    both = np.intersect1d(ms.hashes, reference.hashes)
-    if len(both):
-        raise ConfigError(
-            f"{what}: {len(both)} mazes' walls are in the mazes and in the reference: make them with split='test' and "
-            "split='train'"
-        )
-
-
-def layers_of(layers: Iterable[int] | int | None, n_layers: int, what: str) -> list[int]:
-    """Numbers of layers, checked; None: all. Raises ConfigError naming the one that there is not."""
-    if layers is None:
-        return list(range(n_layers))
-    out = [layers] if isinstance(layers, int | np.integer) else list(layers)
-    for layer in out:
-        if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not 0 <= layer < n_layers:
-            raise ConfigError(f"{what}: layer {layer!r}: there are layers 0 to {n_layers - 1}")
-    if not out:
-        raise ConfigError(f"{what}: layers is empty")
-    return [int(layer) for layer in out]
 
 
 # ---- Walking --------------------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from ..descent.steps import spearman
 from ..errors import ConfigError, LoadError
 from ..experiment import write
 from ..model import Model, load
+from .checks import whole_number
 from .maze import Maze, Mazes
-from .snapshot import FIELDS, Snapshot, read, restored, snapshot
+from .snapshot import FIELDS, Snapshot, about_of, checked_path, read, restored, snapshot
 
 Array = NDArray[Any]
 
@@ -89,7 +90,7 @@ def kept_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
     clew.errors.LoadError: nowhere: no directory step-N with a model (config.json) in it
     """
     found = {}
-    for path in Path(folder).glob("step-*"):
+    for path in checked_path(folder, "kept_checkpoints").glob("step-*"):
         number = path.name.removeprefix("step-")
         if number.isdigit() and (path / "config.json").is_file():
             found[int(number)] = path
@@ -137,18 +138,23 @@ def over_training(
     >>> found.steps.tolist(), found["accuracy"].shape
     ([0, 10], (2, 2))
     """
-    kept: dict[int, Any]
-    kept = dict(kept_checkpoints(checkpoints) if isinstance(checkpoints, str | os.PathLike) else checkpoints)
-    if not kept:
+    given = kept_checkpoints(checkpoints) if isinstance(checkpoints, str | os.PathLike) else checkpoints
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"over_training: checkpoints: a mapping of steps to models, not {type(given).__name__}")
+    if not given:
         raise ConfigError("over_training: no checkpoints")
-    learn, held = Mazes.of(train), Mazes.of(test)
-    steps = sorted(int(step) for step in kept)
+    kept = {whole_number(step, "over_training: a step"): source for step, source in given.items()}
+    for source in kept.values():
+        if not isinstance(source, Model | str | os.PathLike):
+            raise ConfigError(f"over_training: a checkpoint is a model or a path, not {type(source).__name__}")
+    told, learn, held = about_of(about, "over_training"), Mazes.of(train), Mazes.of(test)
+    steps = sorted(kept)
     snapshots = []
     for step in steps:
         source = kept[step]
         model = source if isinstance(source, Model) else load(source)
         snapshots.append(snapshot(model, learn, held, walks=walks, seed=seed))
-    return Dynamics(np.array(steps), tuple(snapshots), dict(about or {}))
+    return Dynamics(np.array(steps), tuple(snapshots), told)
 
 
 def stored_dynamics() -> Dynamics | None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..train.data import generator
+from .checks import MOST_DRAWS, whole_number
 from .rollout import tokenizer_of
 from .tokens import Tokenizer
 
@@ -83,6 +84,7 @@ def embedding_distances(
     (1176, True)
     """
     tok = tokenizer_of(model, tokenizer)
+    draws = whole_number(draws, "embedding_distances: draws", 1, MOST_DRAWS)
     side = tok.grid if grid is None else grid
     if isinstance(side, bool) or not isinstance(side, int | np.integer) or not 2 <= side <= tok.grid:
         raise ConfigError(f"grid = {grid!r}: the vocabulary has cells of 2 to {tok.grid} rows")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
-from ..train.data import generator
-from .generate import generate
+from ..errors import ConfigError, SiteError
+from ..train.data import check_seed, generator
+from .checks import names_of, path_of, whole_number
+from .generate import KINDS, generate
 from .maze import Maze, Mazes
 from .rollout import BATCH, rollouts, tokenizer_of, walk_cells
 from .tokens import Tokenizer
@@ -55,7 +56,7 @@ PAPER: dict[str, dict[str, dict[str, float]]] = {
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of successes with its Wilson interval (Wilson 1927).
+    """A share of successes with its Wilson interval (Wilson 1927). Raises ConfigError for more successes than trials.
 
     >>> rate = Rate(8, 10)
     >>> f"{rate.value:.2f} in {rate.low:.3f} … {rate.high:.3f}"
@@ -66,6 +67,9 @@ class Rate:
     n: int
     z: float = 1.959963984540054
     """Standard deviations: 95 %."""
+
+    def __post_init__(self) -> None:
+        whole_number(self.successes, "Rate: successes", 0, whole_number(self.n, "Rate: n"))
 
     @property
     def value(self) -> float:
@@ -113,7 +117,7 @@ class Judgement:
 def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgement:
     """Compares paths [k, 2] with their mazes; (−1, −1) stands for a token that is no cell.
 
-    Raises ConfigError where the numbers of paths and mazes differ.
+    Raises ConfigError where the numbers of paths and mazes differ, ShapeError for what is no path.
 
     Example
     -------
@@ -125,6 +129,9 @@ def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgemen
     ([True, False, False], [True, True, True], [True, True, False])
     """
     batch = Mazes.of(ms)
+    if isinstance(paths, str) or not isinstance(paths, Iterable):
+        raise ConfigError(f"judge: paths: a list of paths, not {type(paths).__name__}")
+    paths = [path_of(path, f"judge: path {i}") for i, path in enumerate(paths)]
     if len(paths) != len(batch):
         raise ConfigError(f"judge: {len(paths)} paths, {len(batch)} mazes")
     n = len(batch)
@@ -178,6 +185,8 @@ class Evaluation(Mapping[str, Rate]):
         return self.ended if name == "ended" else np.asarray(getattr(self.judgement, name))
 
     def __getitem__(self, row: str) -> Rate:
+        if not isinstance(row, str) or row not in self._rows:
+            raise SiteError(f"row {row!r}: there are {', '.join(self._rows)}")
         return self._rows[row]
 
     def __iter__(self) -> Iterator[str]:
@@ -311,13 +320,17 @@ class Table:
         """Kind of maze → evaluation; how the mazes were made."""
 
     def __getitem__(self, kind: str) -> Evaluation:
+        if not isinstance(kind, str) or kind not in self.columns:
+            raise SiteError(f"kind {kind!r}: there are {', '.join(self.columns)}")
         return self.columns[kind]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.columns)
 
     def below(self, model: str = "hallway") -> list[tuple[str, str]]:
-        """(kind, row) of every figure that lies below the paper's model."""
+        """(kind, row) of every figure that lies below the paper's model, "hallway" or "jirpy". Raises ConfigError."""
+        if not isinstance(model, str) or model not in PAPER:
+            raise ConfigError(f"model = {model!r}: one of {', '.join(PAPER)}")
         return [
             (kind, row)
             for kind, column in self.columns.items()
@@ -374,8 +387,9 @@ def table(
     >>> mazes.table(model, 8, grid=3)["rdfs"]["target"].n
     8
     """
+    check_seed(seed)
     columns = {
         kind: evaluate(model, generate(n, grid, kind, seed, split=split), tokenizer=tokenizer, seed=seed)
-        for kind in kinds
+        for kind in names_of(kinds, "table: kinds", KINDS)
     }
     return Table(columns, f"{n} mazes of {grid} × {grid} of each kind, seed {seed}, split {split!r}")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..attribution import apply_ln_to_stack
 from ..errors import ConfigError, SiteError
 from ..train.data import generator
+from .checks import MOST_DRAWS, Head, head_pair, one_maze, one_size, share_of, whole_number
 from .maze import Maze, Mazes
 from .prompts import check_length, path_prompts
 from .rollout import tokenizer_of
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from .prompts import Prompts
 
 Array = NDArray[Any]
-Head = tuple[int, int]
 
 PLACES = ("adjacency list", "origin and target", "path")
 """Where cells stand in a prompt."""
@@ -182,13 +182,17 @@ class AdjacencyHeads:
     """[place, distance]"""
 
     def ranked(self, least_mass: float = 0.0) -> list[Head]:
-        """(layer, head), the highest score first; heads with less attention to the adjacency list's cells come last."""
+        """(layer, head), the highest score first; heads with less attention to the adjacency list's cells come last.
+
+        Raises ConfigError for a mass that is no share.
+        """
+        least_mass = share_of(least_mass, "least_mass")
         return _order(np.where(self.mass_by_place[0] >= least_mass, self.score, -np.inf))
 
     def table(self, k: int | None = None) -> str:
         """The k highest heads as text; None: all."""
         lines = ["head    score  [95 %]             path length 1  behind walls  mass  (× uniform; mass: all cells)"]
-        for layer, head in self.ranked()[:k]:
+        for layer, head in self.ranked()[: None if k is None else whole_number(k, "table: k")]:
             at = (layer, head)
             span = f"[{self.low[at]:+.2f}, {self.high[at]:+.2f}]"
             lines.append(
@@ -231,9 +235,10 @@ def adjacency_heads(
     ((2, 4), 8, True)
     """
     tok = tokenizer_of(model, tokenizer)
+    draws = whole_number(draws, "adjacency_heads: draws", 1, MOST_DRAWS)
     prompts = path_prompts(ms, tok, position, seed)
     check_length(model, prompts)
-    side = int(prompts.mazes.grids[0])
+    side = one_size(prompts.mazes, "adjacency_heads")
     bins = side * side
     by_path, by_manhattan, count_path, count_manhattan, behind, count_behind = _sums(model, prompts, tok, bins)
     n = len(prompts)
@@ -314,8 +319,8 @@ def attention_over(model: Model, maze: Maze, head: Head, step: int = 0, *, token
     From path cell number `step` (0: the origin), the true path before it; summed over all of a cell's tokens up to
     there. What goes to other tokens is missing: the sum lies below 1. `clew.mazes.draw(maze, values=...)` shows it.
 
-    Raises ConfigError for a step that the path does not have, SiteError for a head that the model does not have,
-    TokenError as :func:`adjacency_heads`.
+    Raises ConfigError for what is no single maze, no pair or no step of the path, SiteError for a head that the model
+    does not have, TokenError as :func:`adjacency_heads`.
 
     >>> import clew
     >>> from clew import mazes
@@ -325,12 +330,13 @@ def attention_over(model: Model, maze: Maze, head: Head, step: int = 0, *, token
     ((4, 4), True)
     """
     tok = tokenizer_of(model, tokenizer)
-    if not 0 <= step < len(maze.solution):
-        raise ConfigError(f"attention_over: step {step}: the path has cells 0 to {len(maze.solution) - 1}")
-    layer, n = head
+    k = len(one_maze(maze, "attention_over").solution)
+    if isinstance(step, bool) or not isinstance(step, int | np.integer) or not 0 <= step < k:
+        raise ConfigError(f"attention_over: step {step!r}: the path has cells 0 to {k - 1}")
+    layer, n = head_pair(head)
     if not 0 <= n < model.config.n_heads:
         raise SiteError(f"attention_over: head {n}: the model has heads 0 to {model.config.n_heads - 1}")
-    ids = tok.encode(maze)[: step - len(maze.solution)]
+    ids = tok.encode(maze)[: step - k]
     run = model.run(ids, capture=[("pattern", layer)], positions=[-1], logits=None)
     cells = tok.cells_of(ids)
     there = cells[:, 0] >= 0

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 from ..lens import TunedLens, unembed
 from ..probe import Moments
+from .checks import mazes_of
 from .maze import Maze, Mazes
 from .prompts import cell_mass, neighbours, softmax
-from .rollout import rollouts, tokenizer_of, walk_cells
+from .rollout import check_model, rollouts, tokenizer_of, walk_cells
 from .tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def path_lens(model: Model, steps: Steps, lam: float = 1e-3) -> tuple[TunedLens,
     """The tuned lens learned on paths alone, and its control: the same with every stream led to another place's end.
 
     Both by ridge regression of the difference between the last layer's stream and each layer's, so that λ pulls
-    towards the logit lens. Raises ConfigError for a negative lam.
+    towards the logit lens. Raises ConfigError for a negative lam, or what are no places on paths.
 
     >>> import clew
     >>> from clew import mazes
@@ -117,6 +118,9 @@ def path_lens(model: Model, steps: Steps, lam: float = 1e-3) -> tuple[TunedLens,
     >>> tuned.weight.shape, bool((tuned.weight[-1] == np.eye(128)).all())
     ((2, 128, 128), True)
     """
+    if not isinstance(steps, Steps):
+        raise ConfigError(f"path_lens: steps: places on paths, as path_steps gives, not {type(steps).__name__}")
+    check_model(model)
     sums = Moments()
     for _, x in steps.streams(model):
         x = x.astype(np.float64)
@@ -206,7 +210,7 @@ def lens_masses(
         Mazes whose solutions the tuned lens learns from, or a tuned lens; there is no "shuffled" control of a given
         one: its rows are NaN.
     test
-        Mazes to look at, of one grid.
+        Mazes to look at, of one grid, at least two: each is the other one's control.
     paths
         "solution": along the mazes' own paths; "model": along the model's, as the paper's 50 rollouts.
     lam
@@ -215,7 +219,9 @@ def lens_masses(
     Raises
     ------
     ConfigError
-        Walls that are in both parts, another name of paths, no path of two cells.
+        Walls that are in both parts, another name of paths, no path of two cells, fewer than two mazes.
+    ShapeError
+        Mazes of several grids to look at.
     TokenError
         A model of other tokens, mazes larger than its vocabulary or its positions.
 
@@ -231,7 +237,7 @@ def lens_masses(
     """
     tok = tokenizer_of(model, tokenizer)
     lenses: dict[str, TunedLens | None] = {"logit": None}
-    n_train, held = 0, Mazes.of(test)
+    n_train, held = 0, mazes_of(test, "lens_masses")
     if isinstance(train, TunedLens):
         if train.model is not model:
             raise ConfigError("lens_masses: the tuned lens was made for another model")

@@ -15,10 +15,9 @@ from ..errors import ConfigError
 from ..metrics import logit_diff
 from ..train.data import generator
 from .causal import (
+    MOST_GROUPS,
     PIECE,
-    Heads,
     Likeliest,
-    check_draws,
     choose_heads,
     control_groups,
     names,
@@ -29,21 +28,9 @@ from .causal import (
     share,
     standardised,
 )
-from .counterfactual import (
-    MinimalPairs,
-    apart,
-    layers_of,
-    mazes_of,
-    minimal_pairs,
-    padded,
-    rebuilt,
-    same,
-    shuffled,
-    start_prompts,
-    walks,
-)
+from .checks import Head, Heads, apart, layers_of, mazes_of, names_of, share_of, whole_number
+from .counterfactual import MinimalPairs, minimal_pairs, padded, rebuilt, same, shuffled, start_prompts, walks
 from .evaluate import Rate, judge
-from .heads import Head
 from .maze import Maze, Mazes
 from .prompts import Estimate, bootstrap, check_length
 from .rollout import tokenizer_of
@@ -174,7 +161,8 @@ def patch_heads(
     """
     what = "patch_heads"
     tok = tokenizer_of(model, tokenizer)
-    check_draws(draws, what)
+    draws = whole_number(draws, f"{what}: draws", 0, MOST_GROUPS)
+    least_mass = share_of(least_mass, f"{what}: least_mass")
     other = mazes_of(reference, f"{what}: reference")
     if isinstance(ms, MinimalPairs):
         pairs = ms
@@ -417,9 +405,7 @@ def patch_path_start(
     batch, others = mazes_of(ms, what), mazes_of(reference, f"{what}: reference")
     apart(batch, others, what)
     chosen = layers_of(layers, model.config.n_layers, what)
-    for name, given, known in (("kinds", kinds, PAIR_KINDS), ("sources", sources, SOURCES)):
-        if not given or any(g not in known for g in given):
-            raise ConfigError(f"{what}: {name} = {list(given)!r}: of {', '.join(map(repr, known))}")
+    kinds, sources = names_of(kinds, f"{what}: kinds", PAIR_KINDS), names_of(sources, f"{what}: sources", SOURCES)
     mean = _streams(model, start_prompts(others, tok), chosen).mean(1, keepdims=True)
     rows: list[StartPatch] = []
     n, exact, differ = {}, {}, {}

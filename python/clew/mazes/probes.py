@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError
+from ..inputs import real_array
 from ..probe import Moments, Probe, logistic
-from .maze import Maze, Mazes
+from ..train.data import check_seed
+from .checks import names_of, one_size, place_in
+from .maze import Maze, Mazes, cell_pair, check_grid
 from .prompts import Prompts, path_prompts, residuals
-from .rollout import BATCH, tokenizer_of
-from .tokens import Tokenizer
+from .rollout import BATCH, check_model, tokenizer_of
+from .tokens import Tokenizer, check_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Features = Iterator[tuple[slice, Array]]
 
+METHODS = ("ridge", "logistic")
 KEPT = 1 << 14
 """Mazes that logistic regression learns from at most: their activations are kept."""
 
@@ -34,9 +38,12 @@ KEPT = 1 << 14
 def inner_walls(grid: int) -> Array:
     """Pairs of cells that a wall may part, int [2 · grid · (grid − 1), 2, 2]: below each other first, then beside.
 
+    Raises ConfigError for a size that no maze has.
+
     >>> inner_walls(2).tolist()
     [[[0, 0], [1, 0]], [[0, 1], [1, 1]], [[0, 0], [0, 1]], [[1, 0], [1, 1]]]
     """
+    grid = check_grid(grid)
     r, c = np.divmod(np.arange(grid * grid), grid)
     cells = np.stack([r, c], axis=1)
     return np.concatenate(
@@ -44,25 +51,32 @@ def inner_walls(grid: int) -> Array:
     )
 
 
-def walls_of(ms: Mazes) -> Array:
-    """Is each inner wall there? bool [n, walls], in the order of :func:`inner_walls`."""
+def walls_of(ms: Mazes | Iterable[Maze] | Maze) -> Array:
+    """Is each inner wall there? bool [n, walls], in the order of :func:`inner_walls`.
 
-    open_ = ms.connections()
-    return ~np.concatenate([open_[:, :-1, :, 3].reshape(len(ms), -1), open_[:, :, :-1, 2].reshape(len(ms), -1)], axis=1)
+    Raises ConfigError without mazes, ShapeError for mazes of several grids.
+    """
+    batch = Mazes.of(ms)
+    one_size(batch, "walls_of")
+    n, open_ = len(batch), batch.connections()
+    return ~np.concatenate([open_[:, :-1, :, 3].reshape(n, -1), open_[:, :, :-1, 2].reshape(n, -1)], axis=1)
 
 
 def spanning_trees(openness: ArrayLike, grid: int) -> Array:
     """The spanning tree whose edges have the largest sum of openness, of each maze (Kruskal 1956, greedily).
 
     openness: float [n, walls], the larger the likelier is the edge open. Returns the *walls*, bool [n, walls]: True
-    where the tree has no edge. Of equal values the first wall counts as open. Raises ShapeError.
+    where the tree has no edge. Of equal values the first wall counts as open. Raises ShapeError; ConfigError for NaN or
+    a size that no maze has.
 
     >>> spanning_trees([[0.9, 0.8, 0.7, 0.1]], 2).tolist()
     [[False, False, False, True]]
     """
-    scores, walls = np.asarray(openness, float), inner_walls(grid)
+    scores, walls = real_array(openness, "spanning_trees: openness"), inner_walls(grid)
     if scores.ndim != 2 or scores.shape[1] != len(walls):
         raise ShapeError(f"spanning_trees: {list(scores.shape)} for {grid} × {grid} mazes, expected [n, {len(walls)}]")
+    if np.isnan(scores).any():
+        raise ConfigError("spanning_trees: openness holds NaN")
     n, rows = len(scores), np.arange(len(scores))
     ends = walls @ [grid, 1]
     component = np.broadcast_to(np.arange(grid * grid), (n, grid * grid)).copy()
@@ -91,9 +105,14 @@ def _stream(source: Model | str, prompts: Prompts, vocab: int) -> Features:
 
 
 def untrained(model: Model, seed: int = 0) -> Model:
-    """A model of the same shape with the random weights that its configuration starts from: a baseline."""
+    """A model of the same shape with the random weights that its configuration starts from: a baseline.
+
+    Raises ConfigError for what is no model, or no seed.
+    """
     from ..model import Model as Class
 
+    check_model(model)
+    check_seed(seed)
     return Class.from_config(model.config, seed=seed, dtype=model.dtype.name)
 
 
@@ -181,12 +200,15 @@ class WallProbes:
     """Method → the maps; weight [layer, d_model, walls]. A score above the boundary says "wall"."""
 
     def __getitem__(self, method: str) -> WallScores:
-        return self.scores[method]
+        if method is None:
+            raise ConfigError(f"method = None: there are {', '.join(self.scores)}")
+        return self.scores[self._method(method)]
 
     def _method(self, method: str | None) -> str:
+        """A method by its name; None: the better one."""
         if method is None:
             return max(self.scores, key=lambda name: float(self.scores[name].accuracy.max()))
-        if method not in self.probes:
+        if not isinstance(method, str) or method not in self.probes:
             raise ConfigError(f"method = {method!r}: there are {', '.join(self.probes)}")
         return method
 
@@ -204,9 +226,15 @@ class WallProbes:
 
     def openness(self, resid: ArrayLike, layer: int, method: str | None = None) -> Array:
         """What a probe says of streams [n, d_model]: that neighbours are connected, [n, 2, grid, grid] (down, right),
-        as `clew.mazes.draw(walls=...)` takes it; 0 where there is no inner wall."""
-        name = self._method(method)
-        score = self.probes[name].layer(layer)(resid)
+        as `clew.mazes.draw(walls=...)` takes it; 0 where there is no inner wall.
+
+        Raises ShapeError for streams of another width, ConfigError for a layer or method that there is not, or streams
+        that hold NaN or infinity.
+        """
+        name, x = self._method(method), real_array(resid, "openness: streams")
+        if not np.isfinite(x).all():
+            raise ConfigError("openness: streams hold NaN or infinity")
+        score = self.probes[name].layer(self._layer(layer))(x)
         open_ = 1 / (1 + np.exp(score)) if name == "logistic" else np.clip(1 - score, 0, 1)
         out = np.zeros((len(open_), 2, self.grid, self.grid))
         half = len(self.walls) // 2
@@ -215,30 +243,36 @@ class WallProbes:
         return out
 
     def direction(self, wall: int, layer: int, method: str = "ridge") -> Array:
-        """The vector [d_model] whose product with the stream says that a wall is there."""
-        return np.asarray(self.probes[self._method(method)].weight[layer, :, wall])
+        """The vector [d_model] whose product with the stream says that a wall is there.
+
+        Raises ConfigError for a wall (see :meth:`wall`), layer or method that there is not.
+        """
+        number = place_in(wall, len(self.walls), "wall")
+        return np.asarray(self.probes[self._method(method)].weight[self._layer(layer), :, number])
+
+    def _layer(self, layer: int) -> int:
+        return place_in(layer, len(next(iter(self.probes.values())).weight), "layer")
 
     def wall(self, a: ArrayLike, b: ArrayLike) -> int:
         """Number of the wall between two neighbours. Raises ConfigError for cells that are none."""
-        pair = np.sort(np.array([a, b]), axis=0)
+        pair = np.array(sorted([cell_pair(a), cell_pair(b)]))
         found = np.flatnonzero((self.walls == pair).all((1, 2)))
         if len(found) == 0:
             raise ConfigError(f"{np.asarray(a).tolist()} and {np.asarray(b).tolist()} are no neighbours here")
         return int(found[0])
 
 
-def _one_grid(train: Mazes, test: Mazes, what: str) -> int:
+def one_grid(train: Mazes, test: Mazes, what: str) -> int:
+    """The grid of mazes to learn from and of held-out ones. Raises ConfigError (too few, walls in both), ShapeError."""
     if len(train) < 2 or len(test) == 0:
         raise ConfigError(f"{what}: {len(train)} mazes to learn from and {len(test)} held out: an empty split?")
-    grids = np.unique(np.concatenate([train.grids, test.grids]))
-    if len(grids) > 1:
-        raise ShapeError(f"{what}: mazes of {' and '.join(f'{g} × {g}' for g in grids)}: one size at a time")
+    grid = one_size(Mazes.join([train, test]), what)
     both = np.intersect1d(train.hashes, test.hashes)
     if len(both):
         raise ConfigError(
             f"{what}: {len(both)} mazes' walls are in both parts: make them with split='train' and split='test'"
         )
-    return int(grids[0])
+    return grid
 
 
 def wall_probes(
@@ -292,17 +326,17 @@ def wall_probes(
     >>> found["ridge"].accuracy.shape, found["ridge"].per_wall.shape, 0.5 < found.majority < 0.8
     ((2,), (2, 24), True)
     """
-    strange = [m for m in methods if m not in ("ridge", "logistic")]
-    if strange or not methods:
-        raise ConfigError(f'methods = {list(methods)!r}: "ridge", "logistic"')
+    methods = names_of(methods, "wall_probes: methods", METHODS)
+    check_seed(seed)
     if isinstance(model, str):
         if model != "bag of tokens" or tokenizer is None:
             raise ConfigError(f'{model!r}: a model, or "bag of tokens" and a tokenizer')
+        check_tokenizer(tokenizer)
         tok = tokenizer
     else:
         tok = tokenizer_of(model, tokenizer)
     learn, held = (path_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test))))
-    grid = _one_grid(learn.mazes, held.mazes, "wall_probes")
+    grid = one_grid(learn.mazes, held.mazes, "wall_probes")
     truth, other = walls_of(learn.mazes), walls_of(held.mazes)
     fit = _fit(_stream(model, learn, len(tok.vocab)), truth.astype(np.float32), methods, lam)
     frequent = truth.mean(0) >= 0.5
@@ -421,11 +455,12 @@ def route_probes(
     (2,)
     """
     tok = tokenizer_of(model, tokenizer)
+    check_seed(seed)
     learn, held = (path_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test))))
     enough = [p.mazes.path_lengths > 1 for p in (learn, held)]
     if not all(e.all() for e in enough):
         raise ConfigError("route_probes: a maze whose origin is its target has no next step")
-    grid = _one_grid(learn.mazes, held.mazes, "route_probes")
+    grid = one_grid(learn.mazes, held.mazes, "route_probes")
     cells = grid * grid
 
     def targets(prompts: Prompts) -> Array:

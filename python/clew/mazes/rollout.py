@@ -11,7 +11,7 @@ from ..errors import ConfigError, TokenError
 from ..model import Model
 from ..weights import whole
 from .maze import Maze, Mazes
-from .tokens import SPECIALS, Tokenizer
+from .tokens import SPECIALS, Tokenizer, check_tokenizer
 
 if TYPE_CHECKING:
     from ..edit import Edit
@@ -22,6 +22,12 @@ BATCH = 256
 """Mazes that are walked at a time."""
 
 
+def check_model(value: Any) -> None:
+    """Raises ConfigError for what is no model."""
+    if not isinstance(value, Model):
+        raise ConfigError(f"model: a Model, such as clew.load gives, not {type(value).__name__}")
+
+
 def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
     """The vocabulary of a maze model: the one that is given, the one that its configuration names, or the uniform one
     of its size.
@@ -30,6 +36,8 @@ def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
     ------
     TokenError
         A model whose vocabulary is another one.
+    ConfigError
+        What is no model, or no tokenizer.
 
     Example
     -------
@@ -38,10 +46,9 @@ def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
     >>> mazes.tokenizer_of(clew.Model.from_config(mazes.hallway_config()))
     Tokenizer of 7 × 7 mazes, uniform: 60 tokens
     """
-    if not isinstance(model, Model):
-        raise ConfigError(f"model: a Model, such as clew.load gives, not {type(model).__name__}")
-    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-        raise ConfigError(f"tokenizer: a Tokenizer of mazes, not {type(tokenizer).__name__}")
+    check_model(model)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
     d_vocab, d_out = model.config.d_vocab, model.config.d_vocab_out
     if tokenizer is None:
         named = model.config.extra.get("mazes")

@@ -14,7 +14,8 @@ from .. import edit
 from ..errors import ConfigError, ShapeError
 from ..train.data import generator
 from .causal import Margin, along_the_way, asked, behind, pieces, rate, share, standardised
-from .counterfactual import crosses, layers_of, legal_steps, mazes_of, rebuilt, start_prompts, walks
+from .checks import layers_of, mazes_of, names_of
+from .counterfactual import crosses, legal_steps, rebuilt, start_prompts, walks
 from .evaluate import Rate, judge
 from .maze import Maze, Mazes
 from .probes import WallProbes, inner_walls, walls_of
@@ -295,11 +296,11 @@ def flip_walls(
     tok = tokenizer_of(model, tokenizer)
     batch = mazes_of(ms, what)
     chosen = layers_of(layers, model.config.n_layers, what)
-    for name, given, known in (("kinds", kinds, WALL_KINDS), ("changes", changes, CHANGES)):
-        if not given or any(g not in known for g in given):
-            raise ConfigError(f"{what}: {name} = {list(given)!r}: of {', '.join(map(repr, known))}")
+    kinds, changes = names_of(kinds, f"{what}: kinds", WALL_KINDS), names_of(changes, f"{what}: changes", CHANGES)
     if isinstance(scale, bool) or not isinstance(scale, int | float | np.floating) or not 0 < scale < np.inf:
         raise ConfigError(f"{what}: scale = {scale!r}: a number above 0")
+    if not isinstance(probes, WallProbes):
+        raise ConfigError(f"{what}: probes: WallProbes, as wall_probes makes them, not {type(probes).__name__}")
     if "ridge" not in probes.probes or probes.position != "path_start":
         held = ", ".join(probes.probes)
         raise ConfigError(f"{what}: probes by {held} at {probes.position!r}: ridge probes at 'path_start' are needed")
