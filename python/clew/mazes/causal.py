@@ -359,6 +359,9 @@ class HeadAblation:
         lines.append(f"Spearman's ρ of score and loss of margin over all heads: {self.score_correlation}")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def figure(self) -> Figure:
         """Adjacency score against loss of margin, every head; needs matplotlib (`clew[plot]`)."""
         from .causal_figures import head_ablation

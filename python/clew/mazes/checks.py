@@ -36,7 +36,7 @@ def whole_number(value: Any, what: str, least: int = 0, most: int | None = None)
     good = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
     if not good or (most is not None and value > most):
         room = f"at least {least}" if most is None else f"{least} to {most:,}"
-        raise ConfigError(f"{what} = {value!r}: a whole number, {room}")
+        raise ConfigError(f"{what} = {value!r}, must be a whole number, {room}")
     return int(value)
 
 

@@ -93,6 +93,9 @@ class Consistency:
                 )
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything as JSON, numbers rounded to five digits. Raises OSError."""
         write(path, self)

@@ -156,6 +156,9 @@ class MinimalPairs:
     def __len__(self) -> int:
         return len(self.a)
 
+    def __repr__(self) -> str:
+        return f"{len(self)} pairs that differ in one edge, of {self.a.mazes!r}"
+
 
 def minimal_pairs(
     model: Model | Tokenizer,

@@ -23,8 +23,8 @@ Array = NDArray[Any]
 def text(maze: Maze, path: ArrayLike | None = None) -> str:
     """A maze in characters: walls, O the origin, T the target, · a path between them (None: the solution).
 
-    Cells (−1, −1), tokens that are none, are left out. Raises ShapeError for what is no path, ConfigError for what is no
-    maze, or a cell outside it.
+    Cells (−1, −1), tokens that are none, are left out. Raises ShapeError for what is no path, ConfigError for what is
+    no maze, or a cell outside it.
 
     >>> print(text(Maze(2, [[(0, 0), (0, 1)]], (0, 0), (0, 1)), path=[]))
     +---+---+
@@ -144,15 +144,21 @@ def draw(
     return figure
 
 
+def as_walked(path: Array, maze: Maze) -> Array:
+    """A model's path as `draw` and `text` take it: cells that only larger mazes have are (−1, −1)."""
+    outside = ((path < 0) | (path >= maze.grid)).any(1)
+    return np.where(outside[:, None], -1, path)
+
+
 def _shaped(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
     """Finite numbers of a shape, float64; masked where they are masked."""
     mask = np.ma.getmaskarray(value) if isinstance(value, np.ma.MaskedArray) else None
     array = real_array(np.asarray(value) if mask is not None else value, f"draw: {what}")
     if array.shape != shape:
         raise ShapeError(f"draw: {what} of shape {list(array.shape)}, the maze needs {list(shape)}")
-    strange = ~np.isfinite(array) if mask is None else ~np.isfinite(array) & ~mask
-    if strange.any():
-        raise ConfigError(f"draw: {what} hold {array[strange][0]:g}: numbers must be finite")
+    shown = array.ravel() if mask is None else array[~mask]
+    if not np.isfinite(shown).all():
+        raise ConfigError(f"draw: {what} hold NaN or infinity: numbers must be finite")
     return array if mask is None else np.ma.masked_array(array, mask)
 
 

@@ -66,6 +66,9 @@ class Dynamics:
             )
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything as JSON, numbers rounded to five digits. Raises OSError."""
         write(path, self)

@@ -43,6 +43,12 @@ class EmbeddingDistances:
         """Share of shuffles, this order among them, whose correlation is as large (Mantel 1967)."""
         return float((1 + (self.control >= self.r).sum()) / (1 + len(self.control)))
 
+    def __repr__(self) -> str:
+        return (
+            f"EmbeddingDistances, {self.metric}, of {len(self.distance):,} pairs of {self.grid} × {self.grid} cells: "
+            f"r = {self.r:.3f} with Manhattan distance, p = {self.p:.3g} of {len(self.control)} shuffles"
+        )
+
     def by_distance(self) -> tuple[Array, Array, Array]:
         """Manhattan distances, and mean and standard deviation of the embeddings' distances there."""
         steps = np.unique(self.manhattan)

@@ -113,6 +113,12 @@ class Judgement:
     streak: Array
     """Cells at its beginning that agree with the solution, int."""
 
+    def __repr__(self) -> str:
+        return (
+            f"Judgement of {len(self.exact)} paths: {self.exact.sum()} exact, {self.valid.sum()} valid, "
+            f"{self.target.sum()} to the target, {self.shortest.sum()} shortest"
+        )
+
 
 def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgement:
     """Compares paths [k, 2] with their mazes; (−1, −1) stands for a token that is no cell.

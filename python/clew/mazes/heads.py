@@ -68,6 +68,26 @@ class LogitAttribution:
         """(layer, head), the largest contribution first."""
         return _order(self.heads)
 
+    def table(self, k: int | None = None) -> str:
+        """The k heads with the largest contributions, and the other parts, as text; None: all heads."""
+        lines = [
+            f"logit of the right cell over the mean of the others, {self.n} prompts ({self.position}): "
+            f"{self.total:.3f}, of which",
+            "head    adds [95 %]",
+        ]
+        for layer, head in self.ranked()[: None if k is None else whole_number(k, "table: k")]:
+            at = (layer, head)
+            lines.append(f"L{layer}H{head:<3} {self.heads[at]:+.3f} [{self.low[at]:+.3f}, {self.high[at]:+.3f}]")
+        lines += [f"MLP {layer}  {value:+.3f}" for layer, value in enumerate(self.mlps)]
+        lines.append(
+            f"biases of attention {self.biases.sum():+.3f}, embedding {self.embedding:+.3f}, constant "
+            f"{self.constant:+.3f}"
+        )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
+
 
 def logit_attribution(
     model: Model,
@@ -200,6 +220,9 @@ class AdjacencyHeads:
                 f"{self.walled_over_uniform[at]:12.2f}  {self.mass[at]:.2f}"
             )
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
 
 
 def adjacency_heads(

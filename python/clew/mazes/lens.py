@@ -51,6 +51,9 @@ class Steps:
     def __len__(self) -> int:
         return len(self.maze)
 
+    def __repr__(self) -> str:
+        return f"{len(self)} steps on the paths of {self.mazes!r}"
+
     def streams(self, model: Model, size: int = 64) -> Iterator[tuple[slice, Array]]:
         """(places, the stream after every layer there [layer, places, d_model]), `size` mazes at a time."""
         for first in range(0, len(self.tokens), size):
@@ -188,6 +191,9 @@ class LensMasses:
                 f"{self.other_maze['tuned'][layer]:.3f}"
             )
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
 
 
 def lens_masses(

@@ -113,6 +113,9 @@ class HeadPatching:
         lines.append(f"Spearman's ρ of score and recovered share over all heads: {self.score_correlation}")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def figure(self) -> Figure:
         """Share that each head recovers, by layer; needs matplotlib (`clew[plot]`)."""
         from .causal_figures import head_patching
@@ -311,6 +314,9 @@ class PathStartPatching:
                 shown = "; ".join(f"L{n} {share(e)}" for n, e in zip(self.layers, estimates, strict=True))
                 lines.append(f"walks that change, other maze − {control}, points: {shown}")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
 
     def figure(self) -> Figure:
         """Whose way is walked, by layer; needs matplotlib (`clew[plot]`)."""

@@ -178,6 +178,13 @@ class WallScores:
         """The layer with the highest accuracy."""
         return int(self.accuracy.argmax())
 
+    def __repr__(self) -> str:
+        i = self.best
+        return (
+            f"WallScores of {len(self.accuracy)} layers: best is layer {i}, {self.accuracy[i]:.1%} "
+            f"[{self.low[i]:.1%}, {self.high[i]:.1%}] of inner walls"
+        )
+
 
 @dataclass(frozen=True)
 class WallProbes:
@@ -198,6 +205,27 @@ class WallProbes:
     """Accuracy of "there is a wall" for inner walls."""
     probes: dict[str, Probe] = field(repr=False, metadata={"json": False})
     """Method → the maps; weight [layer, d_model, walls]. A score above the boundary says "wall"."""
+
+    def table(self) -> str:
+        """Accuracy of every method and layer as text, in percent."""
+        lines = [
+            f"walls of {self.grid} × {self.grid} mazes at {self.position}, {self.n_train:,} mazes to learn from, "
+            f"{self.n_test:,} held out; % of inner walls:",
+            f"what is commoner for each wall {100 * self.majority:.1f}, always a wall {100 * self.always_wall:.1f}",
+            "method    layer  right [95 %]         other mazes' walls  whole mazes, raw  as a spanning tree",
+        ]
+        for name, one in self.scores.items():
+            for i, right in enumerate(100 * one.accuracy):
+                span = f"{right:5.1f} [{100 * one.low[i]:.1f}, {100 * one.high[i]:.1f}]"
+                tree = "–" if np.isnan(one.tree_exact[i]) else f"{100 * one.tree_exact[i]:.1f}"
+                lines.append(
+                    f"{name:<8}  {i:>5}  {span:<20} {100 * one.control[i]:18.1f}  {100 * one.exact[i]:16.1f}  "
+                    f"{tree:>18}"
+                )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
 
     def __getitem__(self, method: str) -> WallScores:
         if method is None:
@@ -405,6 +433,27 @@ class RouteProbes:
     step_greedy: float
     """Accuracy of going towards the target as the crow flies, along the axis that is further off."""
     step_control: Array
+
+    def table(self) -> str:
+        """Every layer as text."""
+        lines = [
+            f"the way at {self.position}, {self.n_train:,} mazes to learn from, {self.n_test:,} held out",
+            "layer  cells of the way, AUC  cells right  length, R²  next step right",
+        ]
+        for i, auc in enumerate(self.path_auc):
+            lines.append(
+                f"{i:>5}  {auc:21.3f}  {self.path_accuracy[i]:11.1%}  {self.distance_r2[i]:10.2f}  "
+                f"{self.step_accuracy[i]:15.1%}"
+            )
+        lines.append(
+            f"without the model: cells right {self.path_majority:.1%} (the commoner), R² of the Manhattan distance "
+            f"{self.distance_manhattan_r2:.2f}, next step {self.step_majority:.1%} (the commonest), "
+            f"{self.step_greedy:.1%} (towards the target)"
+        )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
 
 
 def _auc(scores: Array, truth: Array) -> float:

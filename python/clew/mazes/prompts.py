@@ -43,6 +43,9 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __repr__(self) -> str:
+        return f"prompts of {self.mazes!r}"
+
     def batches(self, size: int = BATCH) -> Iterator[tuple[slice, list[Array]]]:
         """(rows, tokens) piece by piece."""
         for start in range(0, len(self), size):

@@ -65,6 +65,13 @@ class Snapshot:
     """Correlation of L1 distances between embeddings with Manhattan distances."""
     embedding_p: float
 
+    def __repr__(self) -> str:
+        return (
+            f"Snapshot of {self.n} walks: exact {self.exact:.1%}, valid {self.valid:.1%}, target {self.target:.1%}, "
+            f"loss {self.loss:.3f}; walls read at layer {self.best}: {self.accuracy.max():.1%} (majority "
+            f"{self.majority:.1%})"
+        )
+
     @property
     def best(self) -> int:
         """The layer whose probes are best."""

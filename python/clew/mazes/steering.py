@@ -143,6 +143,9 @@ class WallFlips:
                 lines.append(f"flip − {control}, points: {shown}")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def figure(self) -> Figure:
         """Rates by layer and change; needs matplotlib (`clew[plot]`)."""
         from .causal_figures import wall_flips

@@ -125,6 +125,9 @@ class MazeExperiment(Experiment):
             out["consistency"] = figures.consistency(self.consistency)
         return out
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def details(self) -> str:
         """The tables of all parts, one after the other."""
         parts = [repr(self.table1), self.adjacency.table(8), self.lens.table()]
