@@ -93,8 +93,8 @@ def draw(
     ShapeError
         Arrays of another shape, naming the one that was expected; what is no path.
     ConfigError
-        What is no maze; cells outside it; values that are NaN or infinite; probabilities outside 0 to 1; labels that
-        are no words; axes that are none.
+        What is no maze; cells outside it; values that are NaN or infinite; probabilities outside 0 to 1; words that are
+        no text; axes that are none.
     ImportError
         matplotlib is missing.
 
@@ -112,6 +112,9 @@ def draw(
         raise ConfigError(f"draw: walls: a probability lies in 0 to 1, not {said.min():g} to {said.max():g}")
     walked = None if path is None else path_within(path, maze, "draw: path")
     words = _labels(cell_labels, maze)
+    for name, word in (("title", title), ("values_label", values_label)):
+        if word is not None and not isinstance(word, str):
+            raise ConfigError(f"draw: {name} = {word!r}: a text")
     if ax is not None and not hasattr(ax, "get_figure"):
         raise ConfigError(f"draw: ax: matplotlib's axes, not {type(ax).__name__}")
     figure, ax = _axes(ax, 1.2 + 0.55 * n, 0.9 + 0.55 * n)

@@ -161,9 +161,11 @@ def checked_path(path: Any, what: str) -> Path:
 
 
 def read(path: str | os.PathLike[str], fields: Iterable[str]) -> dict[str, Any]:
-    """What :func:`write` wrote, by field. Raises LoadError for a file that is missing or holds other things."""
+    """What :func:`write` wrote, by field. Raises LoadError for a file that is missing or holds other things, ConfigError
+    for what is no path."""
+    file = checked_path(path, "measurements of mazes")
     try:
-        data = json.loads(checked_path(path, "measurements of mazes").read_text(encoding="utf-8"))
+        data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LoadError(f"{path}: no measurements of mazes: {error}") from None
     if not isinstance(data, dict) or set(data) != set(fields):
