@@ -33,10 +33,10 @@ def whole_number(value: Any, what: str, least: int = 0, most: int | None = None)
     >>> whole_number(3, "draws"), whole_number(np.int8(1), "draws", 1, 5)
     (3, 1)
     """
-    good = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
-    if not good or (most is not None and value > most):
-        room = f"at least {least}" if most is None else f"{least} to {most:,}"
-        raise ConfigError(f"{what} = {value!r}, must be a whole number, {room}")
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ConfigError(f"{what} = {value!r}, must be a whole number, at least {least}")
+    if most is not None and value > most:
+        raise ConfigError(f"{what} = {value!r}, must be a whole number, at most {most:,}")
     return int(value)
 
 
@@ -52,7 +52,8 @@ def names_of(value: Any, what: str, known: Sequence[str]) -> tuple[str, ...]:
     listed = isinstance(value, Iterable) and not isinstance(value, str)
     out = tuple(value) if listed else (value,)
     if not listed or not out or any(not isinstance(name, str) or name not in known for name in out):
-        raise ConfigError(f"{what} = {list(out) if listed else value!r}: a list of {', '.join(map(repr, known))}")
+        given = f"{list(out)!r}: of" if listed else f"{value!r}: a list of"
+        raise ConfigError(f"{what} = {given} {', '.join(map(repr, known))}")
     if len(set(out)) < len(out):
         raise ConfigError(f"{what} = {list(out)!r}: each once")
     return out

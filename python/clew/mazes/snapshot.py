@@ -161,8 +161,8 @@ def checked_path(path: Any, what: str) -> Path:
 
 
 def read(path: str | os.PathLike[str], fields: Iterable[str]) -> dict[str, Any]:
-    """What :func:`write` wrote, by field. Raises LoadError for a file that is missing or holds other things, ConfigError
-    for what is no path."""
+    """What :func:`write` wrote, by field. Raises LoadError for a file that is missing or holds other things,
+    ConfigError for what is no path."""
     file = checked_path(path, "measurements of mazes")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
