@@ -52,7 +52,8 @@ def solved(shown: Shown) -> Figure:
     n = len(shown.paths)
     figure, axes = _panels(n, 0.6 + 3.2 * n, 3.6)
     for ax, maze, path, kind, exact in zip(axes, shown.mazes, shown.paths, shown.kinds, shown.exact, strict=True):
-        draw(maze, path=as_walked(path, maze), ax=ax, title=f"{kind}: {'solved' if exact else 'not solved'}")
+        draw(maze, path=as_walked(path, maze), ax=ax)
+        ax.set_title(f"{kind}: {'solved' if exact else 'not solved'}", fontsize=14)  # legible on a telephone too
     return figure
 
 
@@ -150,7 +151,7 @@ def adjacency_head(shown: Shown) -> Figure:
         shown.maze, values=values, values_label="attention to the cell's tokens",
         path=shown.maze.solution[: shown.step + 1], solution=False,
         title=f"Layer {layer}, head {head}: where it looks from the ring\n"
-        f"(its own cell, hatched, takes {shown.attention[shown.here]:.0%} and has no colour)",
+        f"(its own cell, hatched: {shown.attention[shown.here]:.0%}, left out)",
     )  # fmt: skip
     figure.axes[0].plot(shown.here[1], shown.here[0], "o", color="#D55E00", ms=13, mfc="none", mew=2, zorder=6)
     return figure
