@@ -29,9 +29,9 @@ from ..errors import ConfigError, ShapeError
 from ..inputs import real_array
 from ..metrics import Metric
 from ..train.data import check_seed, generator
-from .checks import Head, Heads, apart, check_heads, heads_within, mazes_of, names_of, share_of, whole_number
+from .checks import Head, Heads, apart, check_heads, head_name, heads_within, mazes_of, names_of, share_of, whole_number
 from .counterfactual import legal_steps, start_prompts, walks
-from .evaluate import Rate, judge
+from .evaluate import Rate, judge, rate_of
 from .heads import adjacency_heads
 from .maze import Maze, Mazes
 from .prompts import Estimate, Prompts, bootstrap, check_length, path_prompts
@@ -93,9 +93,9 @@ def standardised(changes: Array) -> float:
     return float(changes.mean() / spread) if spread > 0 else 0.0
 
 
-def rate(found: Array) -> Rate:
-    """The share of True, with its Wilson interval."""
-    return Rate(int(np.count_nonzero(found)), len(found))
+def effect_of(changes: Array, seed: int) -> Estimate:
+    """Cohen's d of paired changes [n] with its bootstrap interval."""
+    return bootstrap(changes[:, None], lambda x: standardised(x[:, 0]), seed=seed)
 
 
 def share(estimate: Estimate) -> str:
@@ -255,7 +255,7 @@ def control_groups(norms: Array, heads: Heads, draws: int, seed: int) -> list[tu
 
 def names(heads: Iterable[Head]) -> str:
     """Heads as they are written: L3H1."""
-    return ", ".join(f"L{layer}H{head}" for layer, head in heads)
+    return ", ".join(map(head_name, heads))
 
 
 # ---- Ablation -------------------------------------------------------------------------------------------------------
@@ -557,16 +557,16 @@ def ablate_heads(
         exact, valid, legal = (bootstrap(column, seed=seed) for column in (after - before).T)
         rows.append(Ablation(
             name, method, hs, float(sum(pool.norms[h] for h in hs)), float(sum(pool.spread[h] for h in hs)),
-            bootstrap(change, seed=seed), bootstrap(change[:, None], lambda x: standardised(x[:, 0]), seed=seed),
-            rate(likely > 0), rate(after[:, 0] > 0), rate(after[:, 1] > 0), bootstrap(after[:, 2], seed=seed), exact,
-            valid, legal, change, after,
+            bootstrap(change, seed=seed), effect_of(change, seed),
+            rate_of(likely > 0), rate_of(after[:, 0] > 0), rate_of(after[:, 1] > 0), bootstrap(after[:, 2], seed=seed),
+            exact, valid, legal, change, after,
         ))  # fmt: skip
     each = [bootstrap(c, seed=seed) for c in single]
     by_head = [np.array([getattr(e, end) for e in each]).reshape(n_layers, n_heads) for end in ("value", "low", "high")]
     correlation = bootstrap(np.stack([scores.ravel(), -by_head[0].ravel()], 1), rank_correlation, seed=seed)
     return HeadAblation(
-        chosen, scores, pool.norms, len(batch), len(prompts), bootstrap(plain, seed=seed), rate(right > 0),
-        rate(before[:, 0] > 0), rate(before[:, 1] > 0), bootstrap(before[:, 2], seed=seed), tuple(rows),
+        chosen, scores, pool.norms, len(batch), len(prompts), bootstrap(plain, seed=seed), rate_of(right > 0),
+        rate_of(before[:, 0] > 0), rate_of(before[:, 1] > 0), bootstrap(before[:, 2], seed=seed), tuple(rows),
         _contrasts(rows, methods, seed), by_head[0], by_head[1], by_head[2], correlation,
     )  # fmt: skip
 

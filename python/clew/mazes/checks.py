@@ -164,6 +164,11 @@ def layers_of(layers: Iterable[int] | int | None, n_layers: int, what: str) -> l
     return [int(layer) for layer in out]
 
 
+def head_name(head: Head) -> str:
+    """As heads are written: L3H1 is head 1 of layer 3."""
+    return f"L{head[0]}H{head[1]}"
+
+
 def head_pair(value: Any) -> Head:
     """A pair (layer, head), whether or not a model has it. Raises ConfigError."""
     pair = tuple(value) if isinstance(value, list | tuple | np.ndarray) else (value,)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, LoadError
 from ..experiment import write
+from .checks import head_name
 from .embedding import embedding_distances
 from .maze import Maze, Mazes
 from .probes import one_grid, wall_probes
@@ -75,7 +76,7 @@ class Consistency:
                  "adjacency heads"]  # fmt: skip
         for shape, ones in self.models.items():
             for i, one in enumerate(ones):
-                heads = ", ".join(f"L{layer}H{head}" for layer, head in one.adjacency_heads()[:3]) or "none"
+                heads = ", ".join(map(head_name, one.adjacency_heads()[:3])) or "none"
                 layers = " ".join(f"{x:.3f}" for x in one.accuracy)
                 lines.append(
                     f"{shape}, {i:<6}  {one.loss:6.3f}  {one.exact:5.1%}  {one.valid:5.1%}  {one.target:6.1%}  "

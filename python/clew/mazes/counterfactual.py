@@ -15,7 +15,7 @@ from ..train.data import generator
 from .checks import mazes_of
 from .maze import Maze, Mazes
 from .probes import inner_walls
-from .prompts import Prompts, path_prompts
+from .prompts import Prompts, path_prompts, tokens_until
 from .rollout import BATCH, tokenizer_of, walk_cells
 from .tokens import Tokenizer
 
@@ -98,13 +98,8 @@ def legal_steps(paths: Sequence[Array], ms: Mazes) -> Array:
     [0.5]
     """
     cells = padded(paths)
-    inside: Array = np.all((cells >= 0) & (cells < ms.grids[:, None, None]), axis=-1)
     real: Array = np.all(cells != -2, axis=-1)
-    step = np.diff(cells, axis=1)
-    way = np.select([(step == s).all(-1) for s in ((-1, 0), (0, -1), (0, 1), (1, 0))], [0, 1, 2, 3], -1)
-    here = np.where(inside[..., None], cells, 0)[:, :-1]
-    joined = ms.connections()[np.arange(len(ms))[:, None], here[..., 0], here[..., 1], way]
-    good = joined & (way >= 0) & inside[:, :-1] & inside[:, 1:] & real[:, 1:]
+    good = ms.open_steps(cells) & real[:, 1:]
     count = real[:, 1:].sum(1)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(count > 0, good.sum(1) / np.maximum(count, 1), np.nan))
@@ -232,10 +227,7 @@ def minimal_pairs(
     rewired = rebuilt(chosen[kept], changed[kept])
     path = rewired.batch[4].astype(int)
     following = path[np.arange(len(kept)), prompts.step[kept] + 1]
-    tokens = [
-        row[: len(row) - k - 1 + s + 1]
-        for row, k, s in zip(tok.encode_batch(rewired), rewired.path_lengths, prompts.step[kept], strict=True)
-    ]
+    tokens = tokens_until(rewired, tok, prompts.step[kept])
     a = Prompts(
         chosen[kept], [prompts.tokens[i] for i in kept], prompts.step[kept], prompts.here[kept],
         prompts.following[kept], prompts.targets[kept],

@@ -149,7 +149,7 @@ def draw(
 
 def as_walked(path: Array, maze: Maze) -> Array:
     """A model's path as `draw` and `text` take it: cells that only larger mazes have are (−1, −1)."""
-    outside = ((path < 0) | (path >= maze.grid)).any(1)
+    outside: Array = np.any((path < 0) | (path >= maze.grid), axis=1)
     return np.where(outside[:, None], -1, path)
 
 

@@ -15,7 +15,7 @@ from ..descent.steps import spearman
 from ..errors import ConfigError, LoadError
 from ..experiment import write
 from ..model import Model, load
-from .checks import whole_number
+from .checks import head_name, whole_number
 from .maze import Maze, Mazes
 from .snapshot import FIELDS, Snapshot, about_of, checked_path, read, restored, snapshot
 
@@ -59,7 +59,7 @@ class Dynamics:
         """A line for each checkpoint."""
         lines = ["   step    loss  exact  valid  target  streak  probes (layer)  majority  adjacency heads"]
         for step, one in zip(self.steps.tolist(), self.snapshots, strict=True):
-            heads = ", ".join(f"L{layer}H{head}" for layer, head in one.adjacency_heads()[:3]) or "none"
+            heads = ", ".join(map(head_name, one.adjacency_heads()[:3])) or "none"
             lines.append(
                 f"{step:>7}  {one.loss:6.3f}  {one.exact:5.1%}  {one.valid:5.1%}  {one.target:6.1%}  {one.streak:6.2f}"
                 f"  {one.accuracy.max():7.1%} ({one.best})     {one.majority:7.1%}  {heads}"

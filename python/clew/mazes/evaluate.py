@@ -16,6 +16,7 @@ from ..train.data import check_seed, generator
 from .checks import names_of, path_of, whole_number
 from .generate import KINDS, generate
 from .maze import Maze, Mazes
+from .prompts import NORMAL_95
 from .rollout import BATCH, rollouts, tokenizer_of, walk_cells
 from .tokens import Tokenizer
 
@@ -65,7 +66,7 @@ class Rate:
 
     successes: int
     n: int
-    z: float = 1.959963984540054
+    z: float = NORMAL_95
     """Standard deviations: 95 %."""
 
     def __post_init__(self) -> None:
@@ -152,11 +153,7 @@ def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgemen
     rows = np.arange(n)
     real: Array = np.less(np.arange(width), lengths[:, None])
     cells: Array = np.all((walked >= 0) & (walked < batch.grids[:, None, None]), axis=-1)
-    connections = batch.connections()
-    step = np.diff(walked, axis=1)
-    way = np.select([np.equal(step, s).all(-1) for s in ((-1, 0), (0, -1), (0, 1), (1, 0))], [0, 1, 2, 3], -1)
-    here = np.where(cells[..., None], walked, 0)[:, :-1]
-    joined = (way >= 0) & connections[rows[:, None], here[..., 0], here[..., 1], way]
+    joined = batch.open_steps(walked)
     valid = (lengths > 0) & (cells | ~real).all(1) & (joined | ~real[:, 1:]).all(1)
     last = walked[rows, np.maximum(lengths - 1, 0)]
     target = (lengths > 0) & (last == batch.ends[:, 1]).all(-1)
@@ -184,8 +181,8 @@ class Evaluation(Mapping[str, Rate]):
         """Bool [n]: did <PATH_END> end the path?"""
         self.tasks = tasks
         """Task → int [n]: 1 right, 0 wrong, −1 the maze has no such token."""
-        self._rows = {name: _rate(self._path(name)) for name in PATHS}
-        self._rows |= {name: _rate(found[found >= 0] == 1) for name, found in tasks.items()}
+        self._rows = {name: rate_of(self._path(name)) for name in PATHS}
+        self._rows |= {name: rate_of(found[found >= 0] == 1) for name, found in tasks.items()}
 
     def _path(self, name: str) -> Array:
         return self.ended if name == "ended" else np.asarray(getattr(self.judgement, name))
@@ -210,7 +207,8 @@ class Evaluation(Mapping[str, Rate]):
         """Cells of the solution → exact, valid, target, shortest, ended."""
         lengths = self.mazes.path_lengths
         return {
-            int(k): {name: _rate(self._path(name)[lengths == k]) for name in PATHS} for k in np.unique(lengths).tolist()
+            int(k): {name: rate_of(self._path(name)[lengths == k]) for name in PATHS}
+            for k in np.unique(lengths).tolist()
         }
 
     def __repr__(self) -> str:
@@ -222,7 +220,8 @@ class Evaluation(Mapping[str, Rate]):
         return f"<table><caption>{escape(repr(self.mazes))}</caption>{cells}</table>"
 
 
-def _rate(found: Array) -> Rate:
+def rate_of(found: Array) -> Rate:
+    """The share of True, with its interval."""
     return Rate(int(np.count_nonzero(found)), len(found))
 
 

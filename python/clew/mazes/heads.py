@@ -15,9 +15,9 @@ from ..errors import ConfigError, SiteError
 from ..train.data import generator
 from .checks import MOST_DRAWS, Head, head_pair, one_maze, one_size, share_of, whole_number
 from .maze import Maze, Mazes
-from .prompts import check_length, path_prompts
+from .prompts import NORMAL_95, check_length, path_prompts
 from .rollout import tokenizer_of
-from .tokens import Tokenizer
+from .tokens import ADJLIST_END, PADDING, PATH_START, Tokenizer
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -153,7 +153,7 @@ def logit_attribution(
     each, n = np.concatenate(parts, axis=1), len(prompts)
     mean, error = each.mean(1), each.std(1, ddof=1 if n > 1 else 0) / np.sqrt(n)
     count = n_layers * n_heads
-    heads, width = mean[:count].reshape(n_layers, n_heads), 1.959964 * error[:count].reshape(n_layers, n_heads)
+    heads, width = mean[:count].reshape(n_layers, n_heads), NORMAL_95 * error[:count].reshape(n_layers, n_heads)
     return LogitAttribution(
         position, heads, heads - width, heads + width, mean[count : count + n_layers],
         mean[count + n_layers : count + 2 * n_layers], float(mean[-1]), float(np.concatenate(constants).mean()),
@@ -310,12 +310,12 @@ def _sums(model: Model, prompts: Prompts, tok: Tokenizer, bins: int) -> tuple[Ar
         part = prompts.mazes[rows]
         steps = part.distances()
         width = pattern.shape[-1]
-        ids = np.full((len(tokens), width), 10)
+        ids = np.full((len(tokens), width), PADDING)
         for i, row in enumerate(tokens):
             ids[i, : len(row)] = row
         cells = tok.cells_of(ids)
         there = cells[..., 0] >= 0
-        past = np.cumsum(ids == 1, axis=1) + np.cumsum(ids == 6, axis=1)  # <ADJLIST_END>, <PATH_START>
+        past = np.cumsum(ids == ADJLIST_END, axis=1) + np.cumsum(ids == PATH_START, axis=1)  # number of the place
         here = prompts.here[rows]
         at = np.arange(len(tokens))[:, None]
         number = np.where(there, cells @ [side, 1], 0)

@@ -15,7 +15,7 @@ from ..lens import TunedLens, unembed
 from ..probe import Moments
 from .checks import mazes_of
 from .maze import Maze, Mazes
-from .prompts import cell_mass, neighbours, softmax
+from .prompts import NORMAL_95, cell_mass, neighbours, softmax
 from .rollout import check_model, rollouts, tokenizer_of, walk_cells
 from .tokens import Tokenizer
 
@@ -306,7 +306,7 @@ def _interval(values: Array, maze: Array) -> tuple[Array, Array]:
     m = int(group.max()) + 1
     off = np.stack([np.bincount(group, row, m) for row in values - mean[:, None]])
     # of a ratio of sums over mazes (Cochran 1977, eq. 6.13)
-    width = 1.959964 * np.sqrt(np.square(off).sum(-1) * m / max(1, m - 1)) / values.shape[1]
+    width = NORMAL_95 * np.sqrt(np.square(off).sum(-1) * m / max(1, m - 1)) / values.shape[1]
     return mean - width, mean + width
 
 

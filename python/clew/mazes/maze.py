@@ -17,6 +17,8 @@ Array = NDArray[Any]
 Cell = tuple[int, int]
 Batch = tuple[Array, Array, Array, Array, Array, Array]
 
+WAYS = np.array([(-1, 0), (0, -1), (0, 1), (1, 0)])
+"""Up, left, right, down: the last axis of :meth:`Mazes.connections`."""
 LARGEST = 20
 """Rows and columns that a maze has at most."""
 
@@ -299,10 +301,19 @@ class Mazes(Sequence[Maze]):
         maze, number = np.nonzero(np.arange(edges.shape[1]) < n_edges[:, None])
         a, b = edges[maze, number, 0].astype(int), edges[maze, number, 1].astype(int)
         for here, there in ((a, b), (b, a)):
-            step = there - here
-            way = np.select([step[:, 0] == -1, step[:, 1] == -1, step[:, 1] == 1], [0, 1, 2], 3)
-            out[maze, here[:, 0], here[:, 1], way] = True
+            out[maze, here[:, 0], here[:, 1], way_of(there - here)] = True
         return out
+
+    def open_steps(self, paths: Array) -> Array:
+        """Does each step of the mazes' paths [n, k, 2] go from a cell to a connected one? bool [n, k − 1].
+
+        Steps from and to what is no cell of the maze do not.
+        """
+        inside: Array = np.all((paths >= 0) & (paths < self.grids[:, None, None]), axis=-1)
+        here = np.where(inside[..., None], paths, 0)[:, :-1]
+        way = way_of(np.diff(paths, axis=1))
+        joined = self.connections()[np.arange(len(self))[:, None], here[..., 0], here[..., 1], way]
+        return np.asarray(joined & (way >= 0) & inside[:, :-1] & inside[:, 1:])
 
     def distances(self) -> Array:
         """Steps between all cells of each maze, int16 [n, cells, cells]; −1: no way. Mazes of one grid only.
@@ -314,6 +325,15 @@ class Mazes(Sequence[Maze]):
     def __repr__(self) -> str:
         sizes = ", ".join(f"{g} × {g}" for g in np.unique(self.batch[0]))
         return f"{len(self)} mazes of {sizes}" if len(self) else "no mazes"
+
+
+def way_of(step: Array) -> Array:
+    """Number of each step [..., 2] among WAYS, int [...]; −1 for a step that leads to no neighbour.
+
+    >>> way_of(np.array([(1, 0), (0, -1), (1, 1)])).tolist()
+    [3, 1, -1]
+    """
+    return np.select([(step == way).all(-1) for way in WAYS], [0, 1, 2, 3], -1)
 
 
 def check_grid(grid: Any) -> int:

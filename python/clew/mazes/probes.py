@@ -17,9 +17,9 @@ from ..inputs import real_array
 from ..probe import Moments, Probe, logistic
 from ..train.data import check_seed
 from .checks import names_of, one_size, place_in
-from .maze import Maze, Mazes, cell_pair, check_grid
-from .prompts import Prompts, path_prompts, residuals
-from .rollout import BATCH, check_model, tokenizer_of
+from .maze import Maze, Mazes, cell_pair, check_grid, way_of
+from .prompts import NORMAL_95, Prompts, path_prompts, residuals
+from .rollout import check_model, tokenizer_of
 from .tokens import Tokenizer, check_tokenizer
 
 if TYPE_CHECKING:
@@ -396,7 +396,7 @@ def _judged(scores: Array, control: Array, truth: Array, boundary: float, grid: 
 def _scores(columns: list[Array]) -> WallScores:
     right, control, tree, tree_exact = columns
     by_maze = right.mean(-1)
-    width = 1.959964 * by_maze.std(1) / np.sqrt(by_maze.shape[1])
+    width = NORMAL_95 * by_maze.std(1) / np.sqrt(by_maze.shape[1])
     accuracy = by_maze.mean(1)
     return WallScores(
         accuracy, np.maximum(0, accuracy - width), np.minimum(1, accuracy + width), right.mean(1), control.mean(1),
@@ -475,8 +475,7 @@ def _route_targets(prompts: Prompts) -> tuple[Array, Array, Array]:
     on[np.nonzero(inside)[0], path[inside]] = True
     ahead = ms.batch[4].astype(int)[np.arange(n), np.minimum(np.maximum(prompts.step, 0) + 1, k - 1)]
     step = ahead - prompts.here
-    way = np.select([step[:, 0] < 0, step[:, 1] < 0, step[:, 1] > 0], [0, 1, 2], 3)
-    return on, k - 1 - np.maximum(prompts.step, 0), way
+    return on, k - 1 - np.maximum(prompts.step, 0), way_of(step)
 
 
 def route_probes(
@@ -550,6 +549,6 @@ def route_probes(
 
 
 __all__ = [
-    "BATCH", "KEPT", "RouteProbes", "WallProbes", "WallScores", "inner_walls", "route_probes", "spanning_trees",
+    "KEPT", "RouteProbes", "WallProbes", "WallScores", "inner_walls", "route_probes", "spanning_trees",
     "untrained", "wall_probes", "walls_of",
 ]  # fmt: skip

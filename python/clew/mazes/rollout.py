@@ -11,7 +11,7 @@ from ..errors import ConfigError, TokenError
 from ..model import Model
 from ..weights import whole
 from .maze import Maze, Mazes
-from .tokens import SPECIALS, Tokenizer, check_tokenizer
+from .tokens import PATH_END, PATH_START, SPECIALS, Tokenizer, check_tokenizer
 
 if TYPE_CHECKING:
     from ..edit import Edit
@@ -121,8 +121,8 @@ def solve(
 
 def walk_cells(tokens: Array) -> Array:
     """The tokens between <PATH_START> and <PATH_END>."""
-    begin = 1 if len(tokens) and tokens[0] == 6 else 0
-    return tokens[begin:-1] if len(tokens) and tokens[-1] == 7 else tokens[begin:]
+    begin = 1 if len(tokens) and tokens[0] == PATH_START else 0
+    return tokens[begin:-1] if len(tokens) and tokens[-1] == PATH_END else tokens[begin:]
 
 
 def rollouts(
