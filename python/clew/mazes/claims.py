@@ -123,7 +123,8 @@ def _attribution(parts: Parts, say: Say) -> None:
         "Fig. 5: the contribution C of each head by direct logit attribution (a picture; the criterion is ours: the "
         "highest head's interval above 0, a quarter of the heads with most of what is positive)",
         f"{', '.join(f'{head_name(head)} {found.heads[head]:+.2f}' for head in order[:3])} of {found.total:+.2f} in "
-        f"all; the highest quarter of the heads has {share:.0%} of the positive contributions; MLPs {found.mlps.sum():+.2f}",
+        f"all; the highest quarter of the heads has {share:.0%} of the positive contributions; MLPs "
+        f"{found.mlps.sum():+.2f}",
         found.total > 0 and found.low[best] > 0 and share > 0.5,
         "attribution",
     )

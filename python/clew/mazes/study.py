@@ -130,7 +130,7 @@ class MazeExperiment(Experiment):
 
     def details(self) -> str:
         """The tables of all parts, one after the other."""
-        parts = [repr(self.table1), self.adjacency.table(8), self.lens.table()]
+        parts = [repr(self.table1), self.adjacency.table(8), self.walls.table(), self.route.table(), self.lens.table()]
         more = (self.ablation, self.patching, self.flips, self.start, self.dynamics, self.consistency)
         parts += [part.table() for part in more if part is not None]
         return "\n\n".join(parts)
