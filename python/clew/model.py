@@ -17,7 +17,7 @@ from .config import ModelConfig
 from .edit import Edit, as_edits, resolve
 from .engine import core_config, place_weights, trainable_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
-from .inputs import MOST_TOKENS, Batch, as_array, embedding_batch, token_batch, vector_batch
+from .inputs import MOST_TOKENS, Batch, as_array, check_type, embedding_batch, token_batch, vector_batch
 from .plan import Plan
 from .run import Run
 from .sites import LOGITS, SiteTable, capture_list
@@ -112,12 +112,16 @@ class Model(WeightAccess):
 
         N(0, initializer_range²), what writes into the stream divided by √(2 n_layers); biases 0, norm weights 1.
 
-        Raises ShapeError for a dtype other than float32 and float64.
+        Raises ShapeError for a dtype other than float32 and float64, ConfigError for a seed below 0.
         """
         from .loaders.checkpoint import Checkpoint
         from .loaders.initialise import initialise
 
-        kind = np.dtype(dtype)
+        check_type(ModelConfig, "a ModelConfig", config=config)
+        try:
+            kind = np.dtype(dtype)
+        except TypeError:
+            raise ShapeError(f"dtype {dtype!r:.60}: a model computes in float32 or float64") from None
         if dtype is None or kind not in (np.float32, np.float64):  # NumPy takes None for float64
             raise ShapeError(f"dtype {dtype if dtype is None else kind}: a model computes in float32 or float64")
         return cls(Checkpoint(config, initialise(config, seed, kind), kind))
@@ -867,6 +871,11 @@ def _logits_mode(logits: Logits) -> int:
     if not (logits is None or isinstance(logits, str)) or logits not in _LOGITS:
         raise ConfigError(f'logits = {logits!r}: "all", "last" or None')
     return _LOGITS[logits]
+
+
+def check_model(model: Any) -> None:
+    """Raises ConfigError for what is no model."""
+    check_type(Model, "a Model, such as clew.load gives", model=model)
 
 
 def load(path: str | PathLike[str], dtype: str | np.dtype[Any] | None = None) -> Model:

@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from ..errors import LoadError, UnsupportedModelError
+from ..inputs import check_type
 from .checkpoint import Checkpoint
 from .classic import is_classic, load_classic
 from .huggingface import SUPPORTED, find_tensors, load_huggingface
@@ -58,6 +59,7 @@ def open_checkpoint(path: str | os.PathLike[str], dtype: DTypeLike | None = None
     (12, 768, 64)
     """
     weights_dtype(dtype, False)  # a wrong dtype is refused before anything is read
+    check_type((str, os.PathLike), "a path, a name of clew.bundled() or a hub id", path=path)
     text = os.fspath(path)
     if "\0" in text:
         raise LoadError(f"{text!r} is no path")

@@ -26,9 +26,9 @@ from numpy.typing import ArrayLike, NDArray
 from .. import edit
 from ..descent.steps import spearman
 from ..errors import ConfigError, ShapeError
-from ..inputs import real_array
+from ..inputs import check_seed, real_array
 from ..metrics import Metric
-from ..train.data import check_seed, generator
+from ..train.data import generator
 from .checks import Head, Heads, apart, check_heads, head_name, heads_within, mazes_of, names_of, share_of, whole_number
 from .counterfactual import legal_steps, start_prompts, walks
 from .evaluate import Rate, judge, rate_of

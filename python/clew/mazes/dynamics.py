@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from ..descent.steps import spearman
 from ..errors import ConfigError, LoadError
 from ..experiment import write
+from ..inputs import check_path
 from ..model import Model, load
 from .checks import head_name, whole_number
 from .maze import Maze, Mazes
-from .snapshot import FIELDS, Snapshot, about_of, checked_path, read, restored, snapshot
+from .snapshot import FIELDS, Snapshot, about_of, read, restored, snapshot
 
 Array = NDArray[Any]
 
@@ -92,8 +93,9 @@ def kept_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
     Traceback (most recent call last):
     clew.errors.LoadError: nowhere: no directory step-N with a model (config.json) in it
     """
+    check_path(folder=folder)
     found = {}
-    for path in checked_path(folder, "kept_checkpoints").glob("step-*"):
+    for path in Path(folder).glob("step-*"):
         number = path.name.removeprefix("step-")
         if number.isdigit() and (path / "config.json").is_file():
             found[int(number)] = path

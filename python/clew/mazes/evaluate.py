@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, SiteError
-from ..train.data import check_seed, generator
+from ..inputs import check_seed
+from ..train.data import generator
 from .checks import names_of, path_of, whole_number
 from .generate import KINDS, generate
 from .maze import Maze, Mazes

@@ -9,8 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError
-from ..inputs import as_array
-from ..train.data import check_seed
+from ..inputs import as_array, check_seed
 from .checks import room_for, whole_number
 from .maze import Batch, Maze, Mazes, check_grid
 

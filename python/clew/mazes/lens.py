@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..lens import TunedLens, unembed
+from ..model import check_model
 from ..probe import Moments
 from .checks import mazes_of
 from .maze import Maze, Mazes
 from .prompts import NORMAL_95, cell_mass, neighbours, softmax
-from .rollout import check_model, rollouts, tokenizer_of, walk_cells
+from .rollout import rollouts, tokenizer_of, walk_cells
 from .tokens import Tokenizer
 
 if TYPE_CHECKING:

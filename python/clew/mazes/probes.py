@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError
-from ..inputs import real_array
+from ..inputs import check_seed, check_type, real_array
+from ..model import check_model
 from ..probe import Moments, Probe, logistic
-from ..train.data import check_seed
 from .checks import names_of, one_size, place_in
 from .maze import Maze, Mazes, cell_pair, check_grid, way_of
 from .prompts import NORMAL_95, Prompts, path_prompts, residuals
-from .rollout import check_model, tokenizer_of
-from .tokens import Tokenizer, check_tokenizer
+from .rollout import tokenizer_of
+from .tokens import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -359,7 +359,7 @@ def wall_probes(
     if isinstance(model, str):
         if model != "bag of tokens" or tokenizer is None:
             raise ConfigError(f'{model!r}: a model, or "bag of tokens" and a tokenizer')
-        check_tokenizer(tokenizer)
+        check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
         tok = tokenizer
     else:
         tok = tokenizer_of(model, tokenizer)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, TokenError
-from ..model import Model
+from ..inputs import check_type
+from ..model import Model, check_model
 from ..weights import whole
 from .maze import Maze, Mazes
-from .tokens import PATH_END, PATH_START, SPECIALS, Tokenizer, check_tokenizer
+from .tokens import PATH_END, PATH_START, SPECIALS, Tokenizer
 
 if TYPE_CHECKING:
     from ..edit import Edit
@@ -20,12 +21,6 @@ Array = NDArray[Any]
 
 BATCH = 256
 """Mazes that are walked at a time."""
-
-
-def check_model(value: Any) -> None:
-    """Raises ConfigError for what is no model."""
-    if not isinstance(value, Model):
-        raise ConfigError(f"model: a Model, such as clew.load gives, not {type(value).__name__}")
 
 
 def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
@@ -48,7 +43,7 @@ def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
     """
     check_model(model)
     if tokenizer is not None:
-        check_tokenizer(tokenizer)
+        check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
     d_vocab, d_out = model.config.d_vocab, model.config.d_vocab_out
     if tokenizer is None:
         named = model.config.extra.get("mazes")

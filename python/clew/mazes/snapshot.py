@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, LoadError
-from ..train.data import check_seed
+from ..inputs import check_path, check_seed
 from ..train.step import evaluate as loss_of
 from .checks import whole_number
 from .embedding import embedding_distances
@@ -153,19 +153,12 @@ def about_of(about: Any, what: str) -> dict[str, Any]:
     return dict(about or {})
 
 
-def checked_path(path: Any, what: str) -> Path:
-    """A path of the file system. Raises ConfigError for what is none."""
-    if not isinstance(path, str | os.PathLike):
-        raise ConfigError(f"{what}: a path, not {type(path).__name__}")
-    return Path(path)
-
-
 def read(path: str | os.PathLike[str], fields: Iterable[str]) -> dict[str, Any]:
     """What :func:`write` wrote, by field. Raises LoadError for a file that is missing or holds other things,
     ConfigError for what is no path."""
-    file = checked_path(path, "measurements of mazes")
+    check_path(path=path)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LoadError(f"{path}: no measurements of mazes: {error}") from None
     if not isinstance(data, dict) or set(data) != set(fields):
@@ -184,4 +177,4 @@ def restored(data: dict[str, Any]) -> Snapshot:
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Snapshot))
 
-__all__ = ["FIELDS", "Snapshot", "about_of", "checked_path", "read", "restored", "snapshot"]
+__all__ = ["FIELDS", "Snapshot", "about_of", "read", "restored", "snapshot"]

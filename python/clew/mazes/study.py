@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, TokenError
 from ..experiment import Experiment
+from ..inputs import check_seed
 from ..model import Model
-from ..train.data import check_seed
 from .causal import HeadAblation, ablate_heads
 from .checks import Head
 from .claims import claims

@@ -151,12 +151,6 @@ class Tokenizer:
         return f"Tokenizer of {self.grid} × {self.grid} mazes, {self.order}: {len(self.vocab)} tokens"
 
 
-def check_tokenizer(value: Any) -> None:
-    """Raises ConfigError for what is no tokenizer of mazes."""
-    if not isinstance(value, Tokenizer):
-        raise ConfigError(f"tokenizer: a Tokenizer of mazes, not {type(value).__name__}")
-
-
 class _Parser:
     """Reads tokens from left to right."""
 

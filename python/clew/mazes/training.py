@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import ConfigError
-from ..train.data import check_seed, generator
+from ..inputs import check_seed, check_type
+from ..train.data import generator
 from ..train.step import Examples
 from .checks import whole_number
 from .generate import KINDS, generate, threshold
 from .maze import Maze, Mazes, check_grid
-from .tokens import Tokenizer, check_tokenizer
+from .tokens import Tokenizer
 
 Array = NDArray[Any]
 
@@ -66,7 +67,7 @@ def examples(ms: Mazes | Iterable[Maze] | Maze, tokenizer: Tokenizer) -> Example
     True
     """
     batch = Mazes.of(ms)
-    check_tokenizer(tokenizer)
+    check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
     if len(batch) == 0:
         raise ConfigError("examples: no mazes: an empty split?")
     tokens = tokenizer.encode_batch(batch)
@@ -144,7 +145,7 @@ class Curriculum:
         listed = list(stages) if isinstance(stages, Iterable) else [stages]
         if not isinstance(stages, Iterable) or not all(isinstance(stage, Stage) for stage in listed):
             raise ConfigError(f"Curriculum: stages = {stages!r}: a list of Stage")
-        check_tokenizer(tokenizer)
+        check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
         self.stages, self.tokenizer, self.seed, self.test_share = listed, tokenizer, check_seed(seed), test_share
         if not self.stages or any(a.until >= b.until for a, b in zip(self.stages[:-1], self.stages[1:], strict=True)):
             raise ConfigError("Curriculum: stages must come in order, at least one")
