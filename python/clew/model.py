@@ -485,7 +485,12 @@ class Model(WeightAccess):
 
     def _needs_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise TokenError("this model has no tokenizer: give token ids instead of text")
+            mazes = "mazes" in self.config.extra or self.config.model_name.startswith("maze-")
+            raise TokenError(
+                "this model reads mazes, not text: clew.mazes.tokenizer_of(model) encodes them"
+                if mazes
+                else "this model has no tokenizer: give token ids instead of text"
+            )
         return self.tokenizer
 
     def _encode(self, text: str, bos: bool | None = None) -> list[int]:
