@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import norm
+from ..brief import Brief
 from ..descent.steps import spearman
 from ..errors import ConfigError, LoadError, ShapeError, TokenError
 from ..inputs import check_counts, check_path, check_seed, check_type, real_array, whole
@@ -40,7 +41,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 @dataclass(frozen=True)
-class WordPairs:
+class WordPairs(Brief):
     """Pairs of words that people have scored; made by :func:`read_word_pairs`."""
 
     name: str
@@ -110,7 +111,7 @@ def read_word_sets(folder: str | os.PathLike[str], bad: Bad = "error") -> list[W
 
 
 @dataclass(frozen=True)
-class WordVectors:
+class WordVectors(Brief):
     """Vectors of words; made by :func:`word_vectors` and :func:`ppmi_vectors`."""
 
     words: tuple[str, ...]
@@ -326,7 +327,7 @@ def word_similarity(vectors: WordVectors, pairs: WordPairs, counts: Mapping[str,
 
 
 @dataclass(frozen=True)
-class WordSimilarities:
+class WordSimilarities(Brief):
     """Every set by every kind of vectors; made by :func:`word_similarities`."""
 
     rows: tuple[Similarity, ...]
