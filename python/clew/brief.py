@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+_WIDTH = 110
 _MOST = 4  # entries of a list or a mapping that are written out
 
 
@@ -32,7 +32,9 @@ def brief(value: Any) -> str:
         return "{" + _some([f"{key!r}: {brief(item)}" for key, item in value.items()]) + "}"
     if isinstance(value, tuple | list):
         inside = _some([brief(item) for item in value])
-        return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
+        if isinstance(value, list):
+            return f"[{inside}]"
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
     text = repr(value)
     return text if len(text) <= 60 else text[:59] + "…"
 
@@ -65,10 +67,14 @@ class Brief:
                 value = getattr(self, of.name)
                 array = isinstance(value, np.ndarray) and value.ndim
                 parts.append(f"{of.name}{' ' if array else ' = '}{brief(value)}")
-        text = f"{type(self).__name__}({', '.join(parts)})"
-        if callable(getattr(self, "table", None)):
-            text += "; table() prints it"
-        return textwrap.fill(text, 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        lines = [f"{type(self).__name__}("]
+        for i, part in enumerate(parts):
+            piece = part + (", " if i + 1 < len(parts) else ")")
+            if len(lines[-1]) + len(piece) > _WIDTH and lines[-1].strip():
+                lines.append("  ")
+            lines[-1] += piece
+        end = "; table() prints it" if callable(getattr(self, "table", None)) else ""
+        return "\n".join(line.rstrip() for line in lines) + end
 
 
 __all__ = ["Brief", "brief"]

@@ -362,8 +362,9 @@ def word_similarities(
         raise ConfigError(f"bad = {bad!r}: 'error' or 'skip'")
     if isinstance(sets, str | os.PathLike):
         sets = read_word_sets(sets, bad)
-    if not isinstance(sets, Sequence) or not all(isinstance(pairs, WordPairs) for pairs in sets):
-        raise ConfigError(f"sets: a folder, or a list of what read_word_pairs gives, not {sets!r:.60}")
+    check_type((list, tuple), "a folder, or a list of what read_word_pairs gives", sets=sets)
+    for pairs in sets:
+        check_type(WordPairs, "what read_word_pairs gives", a_set=pairs)
     check_counts(min_count=min_count, d=d, window=window)
     words = [word for pairs in sets for word in pairs.words]
     counts = None if text is None else word_counts(text)

@@ -180,11 +180,11 @@ def encoding_walk(model: Model, tokens: Any, position: int = -1, k: int = 5, met
 class Split(Brief):
     """What steps are made of; made by :func:`split_encoding` and :func:`split_decoding`. step = Σ of the parts."""
 
-    step: Array = field(repr=False)
+    step: Array
     """[..., d]"""
-    aggregation: Array = field(repr=False)
+    aggregation: Array
     """What attention, the data-dependent weighted sum over positions, puts in."""
-    filtering: Array = field(repr=False)
+    filtering: Array
     """What maps of each position alone put in: MLPs; for walks over positions the embeddings too."""
     axes: tuple[str, ...]
 
