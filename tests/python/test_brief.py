@@ -34,8 +34,8 @@ def test_shapes_names_and_small_values() -> None:
     )
     assert "words = ('#403',)" in repr(geometry.probe_nouns(MODEL, ids=[403]))
     result = Experiment(3, "Lengths", "tiny", 0, True, ())
-    assert repr(result) == "Experiment(paper = 3, title = 'Lengths', model = 'tiny', seed = 0, quick = True, claims = ());" \
-        " table() prints it"  # fmt: skip
+    shown = "Experiment(paper = 3, title = 'Lengths', model = 'tiny', seed = 0, quick = True, claims = ())"
+    assert repr(result) == f"{shown}; table() prints it"
 
 
 def test_parts_are_told_to_who_listens() -> None:
@@ -47,8 +47,8 @@ def test_parts_are_told_to_who_listens() -> None:
     tell("nobody listens")
     assert heard == ["first part", "second", "third"]
     with listening(heard.append):
-        geometry.experiment(clew.Model.from_config(clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, d_vocab=40)),
-                            np.arange(200) % 40)  # fmt: skip
+        config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=16, d_vocab=40)
+        geometry.experiment(clew.Model.from_config(config), np.arange(200) % 40)
     assert heard[3:6] == ["identities", "embedding norms", "nouns"] and heard[-1] == "coherence"
 
 
