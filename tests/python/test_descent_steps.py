@@ -8,7 +8,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import descent, norm
+from clew import corpus, descent, norm
 from clew.descent import lens_gradient
 from clew.lens import TunedLens, logit_lens, unembed
 from clew.loaders.checkpoint import Checkpoint

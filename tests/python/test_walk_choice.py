@@ -99,7 +99,7 @@ def test_all_of_hellaswag_is_read() -> None:
 
 
 def test_published_ratios_of_gpt_neo() -> None:
-    """Of the author's harness, K = 0, concat: accuracy .3866; test 1 gets .839 of it, test 2 .705. Hours on a laptop."""
+    """Of the author's harness, K = 0, concat: accuracy .3866; test 1 gets .839 of it, test 2 .705. It takes hours."""
     folder = os.environ.get("CLEW_GPT_NEO")
     if not folder:
         pytest.skip("the weights of gpt-neo-1.3B are not here: set CLEW_GPT_NEO to their directory")
