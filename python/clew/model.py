@@ -514,12 +514,12 @@ class Model(WeightAccess):
         return np.array(rows, np.int64) if len({len(r) for r in rows}) == 1 else rows
 
     def to_str_tokens(self, text: str | ArrayLike) -> list[str]:
-        """The text of each token of a string or of ids [pos]."""
+        """The text of each token of a string or of ids [pos]; of one id a list of one."""
         tokenizer = self._needs_tokenizer()
         if isinstance(text, str):
             ids = self._encode(text)
         else:
-            array = np.asarray(text)
+            array = np.atleast_1d(as_array(text, "to_str_tokens"))
             if array.ndim == 2 and array.shape[0] == 1:
                 array = array[0]
             if array.ndim != 1 or array.dtype.kind not in "iu":

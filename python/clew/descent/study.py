@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import corpus, norm
 from ..errors import ConfigError
-from ..experiment import Claim, Experiment, verdict
+from ..experiment import Claim, Experiment, tell, verdict
 from ..inputs import check_seed, check_type
 from ..model import Model, check_model
 from .gradient import lens_gradient
@@ -157,10 +157,13 @@ def experiment(
         other = [[int(s), *map(int, row)] for s, row in zip(starts, made.tokens, strict=True)]
     else:
         other = corpus.windows(model, other_text, length, 2 * limit, seed).tokens.tolist()
+    tell("descent")
     found = descend(model, measured, tuned=fit_lens(model, learned))
+    tell("controls")
     beside = controls(model, measured, other_lens=fit_lens(model, other), seed=seed)
     counts = np.bincount(cut.tokens.reshape(-1), minlength=config.d_vocab)
     kept = stored_training() if training is None else training
+    tell("identities")
     same = identities(model, measured)
     return DescentExperiment(
         4, "Layers as steps of an inner optimisation", config.model_name, seed, quick,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, TokenError
-from ..experiment import Experiment
+from ..experiment import Experiment, measured, tell
 from ..inputs import check_seed
 from ..model import Model
 from .causal import HeadAblation, ablate_heads
@@ -206,11 +206,15 @@ def experiment(
     n_causal, n_route = (60, 1000) if quick else (500, 15000)
     if side > tok.grid:
         raise TokenError(f"mazes of {side} × {side}: the vocabulary of {model.config.model_name} has {tok.grid} rows")
+    tell("mazes")
     train = generate(n_train, side, "rdfs", seed + 1, split="train")
     test = generate(max(n_test, n_heads), side, "rdfs", seed + 2, split="test")
+    tell("heads")
     head = adjacency_heads(model, train[:n_heads], seed=seed, draws=2).ranked(LEAST_MASS)[0]
+    tell("table 1")
     table1 = evaluations(model, n_table, side, kinds=KINDS, seed=seed)
     methods = ("ridge",) if quick else ("ridge", "logistic")
+    tell("wall probes")
     walls = wall_probes(model, train, test[:n_test], methods=methods, seed=seed)
     layers = [walls["ridge"].best] if quick else None
     spare = model.config.n_layers * (model.config.n_heads // 2)
@@ -223,24 +227,26 @@ def experiment(
                "causal tests": n_causal, "route, train": n_route},
         table1=table1,
         rows={kind: dict(column) for kind, column in table1.columns.items()},
-        embedding={name: embedding_distances(model, name, grid=side, seed=seed) for name in ("l1", "cosine")},
-        attribution=logit_attribution(model, test[:n_heads], seed=seed),
-        adjacency=adjacency_heads(model, test[:n_heads], seed=seed),
         adjacency_head=head,
         walls=walls,
-        walls_untrained=wall_probes(untrained(model, seed), train, test[:n_test], methods=["ridge"], seed=seed,
-                                    tokenizer=tok),
-        walls_bag=wall_probes("bag of tokens", train, test[:n_test], methods=["ridge"], seed=seed, tokenizer=tok),
-        route=route_probes(model, train[:n_route], test[:n_test], seed=seed),
-        lens=_lens(model, train[:n_lens], test[:50]),
-        ablation=ablate_heads(model, asked, reference, **settings) if spare else None,
-        patching=patch_heads(model, asked, reference, **settings) if spare else None,
-        flips=flip_walls(model, asked, walls, layers=layers, seed=seed),
-        start=patch_path_start(model, asked, reference, layers=layers, seed=seed),
-        dynamics=stored_dynamics() if model.config.model_name == "maze-6x6" else None,
-        consistency=stored_consistency(),
-        shown=picture(model, walls, head, side, seed, tok),
     )  # fmt: skip
+    blank: Any = dict(methods=["ridge"], seed=seed, tokenizer=tok)
+    parts |= measured({
+        "embedding": lambda: {n: embedding_distances(model, n, grid=side, seed=seed) for n in ("l1", "cosine")},
+        "attribution": lambda: logit_attribution(model, test[:n_heads], seed=seed),
+        "adjacency": lambda: adjacency_heads(model, test[:n_heads], seed=seed),
+        "walls_untrained": lambda: wall_probes(untrained(model, seed), train, test[:n_test], **blank),
+        "walls_bag": lambda: wall_probes("bag of tokens", train, test[:n_test], **blank),
+        "route": lambda: route_probes(model, train[:n_route], test[:n_test], seed=seed),
+        "lens": lambda: _lens(model, train[:n_lens], test[:50]),
+        "ablation": lambda: ablate_heads(model, asked, reference, **settings) if spare else None,
+        "patching": lambda: patch_heads(model, asked, reference, **settings) if spare else None,
+        "flips": lambda: flip_walls(model, asked, walls, layers=layers, seed=seed),
+        "start": lambda: patch_path_start(model, asked, reference, layers=layers, seed=seed),
+        "dynamics": lambda: stored_dynamics() if model.config.model_name == "maze-6x6" else None,
+        "consistency": stored_consistency,
+        "shown": lambda: picture(model, walls, head, side, seed, tok),
+    })  # fmt: skip
     title = "Structured world representations in maze-solving transformers"
     return MazeExperiment(5, title, model.config.model_name, seed, quick, claims(parts), **parts)
 

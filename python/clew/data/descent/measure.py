@@ -22,7 +22,7 @@ import clew
 import numpy as np
 from clew import corpus, descent
 
-LENGTH, WINDOWS, SEED = 64, 64, 0
+LENGTH, WINDOWS, SEED = 64, 32, 0
 HERE = Path(__file__).parent
 
 
