@@ -67,6 +67,10 @@ SITES: tuple[Site, ...] = tuple(
 LOGITS = next(s for s in SITES if s.name == "logits")
 
 
+SiteName = str | tuple[str, int]
+"""`"z"`, `"z.3"` or `("z", 3)`"""
+
+
 def pair_name(item: object) -> str:
     """A name as it is, or `("z", 3)` as `"z.3"`.
 
@@ -157,7 +161,8 @@ class SiteTable:
     def layer(self, number: int, what: str) -> int:
         """A layer's number, negative ones counted from the end."""
         if not -self.n_layers <= number < self.n_layers:
-            raise SiteError(f"{what}: the model has layers 0 to {self.n_layers - 1}")
+            there = f"layers 0 to {self.n_layers - 1}" if self.n_layers else "no layers"
+            raise SiteError(f"{what}: the model has {there}")
         return number % self.n_layers
 
     def find(self, name: str, first: int = 0, last: int | None = None) -> list[tuple[Site, int]]:

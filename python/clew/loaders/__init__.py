@@ -58,11 +58,14 @@ def open_checkpoint(path: str | os.PathLike[str], dtype: DTypeLike | None = None
     (12, 768, 64)
     """
     weights_dtype(dtype, False)  # a wrong dtype is refused before anything is read
-    text = os.fspath(path)
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise LoadError(f"{path!r} is no path: a str or a PathLike is expected") from None
     if "\0" in text:
         raise LoadError(f"{text!r} is no path")
     try:
-        place = Path(path).expanduser()
+        place = Path(text).expanduser()
         is_directory = place.is_dir()
     except (OSError, RuntimeError) as error:  # too long; a home directory of nobody
         raise LoadError(f"{_short(text)} is no path: {getattr(error, 'strerror', None) or error}") from None
