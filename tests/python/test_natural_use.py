@@ -1,4 +1,4 @@
-"""What users try first: indices in every form NumPy has, names with a layer in them, and errors that say what was wrong."""
+"""What users try first: indices in every form NumPy has, names with a layer in them, errors that say what was wrong."""
 
 from __future__ import annotations
 
