@@ -374,6 +374,18 @@ def test_training_of_what_is_no_model(model: clew.Model) -> None:
         clew.train.fit(clew.Model.from_config(_config()), IDS, 1, 2, progress=False, callback=3)
 
 
+def test_figures_and_cells_that_are_none() -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ShapeError, match="curves: series must be numbers: could not convert string to float: 'b'"):
+        clew.plot.curves({"a": ["b"]})
+    with pytest.raises(ShapeError, match="curves: a name for each series, {name: values}, not list"):
+        clew.plot.curves([1, 2])  # type: ignore[arg-type]
+    maze = clew.mazes.generate(1, grid=3)[0]
+    for wrong in (1, (1, 2, 3), (0.5, 1.0), "ab"):
+        with pytest.raises(ShapeError, match=r"a cell is \(row, column\), not"):
+            maze.connected(wrong, (0, 0))
+
+
 # ---- clew bench -----------------------------------------------------------------------------------------------------
 
 

@@ -134,8 +134,15 @@ class Maze:
         return _read_only(out)
 
     def connected(self, a: ArrayLike, b: ArrayLike) -> bool:
-        """Are two cells neighbours without a wall between them? Cells outside the grid are connected with none."""
-        (r, c), (s, d) = sorted([tuple(np.asarray(a).tolist()), tuple(np.asarray(b).tolist())])
+        """Are two cells neighbours without a wall between them? Cells outside the grid are connected with none.
+
+        Raises ShapeError for what is no cell.
+        """
+        cells = [as_array(cell, "a cell") for cell in (a, b)]
+        for cell in cells:
+            if cell.shape != (2,) or cell.dtype.kind not in "iu":
+                raise ShapeError(f"a cell is (row, column), not {cell.dtype} {list(cell.shape)}")
+        (r, c), (s, d) = sorted(tuple(cell.tolist()) for cell in cells)
         if not (0 <= r and 0 <= c < self.grid and 0 <= d < self.grid and s < self.grid) or s - r + abs(d - c) != 1:
             return False
         return bool(self.connections[int(s == r), r, c])
