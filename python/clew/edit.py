@@ -143,8 +143,9 @@ def mean_ablate(
 ) -> Edit:
     """Sets the selected part to its mean over reference data.
 
-    reference: an array of the site [batch, pos, …] (every position counts), or tokens, text or ids, which the model is
-    run on first (real positions count). Scores and patterns are refused: their axes are positions.
+    reference: an array of the site [batch, pos, …] (every position counts), a run that captured it, or tokens, text or
+    ids, which the model is run on first (real positions count). Scores and patterns are refused: their axes are
+    positions.
     """
     return Edit("mean_ablate", site, _SET, _Mean(_own(reference)), batch, positions, heads, neurons)
 
@@ -261,9 +262,14 @@ def _mean(reference: Any, site: Site, layer: int, model: Model) -> Array:
                 f"edit.mean_ablate of {name}: the reference {list(reference.shape)} holds nothing to average"
             )
         return np.asarray(reference.mean(axis=(0, 1), keepdims=True, dtype=np.float64))
-    logits: Any = "all" if site.name == "logits" else None
-    with model._unedited():
-        run = model.run(reference, capture=None if logits else [name], logits=logits)
+    if isinstance(reference, Run):
+        run = reference
+        if run.positions is not None:
+            raise ShapeError(f"edit.mean_ablate of {name}: the run kept some positions only")
+    else:
+        logits: Any = "all" if site.name == "logits" else None
+        with model._unedited():
+            run = model.run(reference, capture=None if logits else [name], logits=logits)
     array = run[name]
     total = array.sum(axis=(0, 1), keepdims=True, dtype=np.float64)  # padding holds zeros
     return np.asarray(total / float(run.lengths.sum()))

@@ -404,7 +404,7 @@ class TunedLens:
 
         Raises SiteError for a layer that is not there, ShapeError when the last axis is not d_model.
         """
-        layer = self.model.sites().layer(layer, f"layer {layer}")
+        layer = self.model.sites().layer(whole(layer, "layer"), f"layer {layer}")
         x = np.asarray(resid)
         if x.ndim < 1 or x.shape[-1] != self.model.config.d_model:
             raise ShapeError(
@@ -463,6 +463,8 @@ class TunedLens:
 def _streams(model: Model, batches: Iterable[Any]) -> Iterator[Array]:
     """The stream after every layer at the real positions of each batch [n_layers, rows, d_model]."""
     empty = True
+    if not isinstance(batches, Iterable) or isinstance(batches, str):
+        raise ShapeError(f"batches = {batches!r}: expected a list of what model.run takes")
     for batch in batches:
         run = model.run(batch, capture="resid_post", logits=None)
         stack = run.stack("resid_post")

@@ -165,7 +165,7 @@ class SiteTable:
             raise SiteError(f"{what}: the model has {there}")
         return number % self.n_layers
 
-    def find(self, name: str, first: int = 0, last: int | None = None) -> list[tuple[Site, int]]:
+    def find(self, name: SiteName, first: int = 0, last: int | None = None) -> list[tuple[Site, int]]:
         """(site, layer) pairs that a name means: exact, short (`"z"`, `"attn.z"`), with a layer (`"z.3"`) or glob.
 
         `blocks.L.` as the table prints it stands for every layer; `hook_` may be left out of a short name.
@@ -177,6 +177,7 @@ class SiteTable:
         SiteError
             Nothing is meant; the message says the nearest names.
         """
+        name = pair_name(name)
         last = self.n_layers - 1 if last is None else last
         layers = range(first, last + 1)
         if name.startswith("blocks.L.") and name in self._by_name:  # as the table prints it: every layer

@@ -15,6 +15,7 @@ from .inputs import as_array, sliced
 from .metrics import Metric, as_metric
 from .replay import LOGITS_LAST, LOGITS_LOSS, Base, CoreEdit, Ints, Source
 from .sites import LOGITS, SITES, Site, SiteName, pair_name
+from .weights import whole
 
 if TYPE_CHECKING:
     from .edit import Edit
@@ -82,7 +83,7 @@ class Sweep:
 
         Raises ConfigError for a level outside (0, 1) or n < 1.
         """
-        if not 0 < level < 1 or n < 1:
+        if not isinstance(level, float | np.floating) or not 0 < level < 1 or whole(n, "n") < 1:
             raise ConfigError(f"interval: level {level} must lie in (0, 1) and n = {n} be at least 1")
         batch = self.per_example.shape[-1]
         draws = np.random.default_rng(seed).integers(0, batch, (n, batch))

@@ -111,6 +111,17 @@ def test_selections_that_are_none(model: clew.Model, made: edit.Edit, message: s
         model.run(IDS, edits=made)
 
 
+def test_a_run_is_a_reference(model: clew.Model) -> None:
+    """Of a ragged batch the real positions count, as of its tokens."""
+    prompts = [[1, 2, 3], [4]]
+    run = model.run(prompts, capture=["z", "logits"])
+    for site in ("z.1", "logits"):
+        by_run = model.run(IDS, edits=edit.mean_ablate(site, run)).logits
+        assert np.array_equal(by_run, model.run(IDS, edits=edit.mean_ablate(site, prompts)).logits)
+    with pytest.raises(ShapeError, match="the run kept some positions only"):
+        model.run(IDS, edits=edit.mean_ablate("z", model.run(IDS, capture="z", positions=[0])))
+
+
 # ---- Sweeps ---------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +166,18 @@ def test_slices_choose_entries(model: clew.Model) -> None:
 def test_sweeps_that_are_none(model: clew.Model, arguments: dict[str, Any], error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         model.sweep(IDS, OTHER, **({"metric": DIFF} | arguments))
+
+
+@pytest.mark.parametrize("wrong", [dict(level=2), dict(level="a"), dict(n="a"), dict(n=0)])
+def test_intervals_that_are_none(model: clew.Model, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"interval: level .* must lie in|n = 'a': expected a whole number"):
+        model.sweep(IDS, OTHER, metric=DIFF).interval(**wrong)
+
+
+def test_a_table_of_sites_finds_pairs(model: clew.Model) -> None:
+    assert model.sites().find(("z", -1)) == model.sites().find("z.1")
+    with pytest.raises(SiteError, match="3 is no name of a capture site"):
+        model.sites().find(3)  # type: ignore[arg-type]
 
 
 def test_a_sweep_over_edits_reads_any_iterable(model: clew.Model) -> None:
@@ -334,6 +357,23 @@ def test_text_that_is_none() -> None:
         model.tokenizer.decode("a")  # type: ignore[union-attr]
 
 
+# ---- Probes ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_target_is_a_column() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(50, 4))
+    y = x @ [1.0, -1.0, 0.5, 0.0] + 0.3 * generator.normal(size=50) > 0
+    for learn in (clew.probe.ridge, clew.probe.logistic):
+        one, column = learn(x, y), learn(x, y[:, None])
+        assert np.array_equal(one.weight, column.weight) and one.weight.shape == (4, 1)
+        assert learn(x.astype(np.float16), y.tolist()).predict(x).shape == (50, 1)
+        with pytest.raises(ConfigError, match="probe: activations hold NaN"):
+            learn(np.where(x > 2, np.nan, x), y)
+        with pytest.raises(ShapeError, match="probe: targets must be real numbers, not <U1"):
+            learn(x, ["a"] * 50)
+
+
 # ---- Lens, factors, training ----------------------------------------------------------------------------------------
 
 
@@ -344,6 +384,8 @@ def test_layers_of_a_lens(model: clew.Model) -> None:
     for wrong in (dict(layers="a"), dict(layers=[0.5]), dict(top_k="a")):
         with pytest.raises(ConfigError, match="expected a whole number"):
             clew.lens.logit_lens(model, IDS, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="batches = 3: expected a list of what model.run takes"):
+        clew.lens.TunedLens.fit(model, 3)  # type: ignore[arg-type]
 
 
 def test_half_precision_factors() -> None:
