@@ -10,6 +10,7 @@ from typing import Any
 
 from .errors import ConfigError, LoadError
 from .experiment import Experiment
+from .inputs import check_type
 from .model import load
 
 
@@ -45,6 +46,7 @@ def run(
     >>> run(PAPERS[2], "stories260K").paper
     3
     """
+    check_type(Paper, "one of PAPERS", paper=paper)
     module = importlib.import_module(f"clew.{paper.name}")
     function = getattr(module, "experiment", None)
     if not callable(function):

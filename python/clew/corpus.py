@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, ShapeError, TokenError
-from .model import Capture, Model
+from .inputs import as_array, check_counts, check_seed, token_batch
+from .model import Capture, Model, check_model
 from .run import Run
 from .weights import whole
 
@@ -54,6 +55,8 @@ def windows(model: Model, text: str | Sequence[int] | Array | None, length: int,
     >>> cut.tokens.shape, cut.left_out > 1000
     ((4, 64), True)
     """
+    check_model(model)
+    check_seed(seed)
     length = whole(length, "length")
     if length < 2:
         raise ConfigError(f"length = {length}: a window needs two tokens, the second is what the first predicts")
@@ -72,7 +75,7 @@ def windows(model: Model, text: str | Sequence[int] | Array | None, length: int,
         return Windows(np.array(full, np.int64), sum(len(r) for r in made.tokens) - len(full) * (length - 1), source)
     if text is None:
         text, source = held_out(), "held-out Shakespeare of the package"
-    ids = np.asarray(model.to_tokens(text)[0] if isinstance(text, str) else text)
+    ids = as_array(model.to_tokens(text)[0] if isinstance(text, str) else text, "tokens")
     if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
         raise ShapeError(f"tokens must be integers [pos] or [window, pos], not {ids.dtype} {list(ids.shape)}")
     outside = ids[(ids < 0) | (ids >= model.config.d_vocab)]
@@ -92,18 +95,35 @@ def windows(model: Model, text: str | Sequence[int] | Array | None, length: int,
 def sequences(model: Model, tokens: Any) -> list[list[int]]:
     """What `model.run` takes as tokens, as a list of lists of ids; texts through the model's tokenizer.
 
+    Raises ShapeError, TokenError as `model.run`.
+
     >>> import clew
     >>> sequences(clew.load("stories260K"), [1, 2, 3])
     [[1, 2, 3]]
     """
-    if isinstance(tokens, str):
-        tokens = [tokens]
-    if isinstance(tokens, list | tuple) and tokens and all(isinstance(t, str) for t in tokens):
-        return [[int(i) for i in model.to_tokens(t)[0]] for t in tokens]
+    check_model(model)
     if isinstance(tokens, Windows):
         tokens = tokens.tokens
-    rows = tokens if np.ndim(tokens[0]) else [tokens]
-    return [[int(i) for i in np.asarray(row).reshape(-1)] for row in rows]
+    batch = token_batch(tokens, model.config.d_vocab, lambda text: [int(i) for i in model.to_tokens(text)[0]])
+    assert batch.tokens is not None
+    return [row.tolist() for row in np.split(batch.tokens, np.cumsum(batch.lengths)[:-1])]
+
+
+def rows_of(model: Model, tokens: Any, what: str) -> Array:
+    """Windows of one length [window, pos], or one window [pos], as integers [window, pos].
+
+    Raises ShapeError for anything else, TokenError for an id out of range; `what` begins the message.
+    """
+    check_model(model)
+    ids = np.atleast_2d(as_array(tokens.tokens if isinstance(tokens, Windows) else tokens, f"{what}: tokens"))
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
+        raise ShapeError(
+            f"{what}: tokens must be windows of one length [window, pos], not {ids.dtype} {list(ids.shape)}"
+        )
+    outside = ids[(ids < 0) | (ids >= model.config.d_vocab)]
+    if outside.size:
+        raise TokenError(f"{what}: id {int(outside[0])}: the vocabulary has 0 to {model.config.d_vocab - 1}")
+    return ids
 
 
 def runs(model: Model, tokens: Any, capture: Capture, at_once: int = 4096) -> Iterator[Run]:
@@ -116,6 +136,7 @@ def runs(model: Model, tokens: Any, capture: Capture, at_once: int = 4096) -> It
     >>> [run["resid_post", -1].shape for run in runs(model, [[1, 2, 3], [4, 5]], "resid_post", at_once=3)]
     [(1, 3, 64), (1, 2, 64)]
     """
+    check_counts(at_once=at_once)
     batch: list[list[int]] = []
     for row in sequences(model, tokens):
         if batch and (len(batch) + 1) * max(len(row), *map(len, batch)) > at_once:
@@ -134,4 +155,4 @@ def stream(run: Run) -> Array:
     return np.concatenate([run["resid_pre", 0][None], run.stack("resid_post")]).astype(np.float64)
 
 
-__all__ = ["Windows", "held_out", "runs", "sequences", "stream", "windows"]
+__all__ = ["Windows", "held_out", "rows_of", "runs", "sequences", "stream", "windows"]

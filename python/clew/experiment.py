@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from .errors import ConfigError
+from .inputs import check_path, check_type
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,15 +103,16 @@ def plain(value: Any) -> Any:
 def write(path: str | os.PathLike[str], value: Any) -> None:
     """A dataclass's :func:`plain` form as a JSON file, a line for each field, numbers rounded to five digits.
 
-    Raises OSError, TypeError as `plain`.
+    Raises OSError, TypeError as `plain`, ConfigError for what has no fields.
 
     >>> write("one.json", Claim(1, "words turn", "they turn", "12 degrees", "holds"))
     >>> Path("one.json").read_text(encoding="utf-8").splitlines()[1]
     ' "paper": 1,'
     """
-    lines = [
-        f" {json.dumps(key)}: {json.dumps(_rounded(part), ensure_ascii=False)}" for key, part in plain(value).items()
-    ]
+    check_path(path=path)
+    fields = plain(value)
+    check_type(dict, "a dataclass or a mapping", value=fields)
+    lines = [f" {json.dumps(key)}: {json.dumps(_rounded(part), ensure_ascii=False)}" for key, part in fields.items()]
     Path(path).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ShapeError, TokenError
+from .errors import ConfigError, ShapeError, TokenError
 
 Array = NDArray[Any]
 
@@ -45,6 +47,51 @@ class Batch:
         out = np.full(real.shape, -1, np.int32)
         out[real] = self.tokens
         return out
+
+
+def whole(number: Any, what: str) -> int:
+    """A whole number, or a ConfigError that says what came instead."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise ConfigError(f"{what} = {number!r:.80}: expected a whole number") from None
+
+
+def check_counts(least: int = 1, /, **given: Any) -> None:
+    """Raises ConfigError, with its name, for an argument that is no whole number from `least` and below 2³¹."""
+    for name, value in given.items():
+        if isinstance(value, bool):
+            raise ConfigError(f"{name} = {value}: expected a whole number")
+        if whole(value, name) < least:
+            raise ConfigError(f"{name} = {value}: at least {least}")
+        if value > MOST_TOKENS:
+            raise ConfigError(f"{name} = {value}: below 2³¹")
+
+
+def check_numbers(**given: Any) -> None:
+    """Raises ConfigError, with its name, for an argument that is no finite number."""
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+            raise ConfigError(f"{name} = {value!r:.80}: expected a finite number")
+
+
+def check_type(kind: type | tuple[type, ...], said: str, /, **given: Any) -> None:
+    """Raises ConfigError, with its name, for an argument of another type; `said` is what was expected, in words."""
+    for name, value in given.items():
+        if not isinstance(value, kind):
+            raise ConfigError(f"{name}: {said}, not {type(value).__name__}")
+
+
+def check_path(**given: Any) -> None:
+    """Raises ConfigError, with its name, for an argument that is neither a str nor a path object."""
+    check_type((str, os.PathLike), "a path", **given)
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as NumPy takes it; raises ConfigError."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ConfigError(f"seed = {seed!r}, must be a whole number, at least 0")
+    return int(seed)
 
 
 def as_array(value: Any, what: str) -> Array:

@@ -17,7 +17,7 @@ from .config import ModelConfig
 from .edit import Edit, as_edits, resolve
 from .engine import core_config, place_weights, trainable_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
-from .inputs import MOST_TOKENS, Batch, as_array, embedding_batch, kept_positions, token_batch, vector_batch
+from .inputs import MOST_TOKENS, Batch, as_array, check_type, embedding_batch, kept_positions, token_batch, vector_batch
 from .plan import Plan
 from .run import Run
 from .sites import LOGITS, SiteName, SiteTable, capture_list
@@ -117,8 +117,7 @@ class Model(WeightAccess):
         from .loaders.checkpoint import Checkpoint
         from .loaders.initialise import initialise
 
-        if not isinstance(config, ModelConfig):
-            raise ConfigError(f"from_config takes a clew.ModelConfig, not {type(config).__name__}")
+        check_type(ModelConfig, "a ModelConfig", config=config)
         kind = _precision(dtype)
         return cls(Checkpoint(config, initialise(config, seed, kind), kind))
 
@@ -878,6 +877,11 @@ def _logits_mode(logits: Logits) -> int:
     if not (logits is None or isinstance(logits, str)) or logits not in _LOGITS:
         raise ConfigError(f'logits = {logits!r}: "all", "last" or None')
     return _LOGITS[logits]
+
+
+def check_model(model: Any) -> None:
+    """Raises ConfigError for what is no model."""
+    check_type(Model, "a Model, such as clew.load gives", model=model)
 
 
 def load(path: str | PathLike[str], dtype: str | np.dtype[Any] | None = None) -> Model:

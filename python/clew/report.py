@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .commands import PAPERS, Paper, run
-from .errors import Error
+from .errors import ConfigError, Error
 from .experiment import Claim, Experiment
 from .info import __version__
+from .inputs import check_path, check_seed, check_type
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -164,6 +165,7 @@ def page(entries: Sequence[Entry], quick: bool = True, seed: int = 0) -> str:
     >>> "no weights" in page([Entry(PAPERS[0], None, "LoadError: no weights")])
     True
     """
+    check_type(Sequence, "a list of entries", entries=entries)
     rows = ""
     for e in entries:
         n = counts(e)
@@ -192,9 +194,17 @@ def main(out: str | os.PathLike[str] = "out", quick: bool = True, seed: int = 0,
          papers: Sequence[Paper] = PAPERS) -> Path:  # fmt: skip
     """Runs the papers' experiments, with a line of progress for each, and writes `out`/report.html; its path.
 
-    Raises Error, after the page is written, where an experiment failed: which, and why.
+    Raises ConfigError for a file in the folder's place; Error, after the page is written, where an experiment failed:
+    which, and why.
     """
+    check_path(out=out)
+    check_seed(seed)
+    check_type(Sequence, "a list of papers", papers=papers)
+    for paper in papers:
+        check_type(Paper, "one of PAPERS", paper=paper)
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, not a folder")
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for i, paper in enumerate(papers, 1):

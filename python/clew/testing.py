@@ -13,6 +13,7 @@ import numpy as np
 from .errors import ConfigError, LoadError
 from .experiment import Experiment, plain
 from .info import __version__
+from .inputs import check_path
 
 UPDATE = "CLEW_UPDATE_GOLDEN"
 """Environment variable that, set to 1, makes every assertion record instead of compare."""
@@ -46,6 +47,7 @@ def assert_close_to_golden(path: str | os.PathLike[str], values: Experiment | Ma
     >>> assert_close_to_golden("loss.json", {"loss": 2.5, "ids": [1, 2]}, update=True)
     >>> assert_close_to_golden("loss.json", {"loss": 2.5000001, "ids": [1, 2]}, {"loss": 1e-3, "ids": 0})
     """
+    check_path(path=path)
     file = Path(path)
     if not isinstance(values, Experiment | Mapping):
         raise ConfigError(f"values: an experiment or a mapping of names to values, not {type(values).__name__}")
@@ -80,6 +82,8 @@ def _read(file: Path) -> dict[str, Any]:
     """The values of a golden file."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoadError(f"{file}: {error}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise LoadError(f"{file}: not JSON: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("values"), dict):

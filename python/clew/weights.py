@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +15,10 @@ from .config import ModelConfig
 from .engine import WEIGHTS
 from .errors import ConfigError, SiteError
 from .factored import FactoredMatrix
+from .inputs import whole as whole  # where others look for it
 from .sites import SiteTable
 
 Array = NDArray[Any]
-
-
-def whole(number: Any, what: str) -> int:
-    """A whole number, or a ConfigError that says what came instead."""
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise ConfigError(f"{what} = {number!r}: expected a whole number") from None
 
 
 class Weights(Mapping[str, Array]):

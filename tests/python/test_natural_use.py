@@ -10,7 +10,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import ConfigError, LoadError, ShapeError, SiteError, TokenError, UnsupportedModelError, edit, metrics
+from clew import ConfigError, ShapeError, SiteError, TokenError, UnsupportedModelError, edit, metrics
 from clew.bench import bench
 
 IDS = np.array([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]])
@@ -300,7 +300,7 @@ def test_precisions_that_are_none(dtype: Any) -> None:
 
 @pytest.mark.parametrize("path", [3, None, ["gpt2"]])
 def test_paths_that_are_none(path: Any) -> None:
-    with pytest.raises(LoadError, match="is no path: a str or a PathLike"):
+    with pytest.raises(ConfigError, match=r"path: a path, a name of clew.bundled\(\) or a hub id, not"):
         clew.load(path)
 
 
@@ -308,7 +308,7 @@ def test_paths_that_are_none(path: Any) -> None:
 def test_seeds_that_are_none(seed: Any) -> None:
     with pytest.raises(ConfigError, match="seed = .*, must be a whole number, at least 0"):
         clew.Model.from_config(_config(), seed=seed)
-    with pytest.raises(ConfigError, match="takes a clew.ModelConfig, not dict"):
+    with pytest.raises(ConfigError, match="config: a ModelConfig, not dict"):
         clew.Model.from_config({"n_layers": 1})  # type: ignore[arg-type]
 
 

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import norm
 from ..errors import ConfigError, ShapeError, TokenError
+from ..inputs import as_array, check_type, real_array, whole
 from ..lens import TunedLens
-from ..model import Model
-from ..weights import whole
+from ..model import Model, check_model
 
 Array = NDArray[Any]
 
@@ -126,7 +126,8 @@ def lens_gradient(
     >>> float(abs(found.loss - model.loss([1, 403, 407, 261])[0]).max()) < 1e-4, found.gradient.shape
     (True, (3, 64))
     """
-    x, y = np.asarray(resid, np.float64), np.asarray(targets)
+    check_model(model)
+    x, y = real_array(resid, "residuals"), as_array(targets, "targets")
     d = model.config.d_model
     if x.ndim < 1 or x.shape[-1] != d or y.shape != x.shape[:-1] or y.dtype.kind not in "iu":
         raise ShapeError(
@@ -138,12 +139,15 @@ def lens_gradient(
         raise TokenError(f"target {int(outside[0])} is no token: the vocabulary has 0 to {v - 1}")
     last = None
     if reference is not None:
-        last = np.asarray(reference, np.float64)
+        last = real_array(reference, "reference")
         if last.shape != x.shape:
             raise ShapeError(f"reference {list(last.shape)} for residuals {list(x.shape)}")
         last = last.reshape(-1, d)
+    if layer is not None and tuned is None:
+        raise ConfigError("lens_gradient: layer = is the tuned lens's: give tuned=")
     map_of: tuple[Array, Array] | None = None
     if tuned is not None:
+        check_type(TunedLens, "a TunedLens", tuned=tuned)
         if tuned.model is not model:
             raise ConfigError("lens_gradient: the tuned lens was made for another model")
         if layer is None:
@@ -196,6 +200,7 @@ class Whitening:
     """
 
     def __init__(self, model: Model) -> None:
+        check_model(model)
         u = model.W_U.astype(np.float64).T
         if norm.is_there(model.config, "ln_final"):
             w = norm.weight(model, "ln_final")

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import corpus
 from ..errors import ConfigError, ShapeError, TokenError
+from ..inputs import as_array, check_numbers, check_seed, check_type, real_array
 from ..lens import TunedLens
-from ..model import Model
+from ..model import Model, check_model
 from .gradient import Whitening, lens_gradient
 
 Array = NDArray[Any]
@@ -92,6 +93,9 @@ def collect(model: Model, tokens: Any, order: Sequence[int] | None = None) -> St
     >>> collect(clew.load("stories260K"), [[1, 403, 407], [1, 261]]).resid.shape
     (6, 3, 64)
     """
+    check_model(model)
+    if order is not None:
+        check_type((Sequence, np.ndarray), "a list of layers", order=order)
     config = model.config
     if config.d_vocab_out != config.d_vocab or config.d_in is not None:
         raise ConfigError("descent: the model must read and write one vocabulary")
@@ -246,7 +250,7 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
         _, place, count = np.unique(x, return_inverse=True, return_counts=True)
         return (np.cumsum(count) - (count - 1) / 2)[place.reshape(-1)]
 
-    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    x, y = real_array(a, "spearman: a"), real_array(b, "spearman: b")
     if x.shape != y.shape or x.ndim != 1:
         raise ShapeError(f"spearman: {list(x.shape)} and {list(y.shape)} must be [n] both")
     if len(x) < 2:
@@ -258,14 +262,21 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def frequencies(model: Model, tokens: Any) -> NDArray[np.int64]:
-    """How often each token of the vocabulary occurs in some text [d_vocab]."""
+    """How often each token of the vocabulary occurs in some text [d_vocab]. Raises ShapeError, TokenError."""
     rows = corpus.sequences(model, tokens)
     every = np.concatenate([np.array(row, np.int64) for row in rows]) if rows else np.zeros(0, np.int64)
     return np.bincount(every, minlength=model.config.d_vocab)
 
 
 def find_sinks(streams: Streams, ratio: float = SINK) -> NDArray[np.bool_]:
-    """Position 0, and streams that some block leaves `ratio` times as long as its median token's [n]."""
+    """Position 0, and streams that some block leaves `ratio` times as long as its median token's [n].
+
+    Raises ConfigError for a ratio that is not positive.
+    """
+    check_type(Streams, "what collect gives", streams=streams)
+    check_numbers(ratio=ratio)
+    if ratio <= 0:
+        raise ConfigError(f"ratio = {ratio}: above 0")
     lengths = np.linalg.norm(streams.resid[1:], axis=-1)
     return np.asarray((streams.positions == 0) | (lengths > ratio * np.median(lengths, axis=1)[:, None]).any(0))
 
@@ -303,7 +314,7 @@ def descend(
     ((6,), (5,), 5, 1)
     """
     streams = collect(model, tokens, order)
-    counts = frequencies(model, tokens) if frequency is None else np.asarray(frequency)
+    counts = frequencies(model, tokens) if frequency is None else as_array(frequency, "frequency")
     return measure(model, streams, counts, tuned=tuned, sink=sink)
 
 
@@ -315,10 +326,15 @@ def measure(
 
     Raises ShapeError for frequencies of another vocabulary, ConfigError when all tokens are sinks.
     """
+    check_model(model)
+    check_type(Streams, "what collect gives", streams=streams)
+    frequency = real_array(frequency, "frequency")
     if frequency.shape != (model.config.d_vocab,):
         raise ShapeError(f"frequency {list(frequency.shape)} must be [d_vocab = {model.config.d_vocab}]")
     r, n_layers = streams.resid, len(streams.resid) - 1
-    apart = find_sinks(streams, sink) if sinks is None else sinks
+    apart = find_sinks(streams, sink) if sinks is None else as_array(sinks, "sinks")
+    if apart.dtype != bool or apart.shape != streams.targets.shape:
+        raise ShapeError(f"sinks must be bool [n = {len(streams.targets)}], not {apart.dtype} {list(apart.shape)}")
     if apart.all():
         raise ConfigError(f"all {len(apart)} tokens are sinks (position 0 is one): give longer texts")
     y = streams.targets
@@ -416,7 +432,8 @@ def controls(
     >>> sorted(controls(clew.load("stories260K"), [[1, 403, 407, 261, 378, 392, 400]]))
     ['permuted steps', 'random weights', 'shuffled layers', 'straight line']
     """
-    rng = np.random.default_rng(seed)
+    check_model(model)
+    rng = np.random.default_rng(check_seed(seed))
     n_layers = model.config.n_layers
     tokens = corpus.sequences(model, tokens)  # the model of random weights has no tokenizer
     streams, counts = collect(model, tokens), frequencies(model, tokens)

@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from .. import norm
 from ..errors import ConfigError, ShapeError, UnsupportedModelError
 from ..factored import FactoredMatrix
-from ..inputs import real_array
-from ..model import Model
-from ..weights import whole
+from ..inputs import real_array, whole
+from ..model import Model, check_model
 
 Array = NDArray[Any]
 
@@ -48,6 +47,7 @@ class ValueOutput:
 
 
 def _layer(model: Model, layer: int) -> int:
+    check_model(model)
     return model.sites().layer(whole(layer, "layer"), f"layer {layer}")
 
 

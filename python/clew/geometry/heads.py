@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import norm
-from ..errors import ConfigError, TokenError
+from ..errors import ConfigError, ShapeError, TokenError
 from ..factored import FactoredMatrix
-from ..model import Model
-from ..weights import whole
-from .attention import query_key, value_output
+from ..inputs import as_array, check_counts, check_seed, check_type, real_array, whole
+from ..model import Model, check_model
+from .attention import _layer, query_key, value_output
 from .norms import embeddings, texts
 from .search import nearest
 
@@ -45,6 +45,11 @@ def single_tokens(model: Model, words: Iterable[str]) -> tuple[list[str], list[i
     >>> kept, missing
     (['man'], ['zebra'])
     """
+    check_model(model)
+    check_type(Iterable, "a list of words", words=words)
+    words = [words] if isinstance(words, str) else list(words)
+    if not all(isinstance(word, str) for word in words):
+        raise ConfigError("words: a list of words, and nothing else")
     kept: list[str] = []
     ids: list[int] = []
     missing: list[str] = []
@@ -150,17 +155,24 @@ def probe_nouns(
     >>> probe.missing, probe.value_output_sum.shape
     (('zebra',), (2, 2, 5))
     """
+    check_model(model)
     if ids is None:
         kept, numbers, missing = single_tokens(model, NOUNS if words is None else words)
     else:
-        kept, numbers, missing = [f"#{int(i)}" for i in ids], [int(i) for i in ids], []
+        given = np.atleast_1d(as_array(ids, "ids"))
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise ShapeError(f"ids must be integers [n], not {given.dtype} {list(given.shape)}")
+        kept, numbers, missing = [f"#{i}" for i in given], [int(i) for i in given], []
     if not numbers:
         raise TokenError(f"none of the words is a single token: {', '.join(missing) or 'there are none'}")
     outside = [i for i in numbers if not 0 <= i < model.config.d_vocab]
     if outside:
         raise TokenError(f"id {outside[0]} is no token: the vocabulary has 0 to {model.config.d_vocab - 1}")
     n = model.config.n_layers
-    chosen = [0, n // 2, n - 1] if layers is None else [model.sites().layer(i, f"layer {i}") for i in layers]
+    some = [0, n // 2, n - 1] if layers is None else np.atleast_1d(as_array(layers, "layers")).tolist()
+    chosen = [_layer(model, i) for i in some]
+    if not chosen:
+        raise ConfigError("layers: none were given")
     chosen = list(dict.fromkeys(chosen))
     every = embeddings(model)
     e, found_qk, found_vo, found_sum = every[numbers], [], [], []
@@ -213,7 +225,10 @@ class HeadSVD:
     model: Model = field(repr=False, metadata={"json": False})
 
     def table(self, head: int = 0, pairs: int = 5) -> str:
-        """A head's first pairs as tokens."""
+        """A head's first pairs as tokens. Raises ConfigError for a head that is not there."""
+        check_counts(0, pairs=pairs)
+        if not 0 <= whole(head, "head") < len(self.mark):
+            raise ConfigError(f"head = {head}: the layer has heads 0 to {len(self.mark) - 1}")
         lines = [
             f"{self.kind} of layer {self.layer}, head {head}: {self.mark[head]} of {self.coverage.shape[1]} "
             "singular values hold 99 %"
@@ -259,7 +274,7 @@ def svd_heads(model: Model, layer: int, kind: Kind = "QK", pairs: int = 20, k: i
     >>> found.right_tokens.shape, bool((found.mark <= 32).all())
     ((4, 3, 5), True)
     """
-    layer = model.sites().layer(whole(layer, "layer"), f"layer {layer}")
+    layer = _layer(model, layer)
     u, s, vh = _matrix(model, layer, kind).svd()
     count = whole(pairs, "pairs")
     if count < 1:
@@ -313,7 +328,7 @@ def bias_tokens(model: Model, layer: int, k: int = 5) -> BiasTokens | None:
     >>> bias_tokens(clew.load("stories260K"), 0) is None
     True
     """
-    layer = model.sites().layer(whole(layer, "layer"), f"layer {layer}")
+    layer = _layer(model, layer)
     form = query_key(model, layer, _offset(model))
     if not form.query.any() and not form.key.any():
         return None
@@ -329,8 +344,17 @@ def bias_tokens(model: Model, layer: int, k: int = 5) -> BiasTokens | None:
 def coherence(rows: Array, ids: Array) -> Array:
     """Mean cosine between the k rows of each group [..., k], the mean of all rows taken out first; float64 [...].
 
-    1: the rows point one way. Zero rows count as zero.
+    1: the rows point one way. Zero rows count as zero. Raises ShapeError for what is no matrix of real numbers or no
+    groups of two and more of its rows, ConfigError for a number that no row has.
     """
+    rows, ids = real_array(rows, "rows"), as_array(ids, "ids")
+    if rows.ndim != 2 or not rows.size or ids.ndim < 1 or ids.dtype.kind not in "iu" or ids.shape[-1] < 2:
+        raise ShapeError(
+            f"coherence: rows [n, d] and the numbers of two or more of them [..., k], not {list(rows.shape)} and "
+            f"{ids.dtype} {list(ids.shape)}"
+        )
+    if ids.size and not (0 <= ids.min() and ids.max() < len(rows)):
+        raise ConfigError(f"coherence: ids {ids.min()} to {ids.max()} of {len(rows)} rows")
     centred = rows - rows.mean(0)
     sizes = np.linalg.norm(centred, axis=1, keepdims=True)
     unit = np.divide(centred, sizes, out=np.zeros_like(centred), where=sizes > 0)
@@ -407,6 +431,9 @@ def head_coherence(model: Model, kind: Kind = "VO", pairs: int = 10, k: int = 10
     >>> head_coherence(clew.load("shakespeare"), pairs=2, k=5).right.shape
     (4, 4)
     """
+    check_model(model)
+    check_seed(seed)
+    check_counts(pairs=pairs)
     if whole(k, "k") < 2:
         raise ConfigError(f"k = {k}: coherence takes two tokens or more")
     fresh = Model.from_config(model.config, seed=seed, dtype=model.dtype)

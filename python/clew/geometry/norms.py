@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import norm
 from ..errors import ConfigError, ShapeError, SiteError
-from ..inputs import real_array
-from ..model import Model
+from ..inputs import check_counts, check_type, real_array
+from ..model import Model, check_model
 
 Array = NDArray[Any]
 
@@ -122,6 +122,8 @@ def norm_geometry(model: Model, name: str = "ln_final") -> NormGeometry:
     >>> float(abs(geometry(run["resid_post", -1]) - run["ln_final.hook_out"]).max()) < 1e-4
     True
     """
+    check_model(model)
+    check_type(str, "the name of a norm, such as 'ln_final'", name=name)
     config = model.config
     if not norm.is_there(config, name.rsplit(".", 1)[-1]) or f"{name}.hook_out" not in model.sites():
         there = [site.removesuffix(".hook_out") for site in model.sites() if site.endswith(".hook_out")]
@@ -198,6 +200,7 @@ def embeddings(model: Model) -> Array:
 
     Raises ConfigError for a model that reads vectors.
     """
+    check_model(model)
     if model.config.d_in is not None:
         raise ConfigError("a model that reads vectors has no word embeddings")
     return np.asarray(model.W_E.astype(np.float64) * model.config.embed_scale)
@@ -236,10 +239,12 @@ class TokenScores:
 
     def top(self, score: str, k: int = 5) -> list[int]:
         """Ids of the k tokens with the largest score. Raises ConfigError for an unknown score."""
+        check_counts(k=k)
         return [int(i) for i in self._order(score)[:k]]
 
     def bottom(self, score: str, k: int = 5) -> list[int]:
         """Ids of the k tokens with the smallest score, smallest first. Raises ConfigError for an unknown score."""
+        check_counts(k=k)
         return [int(i) for i in self._order(score)[::-1][:k]]
 
     def table(self, k: int = 5) -> str:
@@ -270,6 +275,7 @@ def token_scores(model: Model) -> TokenScores:
     >>> scores.norm.shape, len(scores.top("bias"))
     ((1024,), 5)
     """
+    check_model(model)
     u = model.W_U.astype(np.float64).T
     there = norm.is_there(model.config, "ln_final")
     gamma, beta = (norm.weight(model, "ln_final"), norm.bias(model, "ln_final")) if there else (None, None)

@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import corpus, lens, norm
 from ..errors import ConfigError, ShapeError, TokenError
-from ..inputs import real_array
-from ..model import Model
-from ..weights import whole
+from ..inputs import check_counts, check_numbers, check_seed, real_array, whole
+from ..model import Model, check_model
 from .norms import cosines, embeddings, texts
 from .search import nearest
 
@@ -39,8 +38,10 @@ class Projection:
     _axes: Any = field(repr=False, metadata={"json": False})
 
     def __call__(self, x: ArrayLike) -> Array:
-        """x [..., d] in the few dimensions [..., dims], float64."""
-        vectors = np.asarray(x, np.float64)
+        """x [..., d] in the few dimensions [..., dims], float64. Raises ShapeError."""
+        vectors = real_array(x, "vectors")
+        if vectors.ndim < 1 or vectors.shape[-1] != len(self._mean):
+            raise ShapeError(f"vectors {list(vectors.shape)}: the projection was fitted to rows of {len(self._mean)}")
         if self.method == "pca":
             return np.asarray((vectors - self._mean) @ self._axes)
         flat = self._axes.transform(vectors.reshape(-1, vectors.shape[-1]))
@@ -73,6 +74,9 @@ def fit_projection(
         raise ConfigError("rows hold NaN or infinity: there are no directions of largest variance")
     if whole(max_rows, "max_rows") < 2:
         raise ConfigError(f"max_rows = {max_rows}: at least 2")
+    check_counts(neighbours=neighbours)
+    check_numbers(min_dist=min_dist)
+    check_seed(seed)
     if len(x) > max_rows:
         x = x[np.sort(np.random.default_rng(seed).choice(len(x), max_rows, replace=False))]
     if method == "umap":
@@ -158,6 +162,8 @@ def trajectory(
     >>> way.points.shape, way.l2.shape
     ((5, 3), (5,))
     """
+    check_counts(k=k)
+    check_seed(seed)
     rows = corpus.sequences(model, tokens)
     if len(rows) != 1 or len(rows[0]) < 2:
         raise TokenError("trajectory: one sequence of two tokens or more")
@@ -251,6 +257,7 @@ def distances(model: Model, tokens: Any) -> Distances:
     >>> found.log_ratio.shape, found.mean.shape
     ((6, 4), (6,))
     """
+    check_model(model)
     if model.config.d_vocab_out != model.config.d_vocab:
         raise ConfigError("distances: the model reads and writes different vocabularies")
     u, b = model.W_U.astype(np.float64).T, model.b_U.astype(np.float64)
@@ -375,8 +382,8 @@ def contextual(model: Model, tokens: Any, pairs: int = 2000, seed: int = 0) -> C
     >>> found.same.shape
     (5,)
     """
-    if whole(pairs, "pairs") < 1:
-        raise ConfigError(f"pairs = {pairs}: at least 1")
+    check_counts(pairs=pairs)
+    check_seed(seed)
     parts, ids = [], []
     for run in corpus.runs(model, tokens, [("resid_pre", 0), "resid_post"]):
         assert run.tokens is not None

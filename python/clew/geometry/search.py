@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array
+from ..inputs import as_array, check_type
 from ..model import Model
 from ..weights import whole
 
@@ -122,6 +122,7 @@ def nearest_by(
     >>> {name: one.ids.tolist() for name, one in found.items()}
     {'dot': [0], 'cosine': [0], 'l2': [0]}
     """
+    check_type(Sequence, f"a list of {', '.join(map(repr, METRICS))}", metrics=metrics)
     for metric in metrics:
         if not isinstance(metric, str) or metric not in METRICS:
             raise ConfigError(f"nearest: metric = {metric!r}: {', '.join(map(repr, METRICS))}")

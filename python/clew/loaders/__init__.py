@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from ..errors import LoadError, UnsupportedModelError
+from ..inputs import check_type
 from .checkpoint import Checkpoint
 from .classic import is_classic, load_classic
 from .huggingface import SUPPORTED, find_tensors, load_huggingface
@@ -58,14 +59,12 @@ def open_checkpoint(path: str | os.PathLike[str], dtype: DTypeLike | None = None
     (12, 768, 64)
     """
     weights_dtype(dtype, False)  # a wrong dtype is refused before anything is read
-    try:
-        text = os.fsdecode(path)
-    except TypeError:
-        raise LoadError(f"{path!r} is no path: a str or a PathLike is expected") from None
+    check_type((str, os.PathLike), "a path, a name of clew.bundled() or a hub id", path=path)
+    text = os.fspath(path)
     if "\0" in text:
         raise LoadError(f"{text!r} is no path")
     try:
-        place = Path(text).expanduser()
+        place = Path(path).expanduser()
         is_directory = place.is_dir()
     except (OSError, RuntimeError) as error:  # too long; a home directory of nobody
         raise LoadError(f"{_short(text)} is no path: {getattr(error, 'strerror', None) or error}") from None

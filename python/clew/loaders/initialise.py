@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .. import memory
 from ..config import ModelConfig
-from ..errors import ConfigError
+from ..inputs import check_seed
 from .safetensors import weights_dtype
 
 Array = NDArray[Any]
@@ -92,10 +92,8 @@ def initialise(config: ModelConfig, seed: int = 0, dtype: DTypeLike = np.float32
         There is not that much memory.
     """
     kind = weights_dtype(dtype, False)
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ConfigError(f"seed = {seed!r}, must be a whole number, at least 0")
     shapes = weight_shapes(config)
-    streams = np.random.SeedSequence(seed).spawn(len(shapes))
+    streams = np.random.SeedSequence(check_seed(seed)).spawn(len(shapes))
     small = 1 / math.sqrt(2 * max(1, config.n_layers))
     out: dict[str, Array] = {}
     for stream, (name, shape) in zip(streams, shapes.items(), strict=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, TokenError
-from ..model import Model
+from ..model import Model, check_model
 from ..weights import whole
 from .maze import Maze, Mazes
 from .tokens import SPECIALS, Tokenizer
@@ -38,8 +38,7 @@ def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
     >>> mazes.tokenizer_of(clew.Model.from_config(mazes.hallway_config()))
     Tokenizer of 7 × 7 mazes, uniform: 60 tokens
     """
-    if not isinstance(model, Model):
-        raise ConfigError(f"model: a Model, such as clew.load gives, not {type(model).__name__}")
+    check_model(model)
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         raise ConfigError(f"tokenizer: a Tokenizer of mazes, not {type(tokenizer).__name__}")
     d_vocab, d_out = model.config.d_vocab, model.config.d_vocab_out

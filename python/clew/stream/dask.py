@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..model import Model, load
 from ..threads import set_num_threads
-from .flow import CHUNK, Reduced, Settings, TooLong, Watch, check, chunks, reduce_chunk, settings
+from .flow import CHUNK, Reduced, Settings, TooLong, Watch, check, check_progress, chunks, reduce_chunk, settings
 from .texts import Item, Texts
 
 
@@ -67,6 +67,7 @@ def distributed(model: str | os.PathLike[str], source: Any, watches: Mapping[str
     name = os.fspath(model)
     name = os.path.abspath(name) if os.path.exists(name) else name
     check(watches)
+    check_progress(progress)
     how = settings(length, too_long, at_once, capture, chunk)
     texts = source if isinstance(source, Texts) else Texts(source)
     total = Reduced({key: watch[0].fresh() for key, watch in watches.items()})

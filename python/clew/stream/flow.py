@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, SiteError, TokenError
-from ..model import Model
+from ..inputs import check_type
+from ..model import Model, check_model
 from ..run import Run
 from ..weights import whole
 from .reducers import Reducer
@@ -99,6 +100,7 @@ def settings(
         raise ConfigError(f"at_once = {at_once}: at least 1")
     if whole(chunk, "chunk") < 1:
         raise ConfigError(f"chunk = {chunk}: at least 1")
+    check_type((str, tuple, list), "sites", capture=capture)
     named = [capture] if isinstance(capture, str) or (isinstance(capture, tuple) and len(capture) == 2) else capture
     return Settings(length, too_long, at_once, tuple(named), chunk)
 
@@ -165,6 +167,7 @@ def rows(run: Run, what: Where, mask: Array) -> Array:
 
 def check(watches: Mapping[str, Watch]) -> None:
     """Raises ConfigError where a watch is no reducer with its inputs."""
+    check_type(Mapping, "names to (reducer, site)", watches=watches)
     if not watches:
         raise ConfigError("nothing is watched: give {name: (reducer, site)}")
     for name, watch in watches.items():
@@ -174,10 +177,19 @@ def check(watches: Mapping[str, Watch]) -> None:
             raise ConfigError(f"{name!r}: {type(watch[0]).__name__} watches {watch[0].inputs}, not {len(watch) - 1}")
 
 
+def check_progress(progress: Any) -> None:
+    """Raises ConfigError for what cannot be called."""
+    if progress is not None and not callable(progress):
+        raise ConfigError(f"progress: a function of what there is so far, not {type(progress).__name__}")
+
+
 def watched(watches: Mapping[str, Watch], how: Settings) -> list[Any]:
     """Every site that a run has to capture."""
     named = [w for watch in watches.values() for w in watch[1:] if not callable(w)]
-    return list(dict.fromkeys([*named, *how.capture]))
+    try:
+        return list(dict.fromkeys([*named, *how.capture]))
+    except TypeError:
+        raise SiteError(f"sites are names or (name, layer), not {[*named, *how.capture]!r:.80}") from None
 
 
 def reduce_chunk(model: Model, first: int, items: list[Item], watches: Mapping[str, Watch], how: Settings) -> Reduced:
@@ -232,7 +244,9 @@ def reduce(model: Model, source: Any, watches: Mapping[str, Watch], *, length: i
     >>> found.texts, found["top"].values.shape
     (2, (64, 1))
     """
+    check_model(model)
     check(watches)
+    check_progress(progress)
     how = settings(length, too_long, at_once, capture, chunk)
     texts = source if isinstance(source, Texts) else Texts(source)
     model.plan(1, 1, capture=watched(watches, how))  # unknown sites are told before anything is read

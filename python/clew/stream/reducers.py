@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError
-from ..weights import whole
+from ..inputs import as_array, check_numbers, whole
 
 Array = NDArray[Any]
 R = TypeVar("R", bound="Reducer")
@@ -45,7 +45,7 @@ class Reducer:
 
         Raises ShapeError where they are no matrices of equal length, or of another width than the rows before.
         """
-        arrays = [np.asarray(r) for r in rows]
+        arrays = [as_array(r, f"{type(self).__name__}: rows") for r in rows]
         name = type(self).__name__
         if len(arrays) != self.inputs:
             raise ShapeError(f"{name} takes {self.inputs} array{'s' * (self.inputs > 1)} of rows, not {len(arrays)}")
@@ -59,6 +59,10 @@ class Reducer:
             return
         if where is None:
             where = np.column_stack([np.zeros(len(arrays[0]), np.int64), np.arange(self.n, self.n + len(arrays[0]))])
+        where = as_array(where, f"{name}: where")
+        if where.dtype.kind not in "iu" or where.shape != (len(arrays[0]), 2):
+            raise ShapeError(f"{name}: where must be int64 [n = {len(arrays[0])}, 2], not {where.dtype} "
+                             f"{list(where.shape)}")  # fmt: skip
         first = not self.width
         self.width = width
         self._take(arrays, where, first)
@@ -198,7 +202,8 @@ class Ridge(_Centred):
 
     def __init__(self, lam: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= lam < np.inf:
+        check_numbers(lam=lam)
+        if lam < 0:
             raise ConfigError(f"lam = {lam}: a number from 0")
         self.lam = float(lam)
 
@@ -216,6 +221,9 @@ class Ridge(_Centred):
         """
         self._needs()
         lam = self.lam if lam is None else lam
+        check_numbers(lam=lam)
+        if lam < 0:
+            raise ConfigError(f"lam = {lam}: a number from 0")
         xx, xy, _ = self._sums
         if lam > 0:
             weights = np.linalg.solve(xx + lam * np.eye(len(xx)), xy)
@@ -246,7 +254,8 @@ class Histogram(Reducer):
     def __init__(self, low: float, high: float, bins: int = 100) -> None:
         super().__init__()
         self.bins = whole(bins, "bins")
-        if self.bins < 1 or not np.isfinite([low, high]).all() or low >= high:
+        check_numbers(low=low, high=high)
+        if self.bins < 1 or low >= high:
             raise ConfigError(f"Histogram({low}, {high}, {bins}): needs low < high and one bin or more")
         self.edges = np.linspace(low, high, self.bins + 1)
         """[bins + 1]"""

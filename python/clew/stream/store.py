@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..model import Model
+from ..inputs import check_path
+from ..model import Model, check_model
 from ..sites import capture_list, pair_name
 from .flow import Reduced, TooLong, batches, chunks, pieces, real, rows, settings
 from .texts import Texts
@@ -38,6 +39,8 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
     except ImportError as error:
         raise ImportError("clew.stream.to_zarr needs Zarr: pip install 'clew[dist]'") from error
 
+    check_model(model)
+    check_path(path=path)
     names = [pair_name(site) for site in capture_list(sites)]
     if not names:
         raise ConfigError("nothing to write: name a site")

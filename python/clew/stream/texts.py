@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
-import numpy as np
-
 from ..errors import ConfigError, LoadError, TokenError
+from ..inputs import as_array, check_type
 
 Item: TypeAlias = "str | list[int]"
 By = Literal["paragraph", "line", "file"]
@@ -59,6 +58,9 @@ class Texts:
 
     def __init__(self, source: str | os.PathLike[str] | Iterable[Any], field: str = "text", by: By = "paragraph",
                  broken: Literal["error", "skip"] = "error") -> None:  # fmt: skip
+        check_type(Iterable if not isinstance(source, os.PathLike) else os.PathLike,
+                   "a file, a folder, or texts and lists of ids", source=source)  # fmt: skip
+        check_type(str, "the name of a field", field=field)
         if by not in ("paragraph", "line", "file"):
             raise ConfigError(f"by = {by!r}: 'paragraph', 'line' or 'file'")
         if broken not in ("error", "skip"):
@@ -88,7 +90,7 @@ class Texts:
             elif isinstance(item, str):
                 yield item
             else:
-                ids = np.asarray(item)
+                ids = as_array(item, f"item {i}")
                 if ids.ndim != 1 or ids.dtype.kind not in "iu" or not ids.size:
                     raise TokenError(f"item {i} is neither a text nor a list of token ids: {item!r:.60}")
                 yield [int(t) for t in ids]

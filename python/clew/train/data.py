@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError, TokenError
 from ..inputs import as_array
+from ..inputs import check_seed as check_seed  # where others look for it
 from .step import Examples
 
 if TYPE_CHECKING:
@@ -47,13 +48,6 @@ def _digest(*arrays: Any) -> str:
         total.update(f"{array.dtype} {array.shape};".encode())
         total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return total.hexdigest()[:16]
-
-
-def check_seed(seed: Any) -> int:
-    """A seed as NumPy takes it; raises ConfigError."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ConfigError(f"seed = {seed!r}, must be a whole number, at least 0")
-    return int(seed)
 
 
 class _Epochs:

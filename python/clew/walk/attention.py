@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .. import corpus, edit
 from ..edit import Edit
 from ..errors import ConfigError, ShapeError
+from ..inputs import as_array, check_counts, check_type, whole
 from ..model import Model
 from ..run import Run
 
@@ -157,7 +158,9 @@ def _layers(model: Model, layers: Any) -> list[int]:
     n = model.config.n_layers
     if layers is None:
         return list(range(n))
-    out = [int(layer) for layer in np.atleast_1d(np.asarray(layers))]
+    out = [whole(layer, "layers") for layer in np.atleast_1d(as_array(layers, "layers")).tolist()]
+    if not out:
+        raise ConfigError("layers: none were given")
     for layer in out:
         if not -n <= layer < n:
             raise ConfigError(f"layer {layer}: the model has layers 0 to {n - 1}")
@@ -179,12 +182,11 @@ def ablation(model: Model, kind: Kind, tokens: Any, layers: Any = None, other: A
 
     Raises ConfigError, ShapeError.
     """
-    ids = np.atleast_2d(np.asarray(tokens.tokens if isinstance(tokens, corpus.Windows) else tokens))
+    ids = corpus.rows_of(model, tokens, "ablation")
     if kind not in KINDS:
         raise ConfigError(f"ablation: kind = {kind!r}: one of {', '.join(map(repr, KINDS))}")
-    if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        raise ShapeError(f"ablation: tokens must be windows of one length [window, pos], not {ids.dtype} "
-                         f"{list(ids.shape)}")  # fmt: skip
+    if other is not None and kind != "frozen":
+        raise ConfigError(f"ablation: other = is for 'frozen', not for {kind!r}")
     if kind == "uniform":
         return uniform(model, ids.shape[1], layers)
     if kind == "similarity":
@@ -241,8 +243,16 @@ def ablate(model: Model, tokens: Any, kinds: Any = KINDS, by_layer: bool = True,
     >>> found.by_layer["uniform"].shape
     (5,)
     """
-    ids = np.atleast_2d(np.asarray(tokens.tokens if isinstance(tokens, corpus.Windows) else tokens))
-    donors = np.roll(ids, -1, axis=0) if other is None else np.broadcast_to(np.atleast_2d(other), ids.shape)
+    ids = corpus.rows_of(model, tokens, "ablate")
+    check_counts(at_once=at_once)
+    check_type((tuple, list), f"a list of {', '.join(map(repr, KINDS))}", kinds=kinds)
+    strange = [kind for kind in kinds if kind not in KINDS]
+    if strange or not kinds:
+        raise ConfigError(f"ablate: kinds = {kinds!r}: of {', '.join(map(repr, KINDS))}")
+    donors = np.roll(ids, -1, axis=0) if other is None else corpus.rows_of(model, other, "ablate: other")
+    if donors.shape[1] != ids.shape[1] or len(donors) not in (1, len(ids)):
+        raise ShapeError(f"ablate: other {list(donors.shape)} for windows {list(ids.shape)}")
+    donors = np.broadcast_to(donors, ids.shape)
     if "frozen" in kinds and other is None and len(ids) < 2:
         raise ConfigError("ablate: 'frozen' needs another prompt: other=, or two windows")
 
@@ -250,7 +260,11 @@ def ablate(model: Model, tokens: Any, kinds: Any = KINDS, by_layer: bool = True,
         out = []
         for at in range(0, len(ids), at_once):
             now = ids[at : at + at_once]
-            edits = [] if kind is None else ablation(model, kind, now, layers, donors[at : at + at_once])
+            edits = (
+                []
+                if kind is None
+                else ablation(model, kind, now, layers, donors[at : at + at_once] if kind == "frozen" else None)
+            )
             out.append(model.loss(now, edits=edits).mean(axis=1, dtype=np.float64))
         return np.concatenate(out)
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, LoadError, TokenError
-from ..model import Model
-from ..weights import whole
+from ..inputs import check_counts, check_numbers, check_path, check_seed, check_type
+from ..model import Model, check_model
 from .concepts import Concept, concept_vectors
 from .continuation import log_probabilities
 from .tasks import N_CHOICES, Task
@@ -49,8 +49,10 @@ class Settings:
             value = getattr(self, name)
             if value not in get_args(kind) and not (name == "control" and value is None):
                 raise ConfigError(f"evaluate: {name} = {value!r}: one of {', '.join(map(repr, get_args(kind)))}")
-        if whole(self.shots, "evaluate: shots") < 0:
-            raise ConfigError(f"evaluate: shots = {self.shots}: 0 or more")
+        check_seed(self.seed)
+        if self.concept is not None:
+            check_type(Concept, "a Concept", concept=self.concept)
+        check_counts(0, shots=self.shots)
         if self.test == "similarity" and self.control == "ending_only":
             raise ConfigError("evaluate: an ending alone has no similarity; its controls are 'mismatched' and chance")
         if self.test == "cross_encoding" and self.concept is not None:
@@ -87,11 +89,16 @@ class Choices:
         return float(self.correct[self.used].mean())
 
     def interval(self, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-        """Bootstrap interval of the accuracy, over tasks."""
+        """Bootstrap interval of the accuracy, over tasks. Raises ConfigError."""
+        check_numbers(level=level)
+        if not 0 < level < 1:
+            raise ConfigError(f"level = {level}: between 0 and 1, as .95")
         draws = _resample(self.correct[self.used][:, None], resamples, seed)[:, 0]
         return _quantiles(draws, level)
 
     def __repr__(self) -> str:
+        if not self.used.any():
+            return f"Choices of {self.settings.test}, {self.settings.shots} shots: all {len(self.gold)} tasks skipped"
         low, high = self.interval()
         more = f", {len(self.skipped)} skipped" if self.skipped else ""
         return (f"Choices of {self.settings.test}, {self.settings.shots} shots: accuracy {self.accuracy:.3f} "
@@ -100,8 +107,11 @@ class Choices:
 
 def _resample(values: Array, resamples: int, seed: int) -> Array:
     """Means over resampled rows [resamples, columns] of values [n, columns]: the same rows for every column."""
+    check_counts(resamples=resamples)
     n = len(values)
-    rng = np.random.default_rng(seed)
+    if not n:
+        raise ConfigError("no task was used: there is nothing to resample")
+    rng = np.random.default_rng(check_seed(seed))
     counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
     return np.asarray(counts @ values.astype(np.float64) / n)
 
@@ -161,6 +171,9 @@ def compare(test: Choices, baseline: Choices, control: Choices | None = None, re
     >>> compare(Choices(Settings(), rng.random((200, 4)), gold), Choices(Settings(), best, gold)).baseline
     1.0
     """
+    check_type(Choices, "what evaluate gives", test=test, baseline=baseline)
+    if control is not None:
+        check_type(Choices, "what evaluate gives", control=control)
     if len(test.gold) != len(baseline.gold) or (test.gold != baseline.gold).any():
         raise ConfigError(f"compare: evaluations of {len(test.gold)} and {len(baseline.gold)} tasks, or of other ones")
     both = test.used & baseline.used
@@ -432,10 +445,19 @@ def evaluate(
     settings = Settings(test, concept, scheme, shots, segment_average, example_average, control, seed)
     if too_long == "split" and test == "cross_encoding":
         raise ConfigError("evaluate: an ordinary prompt cannot be split: too_long = 'error' or 'skip'")
+    check_model(model)
     model._needs_tokenizer()
+    check_counts(at_once=at_once)
+    if limit is not None:
+        check_counts(limit=limit)
+    for name, given in (("tasks", tasks), ("shot_tasks", () if shot_tasks is None else shot_tasks)):
+        if not isinstance(given, Sequence) or not all(isinstance(task, Task) for task in given):
+            raise ConfigError(f"evaluate: {name}: a list of tasks, such as read_tasks gives, not {given!r:.60}")
+    if resume is not None:
+        check_path(resume=resume)
     if settings.concept is not None:
         settings.concept.index(model)
-    n = len(tasks) if limit is None else min(whole(limit, "evaluate: limit"), len(tasks))
+    n = len(tasks) if limit is None else min(limit, len(tasks))
     if n < 1:
         raise ConfigError("evaluate: no task")
     chosen = list(tasks[:n])
@@ -474,6 +496,8 @@ def _scored(model: Model, settings: Settings, tasks: list[Task], questions: list
 
 def only(choices: Choices, n: int) -> Choices:
     """The first n tasks of an evaluation."""
+    check_type(Choices, "what evaluate gives", choices=choices)
+    check_counts(n=n)
     return replace(choices, scores=choices.scores[:n], gold=choices.gold[:n])
 
 

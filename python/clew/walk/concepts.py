@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, TokenError
-from ..model import Model
+from ..inputs import as_array, check_counts, check_type
+from ..model import Model, check_model
 
 Array = NDArray[Any]
 
@@ -48,6 +49,8 @@ class Concept:
         ):
             if value not in known:
                 raise ConfigError(f"Concept: {name} = {value!r}: one of {', '.join(map(repr, known))}")
+        if isinstance(self.layer, bool) or not isinstance(self.layer, int | np.integer | str):
+            raise ConfigError(f"Concept: layer = {self.layer!r}: a number, 'middle', 'last', 'E' or 'OE'")
 
     def index(self, model: Model) -> int | str:
         """The layer as an index from 0 to n_layers, "E" or "OE". Raises ConfigError."""
@@ -59,7 +62,7 @@ class Concept:
             if layer not in known:
                 raise ConfigError(f"Concept: layer = {layer!r}: 0 to {n}, 'middle', 'last', 'E' or 'OE'")
             return known[layer]
-        if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not -n - 1 <= layer <= n:
+        if not -n - 1 <= layer <= n:
             raise ConfigError(f"Concept: layer = {layer!r}: the model has hidden states 0 to {n}")
         return int(layer) % (n + 1)
 
@@ -145,7 +148,14 @@ def _hidden(model: Model, rows: Sequence[Sequence[int]], index: int | str) -> tu
 
 def token_rows(model: Model, texts: Sequence[Any]) -> list[list[int]]:
     """Ids of texts, or of what are ids already. Raises TokenError for an empty one."""
-    rows = [[int(i) for i in (model.to_tokens(t)[0] if isinstance(t, str) else t)] for t in texts]
+    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence | np.ndarray):
+        raise ConfigError(f"texts: a list of texts or of lists of ids, not {type(texts).__name__}")
+    rows = []
+    for i, text in enumerate(texts):
+        ids = np.asarray(model.to_tokens(text)[0]) if isinstance(text, str) else as_array(text, f"text {i}")
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise TokenError(f"text {i} is neither a text nor a list of ids, but {ids.dtype} {list(ids.shape)}")
+        rows.append(ids.tolist())
     empty = next((i for i, row in enumerate(rows) if not row), None)
     if empty is not None:
         raise TokenError(f"text {empty} is empty: it has no concept vector")
@@ -165,7 +175,10 @@ def concept_vectors(model: Model, texts: Sequence[Any], concept: Concept | None 
     >>> concept_vectors(model, [[1, 403, 407], [1, 403]], Concept("w1mean", layer="last")).shape
     (2, 64)
     """
-    concept = concept or Concept()
+    check_model(model)
+    concept = Concept() if concept is None else concept
+    check_type(Concept, "a Concept", concept=concept)
+    check_counts(at_once=at_once)
     index = concept.index(model)
     if too_long not in ("error", "split"):
         raise ConfigError(f"too_long = {too_long!r}: 'error' or 'split'")

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from .. import corpus, edit
 from ..descent.steps import spearman
-from ..errors import ConfigError, TokenError, UnsupportedModelError
+from ..errors import ConfigError, ShapeError, TokenError, UnsupportedModelError
 from ..geometry import nearest_by
-from ..model import Model
-from ..weights import whole
+from ..inputs import as_array, check_counts, check_seed, whole
+from ..model import Model, check_model
 from .walks import METRICS, _final_site, measure
 
 Array = NDArray[Any]
@@ -64,10 +64,12 @@ def proximity(model: Model, tokens: Any, k: int = 10, least: int = 20, seed: int
     >>> found.logits_error < 1e-5, found.argmax["dot"]
     (True, 1.0)
     """
+    check_model(model)
+    check_counts(k=k, least=least)
     c = model.config
-    if c.d_out is not None:
-        raise ConfigError("proximity: the model writes vectors, no tokens")
-    ids = np.atleast_2d(np.asarray(tokens.tokens if isinstance(tokens, corpus.Windows) else tokens))
+    if c.d_out is not None or c.d_in is not None:
+        raise ConfigError("proximity: the model reads or writes vectors, no tokens")
+    ids = corpus.rows_of(model, tokens, "proximity")
     if ids.shape[1] < 3:
         raise TokenError(f"proximity: windows of {ids.shape[1]} tokens: a walk that turns needs 3")
     points = np.concatenate([r[_final_site(model)] for r in corpus.runs(model, ids, [_final_site(model)])])
@@ -80,7 +82,7 @@ def proximity(model: Model, tokens: Any, k: int = 10, least: int = 20, seed: int
 
     here, after = points[:, :-1].reshape(-1, c.d_model), ids[:, 1:].reshape(-1)
     found = nearest_by(model, here, k, METRICS, of="W_U")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     mixed = rng.permutation(len(after))
     scores = here.astype(np.float64) @ model.W_U + bias
     likeliest = scores.argmax(1)
@@ -189,14 +191,21 @@ def insertion(model: Model, pool: Any, shots: Any = (0, 1, 2, 4, 8), n: int = 64
     >>> found.log_prob.shape, found.recovered.shape
     ((2,), (5,))
     """
+    check_model(model)
+    check_counts(0, fill=fill)
+    check_counts(n=n)
+    check_seed(seed)
     c = model.config
     if c.d_in is not None or c.d_out is not None or c.attention_dir != "causal":
         raise UnsupportedModelError("insertion: the model must read tokens and predict the next one causally")
-    numbers = sorted({whole(k, "insertion: shots") for k in np.atleast_1d(np.asarray(shots)).tolist()})
+    asked = np.atleast_1d(as_array(shots, "insertion: shots"))
+    numbers = sorted({whole(k, "insertion: shots") for k in asked.tolist()})
     if not numbers or numbers[0] != 0 or len(numbers) < 2:
         raise ConfigError(f"insertion: shots = {numbers}: 0 and at least one more")
-    ids = np.unique(np.asarray(list(pool) if not isinstance(pool, np.ndarray) else pool))
-    n, places = whole(n, "insertion: n"), numbers[-1]
+    ids = np.unique(as_array(pool, "insertion: pool"))
+    if ids.dtype.kind not in "iu":
+        raise ShapeError(f"insertion: pool: token ids, not {ids.dtype} {list(ids.shape)}")
+    places = numbers[-1]
     length = places * (fill + 2) + fill + 1
     if len(ids) < 4 or n < 2:
         raise TokenError(f"insertion: a pool of {len(ids)} tokens and {n} tasks: at least 4 tokens and 2 tasks")

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ShapeError, TokenError, UnsupportedModelError
-from ..model import Model
+from ..inputs import as_array, check_counts, check_type
+from ..model import Model, check_model
 from ..replay import LOGITS_LOSS, core_plan, key_site, stacks
 from ..sites import SITES
 
@@ -23,7 +24,10 @@ def _check(model: Model, contexts: Sequence[Any], continuations: Sequence[Sequen
     if len(contexts) != len(continuations):
         raise ShapeError(f"{len(contexts)} contexts for {len(continuations)} lists of continuations")
     for i, (context, own) in enumerate(zip(contexts, continuations, strict=True)):
-        if not len(context) or not own or not all(len(c) for c in own):
+        for given in (context, own, *(own if isinstance(own, Sequence) else ())):
+            if isinstance(given, str | bytes) or not isinstance(given, Sequence | np.ndarray):
+                raise ShapeError(f"context {i}: a list of ids (or vectors) and lists of ids, not {given!r:.60}")
+        if not len(context) or not len(own) or not all(len(c) for c in own):
             raise TokenError(f"context {i}: it and each of its continuations need a token")
         longest = len(context) + max(map(len, own)) - 1  # the last token is predicted, not read
         if longest > model.config.n_ctx:
@@ -90,6 +94,9 @@ def log_probabilities(
     >>> found[0].shape, bool(found[0][1] < found[0][0] < 0)
     ((2,), True)
     """
+    check_model(model)
+    check_counts(at_once=at_once)
+    check_type((Sequence, np.ndarray), "a list", contexts=contexts, continuations=continuations)
     _check(model, contexts, continuations)
     if model._active_edits():
         raise UnsupportedModelError("log_probabilities inside model.edited: continuations run apart from their context")
@@ -104,8 +111,10 @@ def log_probabilities(
             if row.shape[1] != model.config.d_model:
                 raise ShapeError(f"context {i}: vectors {list(row.shape)}, expected [pos, {model.config.d_model}]")
         else:
-            row = np.asarray(context, np.int64)
-        for ids in ([] if kinds == {2} else [row]) + [np.asarray(c) for c in continuations[i]]:
+            row = as_array(context, f"context {i}")
+        for ids in ([] if kinds == {2} else [row]) + [as_array(c, f"context {i}") for c in continuations[i]]:
+            if ids.ndim != 1 or ids.dtype.kind not in "iu":
+                raise ShapeError(f"context {i}: ids must be integers [n], not {ids.dtype} {list(ids.shape)}")
             if ids.min() < 0 or ids.max() >= vocabulary:
                 raise TokenError(f"context {i}: an id that is no token: the vocabulary has 0 to {vocabulary - 1}")
         rows.append(row if kinds == {2} else np.ascontiguousarray(row, np.int32))

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from .. import corpus, edit, metrics
 from ..edit import Edit
-from ..errors import ConfigError
-from ..model import Model
+from ..errors import ConfigError, ShapeError
+from ..inputs import as_array, check_counts, check_seed, real_array
+from ..model import Model, check_model
 
 Array = NDArray[Any]
 Unit = tuple[int, int]
@@ -62,7 +63,7 @@ def frequency_bins(counts: Any, bins: int = BINS) -> NDArray[np.int64]:
     >>> frequency_bins([0, 5, 1, 9, 0, 2], bins=2).tolist()
     [0, 2, 1, 2, 0, 1]
     """
-    counts = np.asarray(counts)
+    counts = as_array(counts, "counts")
     out = np.zeros(len(counts), np.int64)
     seen = np.flatnonzero(counts > 0)
     order = seen[np.argsort(counts[seen], kind="stable")]
@@ -150,14 +151,20 @@ def dose_response(model: Model, tokens: Any, doses: Any = (0.05, 0.1, 0.25, 0.5,
     >>> sorted(found.rises)[:2], found.rises["rows permuted"].shape
     (['blocks, random', 'blocks, top'], (2,))
     """
+    check_model(model)
+    check_counts(draws=draws)
+    check_seed(seed)
     c = model.config
     if c.d_in is not None or c.d_out is not None:
         raise ConfigError("dose_response: the model reads or writes vectors, it has no token embeddings")
-    shares = np.atleast_1d(np.asarray(doses, np.float64))
-    if not ((shares > 0) & (shares <= 1)).all():
+    shares = np.atleast_1d(real_array(doses, "dose_response: doses"))
+    if shares.ndim != 1 or not shares.size or not ((shares > 0) & (shares <= 1)).all():
         raise ConfigError(f"dose_response: doses = {shares.tolist()}: above 0, at most 1")
-    ids = np.atleast_2d(np.asarray(tokens.tokens if isinstance(tokens, corpus.Windows) else tokens))
-    bins = frequency_bins(np.bincount(ids.reshape(-1), minlength=c.d_vocab) if counts is None else counts)
+    ids = corpus.rows_of(model, tokens, "dose_response")
+    seen = np.bincount(ids.reshape(-1), minlength=c.d_vocab) if counts is None else real_array(counts, "counts")
+    if seen.shape != (c.d_vocab,):
+        raise ShapeError(f"dose_response: counts {list(seen.shape)} must be [d_vocab = {c.d_vocab}]")
+    bins = frequency_bins(seen)
     table = model.W_E.astype(np.float64) * c.embed_scale
     middle = np.array(
         [table[bins == band].mean(0) if (bins == band).any() else 0 * table[0] for band in range(BINS + 1)]

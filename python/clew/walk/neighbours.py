@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from .. import corpus
 from ..errors import ConfigError, ShapeError, TokenError
 from ..geometry import nearest
-from ..model import Model
-from ..weights import whole
+from ..inputs import check_counts, check_seed, check_type, real_array, whole
+from ..model import Model, check_model
 from .similarity import Space, token_table, word_ids
 
 Array = NDArray[Any]
@@ -69,7 +69,9 @@ def purity(vectors: ArrayLike, labels: Sequence[Any], k: int = 3, deals: int = 9
     >>> purity(x, ["a", "a", "b", "b"], k=1).purity
     1.0
     """
-    x = np.asarray(vectors)
+    x = real_array(vectors, "purity: vectors")
+    check_type((Sequence, np.ndarray), "a list of names", labels=labels)
+    check_counts(0, deals=deals)
     names = [str(label) for label in labels]
     if x.ndim != 2 or len(x) != len(names):
         raise ShapeError(f"purity: vectors {list(x.shape)} with {len(names)} labels")
@@ -84,9 +86,9 @@ def purity(vectors: ArrayLike, labels: Sequence[Any], k: int = 3, deals: int = 9
         others[i] = [j for j in row if j != i][:k]
     same = own[others] == own[:, None]
     share = same.mean(1)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     reached = 1
-    for _ in range(whole(deals, "purity: deals")):
+    for _ in range(deals):
         dealt = rng.permutation(own)
         reached += (dealt[others] == dealt[:, None]).mean() >= share.mean() - 1e-12
     return Purity(
@@ -108,7 +110,9 @@ def purity_of_tokens(model: Model, space: Space = "centred", k: int = 3, *, of: 
     >>> found.purity > found.chance
     True
     """
-    rows = token_table(model, of, space) if table is None else np.asarray(table, np.float64)
+    check_model(model)
+    check_type(Mapping, "names of classes to words", classes=classes)
+    rows = token_table(model, of, space) if table is None else real_array(table, "table")
     if rows.ndim != 2 or len(rows) != model.config.d_vocab:
         raise ShapeError(f"a table {list(rows.shape)} for {model.config.d_vocab} tokens")
     if table is not None and space == "centred":
@@ -154,6 +158,9 @@ def composition(model: Model, tokens: Any, k: int = 10, seed: int = 0) -> Compos
     >>> found.own.shape, float(found.own[0]), float(found.itself[0])
     ((6,), 1.0, 1.0)
     """
+    check_model(model)
+    check_counts(k=k)
+    check_seed(seed)
     c = model.config
     if c.d_in is not None:
         raise ConfigError("composition: the model reads vectors, it has no words")

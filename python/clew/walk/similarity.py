@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from .. import norm
 from ..descent.steps import spearman
 from ..errors import ConfigError, LoadError, ShapeError, TokenError
-from ..model import Model
-from ..weights import whole
+from ..inputs import check_counts, check_path, check_seed, check_type, real_array, whole
+from ..model import Model, check_model
 from .concepts import normed
 from .tasks import Bad, read_lines
 
@@ -75,6 +75,7 @@ def read_word_pairs(path: str | os.PathLike[str], bad: Bad = "error") -> WordPai
     bad: "error" stops at a broken line, with its number and what is wrong; "skip" leaves it out, and `skipped` says
     what was wrong with each. Raises LoadError, ConfigError.
     """
+    check_path(path=path)
     if bad not in ("error", "skip"):
         raise ConfigError(f"bad = {bad!r}: 'error' or 'skip'")
     found, skipped = [], []
@@ -96,6 +97,7 @@ def read_word_pairs(path: str | os.PathLike[str], bad: Bad = "error") -> WordPai
 
 def read_word_sets(folder: str | os.PathLike[str], bad: Bad = "error") -> list[WordPairs]:
     """Every .txt file of a folder, by name. Raises LoadError for a folder that is not there or holds none."""
+    check_path(folder=folder)
     if not Path(folder).is_dir():
         raise LoadError(f"{folder}: no such folder")
     paths = sorted(Path(folder).glob("*.txt"))
@@ -148,6 +150,7 @@ def token_table(model: Model, of: str = "W_E", space: Space = "raw") -> Array:
     >>> float(abs(token_table(clew.load("stories260K"), space="centred").mean(0)).max()) < 1e-9
     True
     """
+    check_model(model)
     if of not in ("W_E", "W_U"):
         raise ConfigError(f"of = {of!r}: 'W_E' or 'W_U'")
     return _spaced(model.W_E if of == "W_E" else model.W_U.T, space, model)
@@ -184,6 +187,10 @@ def word_vectors(model: Model, words: Iterable[str], of: str = "W_E", space: Spa
     """
     if pieces not in ("mean", "last", "single"):
         raise ConfigError(f"pieces = {pieces!r}: 'mean', 'last' or 'single'")
+    check_type(Iterable, "a list of words", words=words)
+    words = list(words) if not isinstance(words, str) else [words]
+    if not all(isinstance(word, str) for word in words):
+        raise ConfigError("words: a list of words, and nothing else")
     table = token_table(model, of, space)
     kept: dict[str, Array] = {}
     missing, counts = [], []
@@ -201,6 +208,7 @@ def word_vectors(model: Model, words: Iterable[str], of: str = "W_E", space: Spa
 
 def word_counts(text: str) -> Counter[str]:
     """How often each word occurs, in lower case."""
+    check_type(str, "a text", text=text)
     return Counter(w.lower() for w in _WORD.findall(text))
 
 
@@ -219,6 +227,7 @@ def ppmi_vectors(text: str, d: int = 64, window: int = 5, min_count: int = MIN_C
     d, window, min_count = (whole(v, n) for v, n in ((d, "d"), (window, "window"), (min_count, "min_count")))
     if d < 1 or window < 1 or min_count < 1:
         raise ConfigError(f"ppmi_vectors: d = {d}, window = {window}, min_count = {min_count}: at least 1")
+    check_type(str, "a text", text=text)
     said = [w.lower() for w in _WORD.findall(text)]
     words = sorted(w for w, n in Counter(said).items() if n >= min_count)
     if len(words) < 2:
@@ -279,7 +288,7 @@ def word_similarity(vectors: WordVectors, pairs: WordPairs, counts: Mapping[str,
     """Spearman's correlation of cosines with people's scores, over pairs whose words both count.
 
     counts: how often each word (lower case) occurs in the training text; words below `min_count` are left out and
-    listed. None: every word with a vector counts.
+    listed. None: every word with a vector counts. Raises ConfigError.
 
     >>> three = WordVectors(("a", "b", "c"), np.array([[1.0, 0], [1, 0.1], [0, 1]]), "ours")
     >>> pairs = WordPairs("set", (("a", "b"), ("a", "c"), ("b", "c"), ("a", "d")), np.array([9.0, 1, 2, 5]))
@@ -287,6 +296,12 @@ def word_similarity(vectors: WordVectors, pairs: WordPairs, counts: Mapping[str,
     >>> round(found.rho, 3), found.n, found.missing
     (1.0, 3, ('d',))
     """
+    check_type(WordVectors, "what word_vectors gives", vectors=vectors)
+    check_type(WordPairs, "what read_word_pairs gives", pairs=pairs)
+    if counts is not None:
+        check_type(Mapping, "words to numbers", counts=counts)
+    check_counts(min_count=min_count, resamples=resamples)
+    check_seed(seed)
     number = {word: i for i, word in enumerate(vectors.words)}
     here = {word: number.get(word, number.get(word.lower(), -1)) for word in pairs.words}
     missing = tuple(word for word, row in here.items() if row < 0)
@@ -342,8 +357,13 @@ def word_similarities(
 
     Raises LoadError, TokenError, ConfigError.
     """
+    if bad not in ("error", "skip"):
+        raise ConfigError(f"bad = {bad!r}: 'error' or 'skip'")
     if isinstance(sets, str | os.PathLike):
         sets = read_word_sets(sets, bad)
+    if not isinstance(sets, Sequence) or not all(isinstance(pairs, WordPairs) for pairs in sets):
+        raise ConfigError(f"sets: a folder, or a list of what read_word_pairs gives, not {sets!r:.60}")
+    check_counts(min_count=min_count, d=d, window=window)
     words = [word for pairs in sets for word in pairs.words]
     counts = None if text is None else word_counts(text)
     kinds = [word_vectors(model, words, of, space, pieces) for space in SPACES]
@@ -363,7 +383,7 @@ def embedding_similarity(a: ArrayLike, b: ArrayLike) -> float:
     >>> round(embedding_similarity(x, 3 * x[:, ::-1] + 1), 6)
     1.0
     """
-    tables = [np.asarray(t, np.float64) for t in (a, b)]
+    tables = [real_array(t, "tables") for t in (a, b)]
     if any(t.ndim != 2 for t in tables) or len(tables[0]) != len(tables[1]) or len(tables[0]) < 3:
         raise ShapeError(f"tables {list(tables[0].shape)} and {list(tables[1].shape)}: [n, d] both, n at least 3")
     above = np.triu_indices(len(tables[0]), 1)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LoadError
-from ..model import Model
+from ..model import Model, check_model
 
 Array = NDArray[Any]
 
@@ -113,7 +113,8 @@ def stored_trainings() -> Trainings:
 
 
 def identity(model: Model) -> str:
-    """Names a model's embedding: what stored measurements are of."""
+    """Names a model's embedding: what stored measurements are of. Raises ConfigError for what is no model."""
+    check_model(model)
     return hashlib.sha256(np.ascontiguousarray(model.W_E, "<f4").tobytes()).hexdigest()[:16]
 
 

@@ -15,7 +15,8 @@ from ..config import ModelConfig
 from ..errors import ConfigError, TokenError
 from ..experiment import Claim, Experiment, verdict
 from ..info import bundled
-from ..model import Model, load
+from ..inputs import check_seed
+from ..model import Model, check_model, load
 from .attention import Ablations, ablate
 from .choice import Choices, Comparison, compare, evaluate
 from .context import Insertion, Proximity, insertion, proximity
@@ -119,7 +120,7 @@ def splits(model: Model, tokens: Any, seed: int = 0) -> Splits:
 
     The maze model is the bundled one where there is one, else the paper-5 shape with random weights; the others have
     random weights: the identity does not depend on training. Source: claim 6 of the note, the extension to other models
-    is ours.
+    is ours. Raises TokenError for texts of one token, which take no step from position to position; ConfigError.
 
     >>> import clew
     >>> found = splits(clew.load("stories260K"), [[1, 403, 407, 261]])
@@ -128,6 +129,11 @@ def splits(model: Model, tokens: Any, seed: int = 0) -> Splits:
     """
     from .. import mazes
 
+    check_model(model)
+    check_seed(seed)
+    tokens = corpus.sequences(model, tokens)
+    if min(map(len, tokens)) < 2:
+        raise TokenError("splits: a text of one token makes no step from position to position")
     encoding, decoding = split_encoding(model, tokens), split_decoding(model, tokens)
     rng = np.random.default_rng(seed)
     trained = "maze-6x6" in bundled()
@@ -214,6 +220,8 @@ def experiment(
     >>> len(result.claims), result.claims[0].verdict
     (14, 'holds')
     """
+    check_model(model)
+    check_seed(seed)
     c = model.config
     if c.d_in is not None or c.d_out is not None or not c.n_layers or c.attention_dir != "causal":
         raise ConfigError("walk.experiment: the model must read tokens and predict the next one, causally, with layers")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import ConfigError, LoadError, TokenError
+from ..inputs import check_counts, check_path, check_seed, check_type
 
 N_CHOICES = 4
 
@@ -57,6 +58,7 @@ Bad = Literal["error", "skip"]
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
     """Lines of a text file, plain or .bz2. Raises LoadError for a file that cannot be read (the byte, if not UTF-8)."""
+    check_path(path=path)
     try:
         data = Path(path).read_bytes()
         return (bz2.decompress(data) if str(path).endswith(".bz2") else data).decode("utf-8").splitlines()
@@ -154,13 +156,15 @@ def next_sentence_tasks(text: str, n: int = 100, seed: int = 0, sentences: int =
     >>> len(tasks), tasks[0].endings[tasks[0].gold] != tasks[0].context
     (5, True)
     """
+    check_type(str, "a text", text=text)
+    check_counts(n=n, sentences=sentences)
     found = [s.strip() for s in _SENTENCE.findall(text) if 3 <= len(s.split()) <= 40]
     if len(found) < 10:
         raise TokenError(f"next_sentence_tasks: {len(found)} sentences of 3 to 40 words: at least 10 are needed")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     length = np.array([len(s.split()) for s in found])
     tasks: list[Task] = []
-    for start in rng.permutation(len(found) - sentences):
+    for start in rng.permutation(max(len(found) - sentences, 0)):
         if len(tasks) == n:
             break
         true = int(start) + sentences

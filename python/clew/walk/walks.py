@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import ConfigError, ShapeError, SiteError, TokenError
 from ..geometry import Nearest, nearest_by
 from ..geometry.search import METRICS
-from ..model import Model
+from ..inputs import as_array, check_counts, check_type
+from ..model import Model, check_model
 from ..run import Run
 
 Array = NDArray[Any]
@@ -51,7 +52,7 @@ def measure(points: ArrayLike) -> Steps:
     >>> path.step_length.tolist(), round(float(path.turning_angle[0]), 4), round(path.straightness, 4)
     ([1.0, 1.0], 1.5708, 0.7071)
     """
-    given = np.asarray(points)
+    given = as_array(points, "a path")
     if given.ndim != 2 or 0 in given.shape or given.dtype.kind not in "fiu":
         raise ShapeError(f"a path is real vectors [n, d], not {given.dtype} {list(given.shape)}")
     x = given.astype(np.float64)
@@ -109,9 +110,15 @@ def _one(run: Run) -> Run:
 
 
 def _neighbours(model: Model, points: Array, k: int, metrics: Any) -> dict[str, Nearest]:
-    if model.config.d_out is not None or not k:
+    if model.config.d_out is not None or not k or not len(metrics):
         return {}
-    return nearest_by(model, points, k, tuple(metrics), of="W_U") if metrics else {}
+    return nearest_by(model, points, k, metrics, of="W_U")
+
+
+def _check(model: Model, k: Any, metrics: Any) -> None:
+    check_model(model)
+    check_counts(0, k=k)
+    check_type((tuple, list), f"a list of {', '.join(map(repr, METRICS))}", metrics=metrics)
 
 
 def _final_site(model: Model) -> str:
@@ -128,13 +135,14 @@ def decoding_walk(model: Model, tokens: Any, k: int = 5, metrics: Any = METRICS)
     """The walk of the successive final context vectors c_t of a text, with the k tokens nearest to each.
 
     c_t is the final norm's output; tokens are the columns of W_U. k = 0 or a model that writes vectors: no neighbours.
-    Raises ShapeError for several texts, TokenError for one longer than the context.
+    Raises ShapeError for several texts, TokenError for one longer than the context, ConfigError for other metrics.
 
     >>> import clew
     >>> walk = decoding_walk(clew.load("stories260K"), [1, 403, 407, 261], k=3)
     >>> walk.points.shape, walk.step_length.shape, walk.nearest["cosine"].ids.shape
     ((4, 64), (3,), (4, 3))
     """
+    _check(model, k, metrics)
     run = _one(model.run(tokens, capture=[_final_site(model)], logits=None))
     check_length(model, int(run.lengths[0]))
     points = run[_final_site(model)][0]
@@ -157,6 +165,7 @@ def encoding_walk(model: Model, tokens: Any, position: int = -1, k: int = 5, met
     """
     from ..geometry import norm_geometry
 
+    _check(model, k, metrics)
     run = _one(model.run(tokens, capture=[("resid_pre", 0), "resid_post"], positions=[position], logits=None))
     check_length(model, int(run.lengths[0]))
     points = np.concatenate([run["resid_pre", 0][0], run.stack("resid_post")[:, 0, 0]])
@@ -192,6 +201,7 @@ class Split:
 
 def _branches(model: Model, tokens: Any) -> tuple[Run, Array, Array, Array]:
     """Run, stream [layer + 1, batch, pos, d], attention and MLP outputs [layer, batch, pos, d] in float64."""
+    check_model(model)
     names: list[Any] = [("resid_pre", 0), "resid_post", "attn_out"]
     if not model.config.n_layers:
         raise ConfigError("a model without layers has no steps to split")
@@ -254,6 +264,7 @@ def linear_recurrence(model: Model, tokens: Any, layer: int = 0) -> tuple[Array,
     >>> bool(np.allclose(ours, forward))
     True
     """
+    check_model(model)
     c = model.config
     if c.attention_kind != "linear" or c.attention_dir != "causal" or c.window_size is not None or c.exclude_self:
         raise ConfigError("linear_recurrence: the model must have causal linear attention over the whole past")

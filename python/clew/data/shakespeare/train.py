@@ -1,7 +1,12 @@
-"""Trains the bundled model "shakespeare": python train.py input.txt, with torch, transformers, tokenizers, safetensors.
+"""Trains the bundled model "shakespeare": python train.py input.txt [CHECKPOINTS].
+
+With torch, transformers, tokenizers and safetensors.
 
 Everything is fixed: seed, order, split (the last tenth of the text is held out), schedule. Writes config.json,
 model.safetensors (float16), tokenizer.json and training.json (losses in nats per token) beside this file.
+
+CHECKPOINTS is a folder that gets the model at twelve steps, 0 among them, as step-N directories (float32), and what a
+stopped training goes on from. Then all files go there, and none beside this one.
 """
 
 import json
@@ -15,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 SEED, STEPS, BATCH, CONTEXT, RATE, WARMUP = 0, 2400, 16, 128, 2e-3, 100
+CHECKPOINTS = (0, 10, 25, 50, 100, 150, 300, 600, 900, 1200, 1800, STEPS)
 HERE = Path(__file__).parent
 
 
@@ -51,19 +57,33 @@ def main() -> None:
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.99))
-    best, history = math.inf, []
-    for step in range(STEPS + 1):
+    best, history, first = math.inf, [], 0
+    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    out = HERE if folder is None else folder
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "state.pt").exists():
+        first, best, history, weights, moments, drawn = torch.load(out / "state.pt", weights_only=False)
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+        torch.set_rng_state(drawn)
+    for step in range(first, STEPS + 1):
+        if folder is not None and step % 150 == 0:
+            state = (step, best, history, model.state_dict(), optimizer.state_dict(), torch.get_rng_state())
+            torch.save(state, out / "state.tmp")
+            (out / "state.tmp").replace(out / "state.pt")
+        if folder is not None and step in CHECKPOINTS:
+            model.save_pretrained(out / f"step-{step}")
         if step % 150 == 0:
             model.eval()
             with torch.no_grad():
                 value = torch.stack([loss_of(model, part) for part in held_out.split(32)]).mean().item()
             model.train()
-            history.append({"step": step, "held_out_loss": round(value, 4)})
+            history = [*history, {"step": step, "held_out_loss": round(value, 4)}]
             print(history[-1], flush=True)
             if value < best:
                 best = value
                 tensors = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
-                save_file({k: v.clone() for k, v in tensors.items()}, HERE / "model.safetensors")
+                save_file({k: v.clone() for k, v in tensors.items()}, out / "model.safetensors")
         rate = RATE * min(1.0, (step + 1) / WARMUP) * (0.55 + 0.45 * math.cos(math.pi * step / STEPS))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -75,17 +95,17 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    tokenizer.save(str(HERE / "tokenizer.json"))
+    tokenizer.save(str(out / "tokenizer.json"))
     kept = {"model_type", "vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "activation_function"}
     kept |= {"layer_norm_epsilon", "tie_word_embeddings", "bos_token_id", "eos_token_id", "initializer_range"}
     fields = {k: v for k, v in config.to_dict().items() if k in kept}
     fields |= {"_name_or_path": "shakespeare", "tie_word_embeddings": True}
-    (HERE / "config.json").write_text(json.dumps(fields, indent=1) + "\n")
+    (out / "config.json").write_text(json.dumps(fields, indent=1) + "\n")
     record = {
         "seed": SEED, "steps": STEPS, "batch": BATCH, "context": CONTEXT, "rate": RATE, "train_tokens": len(train),
         "held_out_tokens": held_out.numel(), "best_held_out_loss": round(best, 4), "curve": history,
     }  # fmt: skip
-    (HERE / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
