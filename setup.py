@@ -34,7 +34,7 @@ FLAGS = [
     *("-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE"),
     *("-Wall", "-Wextra", "-Wshadow", "-Wconversion"),
 ]
-ISA_FLAGS = {"base": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+ISA_FLAGS = {"base": ["-O2"], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
 
 BLIS_HELP = """no BLIS library to link was found.
 
@@ -152,9 +152,10 @@ def find_blis() -> Blis:
 # ---- Compiling ------------------------------------------------------------------------------------------------------
 
 
-def isas() -> list[str]:
-    """Instruction sets that kernels are compiled for."""
-    return list(ISA_FLAGS) if platform.machine().lower() in ("x86_64", "amd64") else ["base"]
+def isas() -> dict[str, list[str]]:
+    """Instruction sets that kernels are compiled for, and their flags. Where there are several, the oldest is for
+    machines that hardly exist: small, not fast."""
+    return ISA_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else {"base": []}
 
 
 def units(blis: Blis) -> list[Unit]:
@@ -164,9 +165,9 @@ def units(blis: Blis) -> list[Unit]:
         stem = source.stem
         if stem.startswith("kernels"):
             for real in ("float", "double"):
-                for isa in isas():
-                    flags = (f"-DREAL={real}", f"-DISA={isa}", *ISA_FLAGS[isa])
-                    found.append(Unit(source, f"{stem}_{real}_{isa}", flags))
+                for isa, flags in isas().items():
+                    own = (f"-DREAL={real}", f"-DISA={isa}", *flags)
+                    found.append(Unit(source, f"{stem}_{real}_{isa}", own))
         elif stem.startswith("op_"):
             found += [Unit(source, f"{stem}_{real}", (f"-DREAL={real}",)) for real in ("float", "double")]
         elif stem == "dispatch":

@@ -110,13 +110,17 @@ def hugging_face(model: clew.Model) -> Any:
     return theirs
 
 
-def _walking(setting: Setting) -> Figure:
-    """1,000 rollouts of one model through the key-value cache, in batches of 250."""
+def _walking(setting: Setting) -> list[Figure]:
+    """1,000 rollouts of one model through the key-value cache, against generate in batches of 250 and maze by maze."""
     n, batch, bound = (250 if setting.quick else 1000), 250, at_least(10.0)
     model, which = _model()
-    label, why = f"{n} rollouts  HF generate / clew", models.missing_hf()
+    name, single, why = (
+        f"{n} rollouts  HF generate / clew",
+        f"{n} rollouts  HF generate, a maze at a time / clew",
+        models.missing_hf(),
+    )
     if why:
-        return skipped(label, bound, why)
+        return [skipped(label, bound, why) for label in (name, single)]
     import torch
 
     tokenizer, ms = mazes.Tokenizer(7), mazes.generate(n, GRID, split="test")
@@ -124,10 +128,10 @@ def _walking(setting: Setting) -> Figure:
     theirs = hugging_face(model)
     room = GRID * GRID + 2
 
-    def generate() -> list[Any]:
+    def generate(count: int = n, batch: int = batch) -> list[Any]:
         out: list[Any] = []
         with torch.inference_mode():
-            for start in range(0, n, batch):
+            for start in range(0, count, batch):
                 part = prompts[start : start + batch]
                 made = theirs.generate(
                     part, attention_mask=torch.ones_like(part), max_new_tokens=room, do_sample=False, pad_token_id=10
@@ -142,10 +146,15 @@ def _walking(setting: Setting) -> Figure:
     same = sum(a == b for a, b in zip(ours, others, strict=True)) / n
     if same < 0.98:  # a tie may fall otherwise
         raise RuntimeError(f"the two sides walk differently in {1 - same:.0%} of the mazes")
-    times = alternate({"clew": walk, "hf": generate}, setting.rounds, 0)
+    few = 25
+    times = alternate({"clew": walk, "hf": generate, "single": partial(generate, few, 1)}, setting.rounds, 0)
+    times["single"] = [t * n / few for t in times["single"]]
     tokens = sum(map(len, ours)) / n
     note = f"{which} weights, {tokens:.1f} tokens a maze, {same:.1%} the same paths"
-    return of_times(label, times, "hf", "clew", bound, note)
+    return [
+        of_times(name, times, "hf", "clew", bound, note),
+        of_times(single, times, "single", "clew", bound, f"{few} mazes of theirs, scaled"),
+    ]
 
 
 def _model() -> tuple[clew.Model, str]:
@@ -205,4 +214,4 @@ def _learning(setting: Setting) -> Figure:
 
 def figures(setting: Setting) -> list[Figure]:
     """Making, walking, probing, learning."""
-    return [*_making(setting), _walking(setting), *_probing(setting), _learning(setting)]
+    return [*_making(setting), *_walking(setting), *_probing(setting), _learning(setting)]

@@ -54,6 +54,33 @@ def test_over_training(checkpoints: dict[int, clew.Model], tmp_path: Path) -> No
     assert again.steps.dtype == np.int64 and again.about == {"seed": 0}
 
 
+def test_tuned_lens_and_controls_at_every_checkpoint(checkpoints: dict[int, clew.Model], tmp_path: Path) -> None:
+    rows, learn, other = (
+        STREAM[:240].reshape(10, 24),
+        STREAM[240:720].reshape(20, 24),
+        STREAM[::-1][:480].reshape(20, 24),
+    )
+    some = {step: checkpoints[step] for step in (0, 60)}
+    found = descent.over_training(some, rows, learn=learn, controls=True, other=other, seed=3)
+    lens = clew.lens.TunedLens.fit(checkpoints[60], [learn[:16].tolist(), learn[16:].tolist()])
+    one = descent.descend(checkpoints[60], rows, tuned=lens)
+    assert found.loss_tuned is not None and found.cosine_tuned is not None and found.falls_tuned is not None
+    np.testing.assert_allclose(found.loss_tuned[1], one.loss_tuned, rtol=1e-6)
+    np.testing.assert_allclose(found.cosine_tuned[1], one.cosine_tuned, rtol=1e-6)
+    beside = descent.controls(checkpoints[60], rows, seed=3)
+    assert set(found.controls) == {*beside, "lens of another text"}
+    for name, control in beside.items():
+        np.testing.assert_allclose(found.controls[name]["cosine"][1], control.cosine, rtol=1e-6)
+        assert found.controls[name]["falls_all"].shape == (2,)
+    assert found.controls["lens of another text"]["loss_tuned"].shape == (2, 2)
+    assert "control: straight line: falls" in found.table() and "controls: random weights" in repr(found)
+    found.save(tmp_path / "training.json")
+    again = descent.Training.load(tmp_path / "training.json")
+    np.testing.assert_allclose(
+        again.controls["straight line"]["loss"], found.controls["straight line"]["loss"], rtol=1e-4
+    )
+
+
 def test_lengths_of_token_vectors(checkpoints: dict[int, clew.Model]) -> None:
     model, counts = checkpoints[60], np.array([0, 0, 5, 1, 9, 2, 7, 3, 8, 4, 6, 10])
     found = descent.row_norms(model, counts)
@@ -89,9 +116,14 @@ def test_what_over_training_refuses(checkpoints: dict[int, clew.Model], tmp_path
 def test_what_is_stored_with_the_package() -> None:
     found = descent.stored_training()
     assert len(found.steps) >= 8 and found.steps[0] == 0 and (np.diff(found.steps) > 0).all()
-    assert {"model", "seed", "text", "version", "held_out_loss"} <= set(found.about)
-    losses = [found.about["held_out_loss"][str(step)] for step in found.steps[1:]]
-    assert losses[-1] < 4.2 < 6 < losses[0]
+    assert {"model", "seed", "text", "version"} <= set(found.about)
+    again, recorded = found.about["held_out_loss"], found.about["held_out_loss_recorded"]
+    assert again.keys() == recorded.keys() and {"0", "150", "300", "2400"} <= again.keys()
+    assert max(abs(again[step] - recorded[step]) for step in again) < 2e-3  # it is the bundled model's training
+    assert found.loss_tuned is not None and np.isfinite(found.loss_tuned).all()
+    assert set(found.controls) == {
+        "random weights", "shuffled layers", "permuted steps", "straight line", "lens of another text",
+    }  # fmt: skip
     assert abs(found.cosine[0]).max() < 0.01 < found.cosine[-1].min()  # an untrained model steps nowhere
     assert found.loss[0].max() < np.log(1024) + 0.2
     for name in ("loss", "cosine", "cosine_expected", "cosine_whitened", "norm", "radial", "growth", "sink_norm"):

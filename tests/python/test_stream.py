@@ -224,6 +224,21 @@ def test_reducers_refuse() -> None:
 # ---- What is held ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "low, high, bins", [(0.0, 1.0, 10), (-0.5, 0.5, 7), (0.1, 0.7, 6), (1e6, 1e6 + 1e-8, 7), (-1e300, 1e300, 3)]
+)
+def test_histogram_on_its_edges(low: float, high: float, bins: int) -> None:
+    edges = np.linspace(low, high, bins + 1)
+    inside = np.random.default_rng(0).uniform(low, high, 500)
+    values = np.concatenate([edges, np.nextafter(edges, np.inf), np.nextafter(edges, -np.inf), inside])
+    counts = stream.Histogram(low, high, bins)
+    counts.update(np.concatenate([values, [np.inf, -np.inf, np.nan, np.nan]])[:, None])
+    assert counts.counts.tolist() == [np.histogram(values, edges)[0].tolist()]
+    assert counts.below.tolist() == [int((values < low).sum()) + 1]
+    assert counts.above.tolist() == [int((values > high).sum()) + 1]
+    assert counts.nan.tolist() == [2]
+
+
 def test_batches_are_sorted_by_length_and_bounded() -> None:
     found = [Piece(i, 0, [0] * n) for i, n in enumerate(np.random.default_rng(1).integers(1, 50, 200).tolist())]
     made = list(batches(found, 300))

@@ -241,7 +241,7 @@ def test_stored_measurements() -> None:
     found = walk.stored_trainings()
     assert found.loss.shape == found.purity.shape == (6, 3) and found.curve.shape[:2] == (6, 3)
     np.testing.assert_allclose(found.curve[..., -1], found.loss, atol=1e-3)
-    assert np.allclose(found.alike, found.alike.T, equal_nan=True) and found.runs.min() >= 1
+    assert np.allclose(found.alike, found.alike.T, equal_nan=True) and (found.runs == 3).all()
     assert len(found.table().splitlines()) == 7
     assert found.curve[0, 0, 0] == pytest.approx(np.log(1024), abs=0.2)  # before training: about uniform
     pytest.importorskip("tokenizers", reason="tokenizers is not installed: the bundled model has no text")
@@ -250,6 +250,12 @@ def test_stored_measurements() -> None:
     for row in stored["word_similarity"]:
         low, high = row["interval"]
         assert -1 <= low <= row["rho"] <= high <= 1 and 0 < row["n"] <= row["total"], row["name"]
+    shares = stored["hellaswag"]["accuracy"]  # of tasks that the model never saw
+    assert stored["hellaswag"]["tasks"] == stored["hellaswag"]["used"]["cross_encoding"] == 1000
+    assert all(0 < low <= share <= high < 1 for share, low, high in shares.values())
+    for name in ("generation", "similarity"):
+        found_share = stored["hellaswag"][name]["accuracy"]
+        assert found_share == shares[name][0] and stored["hellaswag"][name]["baseline"] == shares["cross_encoding"][0]
     assert walk.stored_semantics(clew.Model.from_config(clew.load("english").config, seed=0)) is None
 
 

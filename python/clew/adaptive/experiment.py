@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..experiment import Experiment as _Base
-from ..experiment import plain
+from ..experiment import plain, tell
 from ..info import __version__
 from ..inputs import check_counts, check_path, check_seed, check_type
 from ..regression._inputs import check_flags
@@ -123,6 +123,7 @@ def experiment(quick: bool = True, seed: int = 0, only: Sequence[str] | None = N
     lab = Laboratory(quick, int(seed))
     found: dict[str, Prediction] = {}
     for key in chosen:
+        tell(key if key == "table" else f"prediction {key}")
         cells = [(0.3, 1), (0.3, 2), (0.3, 3)] if quick else None
         found[key] = expected_values(lab, cells) if key == "table" else PREDICTIONS[key](lab)
     call = f"clew.adaptive.experiment(quick={quick}, seed={seed})"

@@ -10,13 +10,12 @@ import numpy as np
 
 from .. import corpus, norm
 from ..errors import ConfigError
-from ..experiment import Claim, Experiment, verdict
+from ..experiment import Claim, Experiment, tell, verdict
 from ..inputs import check_seed, check_type
-from ..lens import TunedLens
 from ..model import Model, check_model
 from .gradient import lens_gradient
 from .steps import Descent, collect, controls, descend
-from .training import RowNorms, Training, row_norms, stored_training
+from .training import RowNorms, Training, fit_lens, row_norms, stored_training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +50,7 @@ class DescentExperiment(Experiment):
     row_norms: RowNorms
     """Of the model, against token frequency in all of the text."""
     training: Training
-    """Stored with the package: a small model's training, not this model's."""
+    """Of the bundled "shakespeare", stored with the package, unless another was given."""
 
     def figures(self) -> dict[str, Figure]:
         """Figures by name; needs matplotlib (`clew[plot]`)."""
@@ -129,7 +128,8 @@ def experiment(
         What the lens of another text is fitted to: a text or ids; None: what the model itself writes after single
         tokens, at temperature 1.
     training
-        Measurements at checkpoints (:func:`over_training`); None: the small training stored with the package.
+        Measurements at checkpoints (:func:`over_training`); None: those of the bundled "shakespeare", stored with the
+        package.
 
     Raises ConfigError (models of vectors, a text of one window), TokenError.
 
@@ -157,21 +157,19 @@ def experiment(
         other = [[int(s), *map(int, row)] for s, row in zip(starts, made.tokens, strict=True)]
     else:
         other = corpus.windows(model, other_text, length, 2 * limit, seed).tokens.tolist()
-    found = descend(model, measured, tuned=_lens(model, learned))
-    beside = controls(model, measured, other_lens=_lens(model, other), seed=seed)
+    tell("descent")
+    found = descend(model, measured, tuned=fit_lens(model, learned))
+    tell("controls")
+    beside = controls(model, measured, other_lens=fit_lens(model, other), seed=seed)
     counts = np.bincount(cut.tokens.reshape(-1), minlength=config.d_vocab)
     kept = stored_training() if training is None else training
+    tell("identities")
     same = identities(model, measured)
     return DescentExperiment(
         4, "Layers as steps of an inner optimisation", config.model_name, seed, quick,
         _claims(model, found, beside, kept, same), cut.source, (len(measured), length), len(learned), same, found,
         beside, row_norms(model, counts), kept,
     )  # fmt: skip
-
-
-def _lens(model: Model, rows: Any) -> TunedLens:
-    """A tuned lens by ridge regression, 16 windows at a time."""
-    return TunedLens.fit(model, [rows[i : i + 16] for i in range(0, len(rows), 16)])
 
 
 _ABSTRACT = "(only the abstract was at hand; the measure is ours) "

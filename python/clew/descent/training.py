@@ -6,18 +6,22 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import corpus
+from ..brief import Brief
 from ..errors import ConfigError, LoadError, ShapeError
 from ..experiment import write
 from ..inputs import as_array, check_path, check_type, real_array, whole
+from ..lens import TunedLens
 from ..model import Model, check_model, load
 from .steps import SINK, descend, frequencies, spearman
+from .steps import controls as step_controls
 
 Array = NDArray[Any]
 
@@ -26,7 +30,7 @@ BANDS = 10
 
 
 @dataclass(frozen=True)
-class RowNorms:
+class RowNorms(Brief):
     """Lengths of a model's rows of W_E and columns of W_U against how often tokens occur; made by :func:`row_norms`."""
 
     embed_mean: float
@@ -77,10 +81,12 @@ def row_norms(model: Model, frequency: ArrayLike) -> RowNorms:
 
 # What is kept of each checkpoint's Descent: name → axes.
 _KEPT = (
-    "loss", "falls", "falls_all", "cosine", "cosine_expected", "cosine_whitened", "step_size", "radial", "norm",
-    "norm_quantiles", "growth", "attention_length", "mlp_length", "attention_growth", "mlp_growth", "n", "n_sinks",
-    "sink_norm", "sink_loss",
+    "loss", "falls", "falls_all", "cosine", "cosine_error", "cosine_expected", "cosine_whitened", "step_size", "radial",
+    "norm", "norm_quantiles", "growth", "attention_length", "mlp_length", "attention_growth", "mlp_growth", "n",
+    "n_sinks", "sink_norm", "sink_loss",
 )  # fmt: skip
+_TUNED = ("loss_tuned", "falls_tuned", "cosine_tuned")
+_OF_CONTROLS = ("loss", "falls_all", "cosine", "cosine_expected", "norm")
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ class Training:
     falls: Array
     falls_all: Array
     cosine: Array
+    cosine_error: Array
     cosine_expected: Array
     cosine_whitened: Array
     step_size: Array
@@ -117,6 +124,18 @@ class Training:
     """Name of a field of RowNorms → [checkpoint, ...]."""
     about: dict[str, Any]
     """What was trained and measured, in words and numbers."""
+    loss_tuned: Array | None = None
+    falls_tuned: Array | None = None
+    cosine_tuned: Array | None = None
+    """Of a tuned lens fitted at each checkpoint; None without one."""
+    controls: dict[str, dict[str, Array]] = field(default_factory=dict)
+    """Name of a control → loss, falls_all, cosine, cosine_expected and norm; of the lens of another text loss_tuned,
+    falls_tuned and cosine_tuned."""
+
+    def __repr__(self) -> str:
+        what = f"{self.about['model']}: " if "model" in self.about else ""
+        return (f"Training: {what}{len(self.steps)} checkpoints, steps {self.steps[0]} to {self.steps[-1]}, "
+                f"{self.loss.shape[1] - 1} layers; controls: {', '.join(self.controls) or 'none'}")  # fmt: skip
 
     def table(self) -> str:
         """A line for each checkpoint."""
@@ -134,6 +153,11 @@ class Training:
                 f"{rows['embed_mean'][i]:6.3f}  {rows['embed_correlation'][i]:+20.2f}  "
                 f"{rows['unembed_mean'][i]:6.3f}  {rows['unembed_correlation'][i]:+5.2f}"
             )
+        for name, found in self.controls.items():
+            if "cosine" in found:
+                falls, cosine = found["falls_all"], found["cosine"].mean(1)
+                lines.append(f"control: {name}: falls " + " ".join(f"{x:.0%}" for x in falls)
+                             + "; mean cos(Δ,−∇L) " + " ".join(f"{x:+.3f}" for x in cosine))  # fmt: skip
         return "\n".join(lines).lstrip("\n")
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -147,7 +171,8 @@ class Training:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             names = {f.name for f in dataclasses.fields(cls)}
-            if not isinstance(data, dict) or set(data) != names:
+            may = {f.name for f in dataclasses.fields(cls) if f.default is None or f.name == "controls"}
+            if not isinstance(data, dict) or not names - may <= set(data) <= names:
                 raise ValueError("its keys are others")
             return cls(**{name: _restored(name, value) for name, value in data.items()})
         except (ValueError, TypeError, OSError) as error:
@@ -155,7 +180,7 @@ class Training:
 
 
 def _restored(name: str, value: Any) -> Any:
-    if name == "about":
+    if name == "about" or value is None:
         return value
     if isinstance(value, dict):
         return {key: _restored(key, item) for key, item in value.items()}
@@ -164,7 +189,8 @@ def _restored(name: str, value: Any) -> Any:
 
 def over_training(
     checkpoints: Mapping[int, Any] | Iterable[tuple[int, Any]], tokens: Any, *, frequency: ArrayLike | None = None,
-    sink: float = SINK, about: Mapping[str, Any] | None = None,
+    sink: float = SINK, about: Mapping[str, Any] | None = None, learn: Any = None, controls: bool = False,
+    other: Any = None, seed: int = 0,
 ) -> Training:  # fmt: skip
     """Every measurement of :func:`descend`, and the lengths of W_E's and W_U's rows, at checkpoints of a training.
 
@@ -179,6 +205,14 @@ def over_training(
         How often each token occurs in the text that was trained on [d_vocab]; None: in `tokens`.
     about
         Words and numbers to keep with the result.
+    learn
+        Other tokens, to which a tuned lens is fitted at each checkpoint; None: no tuned lens.
+    controls
+        Whether to measure :func:`clew.descent.controls` at each checkpoint too.
+    other
+        With `controls`, tokens of another text that the control's lens is fitted to.
+    seed
+        Of the controls.
 
     Raises
     ------
@@ -211,7 +245,8 @@ def over_training(
     if not pairs or len(set(steps)) != len(steps):
         raise ConfigError(f"over_training: checkpoints at steps {steps}: one or more, each once")
     pairs.sort(key=lambda pair: int(pair[0]))
-    values: dict[str, list[Any]] = {name: [] for name in _KEPT}
+    values: dict[str, list[Any]] = {name: [] for name in (*_KEPT, *(() if learn is None else _TUNED))}
+    beside: dict[str, dict[str, list[Any]]] = {}
     correlations: dict[str, list[Any]] = {}
     rows: dict[str, list[Any]] = {}
     shape: tuple[int, int] | None = None
@@ -222,25 +257,39 @@ def over_training(
             raise ShapeError(f"over_training: step {step} has [layers, tokens] {list(own)}, the others {list(shape)}")
         shape = own
         counts = frequencies(model, tokens) if frequency is None else as_array(frequency, "frequency")
-        found = descend(model, tokens, frequency=counts, sink=sink)
-        for name in _KEPT:
+        tuned = None if learn is None else fit_lens(model, learn)
+        found = descend(model, tokens, tuned=tuned, frequency=counts, sink=sink)
+        for name in (*_KEPT, *(_TUNED if tuned is not None else ())):
             values[name].append(getattr(found, name))
+        if controls:
+            foreign = None if other is None else fit_lens(model, other)
+            for name, one in step_controls(model, tokens, other_lens=foreign, seed=seed, sink=sink).items():
+                kept = beside.setdefault(name, {})
+                for part in _OF_CONTROLS if one.loss_tuned is None else _TUNED:
+                    kept.setdefault(part, []).append(getattr(one, part))
         for name, correlation in found.correlations.items():
             correlations.setdefault(name, []).append(correlation)
         lengths = row_norms(model, counts)
-        for part in dataclasses.fields(lengths):
-            rows.setdefault(part.name, []).append(getattr(lengths, part.name))
+        for of in dataclasses.fields(lengths):
+            rows.setdefault(of.name, []).append(getattr(lengths, of.name))
     return Training(
         steps=np.array(sorted(steps)),
         **{name: np.array(value) for name, value in values.items()},
         correlations={name: np.array(value) for name, value in correlations.items()},
         row_norms={name: np.array(value) for name, value in rows.items()},
         about=dict(about or {}),
+        controls={name: {part: np.array(value) for part, value in one.items()} for name, one in beside.items()},
     )
 
 
+def fit_lens(model: Model, tokens: Any) -> TunedLens:
+    """A tuned lens by ridge regression on sequences of tokens, 16 at a time."""
+    rows = corpus.sequences(model, tokens)
+    return TunedLens.fit(model, [rows[i : i + 16] for i in range(0, len(rows), 16)])
+
+
 def stored_training() -> Training:
-    """The measurements of a small training that come with the package (`data/descent`: how they were made).
+    """The bundled "shakespeare" at checkpoints of its training, as measured beforehand (`data/descent` says how).
 
     >>> found = stored_training()
     >>> len(found.steps) >= 8, int(found.steps[0])
@@ -249,4 +298,4 @@ def stored_training() -> Training:
     return Training.load(Path(__file__).parent.parent / "data" / "descent" / "training.json")
 
 
-__all__ = ["RowNorms", "Training", "over_training", "row_norms", "stored_training"]
+__all__ = ["RowNorms", "Training", "fit_lens", "over_training", "row_norms", "stored_training"]

@@ -85,8 +85,10 @@ def examples(x: ArrayLike, y: ArrayLike) -> Examples:
     """
     a, b = real_array(x, "X"), real_array(y, "y")
     if a.ndim != 3 or b.ndim != 2 or a.shape[:2] != b.shape:
+        one = "; one prompt is a batch of one: X[None], y[None]" if a.ndim == 2 and b.ndim == 1 else ""
         raise ShapeError(
             f"X {list(a.shape)} and y {list(b.shape)}: X must be [batch, n, d] and y [batch, n] of the same batch and n"
+            f"{one}"
         )
     if 0 in a.shape:
         empty = ["batch", "n", "d"][a.shape.index(0)]

@@ -268,16 +268,21 @@ class Histogram(Reducer):
         values = rows[0].astype(np.float64)
         d = values.shape[1]
         low, high = self.edges[0], self.edges[-1]
-        # bins by arithmetic, then one step up or down where rounding put a value on the wrong side of its edge
+        per = self.bins / (high - low)
+        # Bins by arithmetic: 0 is below all, bins + 1 above. What comes so near to an edge that rounding might have put
+        # it on the wrong side is looked up.
+        place = values - low
+        place *= per
+        place += 1
+        np.clip(place, 0.5, self.bins + 1.5, out=place)
         with np.errstate(invalid="ignore"):
-            scaled = np.clip((values - low) * (self.bins / (high - low)), 0, self.bins - 1)
-        at = np.nan_to_num(scaled).astype(np.int64)
-        at -= values < self.edges[at]
-        at = np.maximum(at, 0)
-        at += (values >= self.edges[at + 1]) & (at < self.bins - 1)
-        at += 1
-        at[values < low] = 0
-        at[values > high] = self.bins + 1
+            at = place.astype(np.int64)
+        place -= at
+        place -= 0.5
+        doubt = 8 * np.finfo(np.float64).eps * (self.bins + 2 + max(abs(low), abs(high)) * per)
+        near = np.nonzero(np.abs(place, out=place) >= 0.5 - doubt)
+        exact = values[near]
+        at[near] = np.searchsorted(self.edges, exact, "right") - (exact == high)
         at[np.isnan(values)] = self.bins + 2
         at += np.arange(d) * (self.bins + 3)
         found = np.bincount(at.reshape(-1), minlength=d * (self.bins + 3)).reshape(d, self.bins + 3)

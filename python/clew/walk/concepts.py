@@ -18,7 +18,6 @@ Array = NDArray[Any]
 POOLINGS = ("mean", "w1mean", "last", "concat")
 ACTIVATIONS = (None, "act|", "-act|", "act+|", "-act+|")
 NORMS = (None, "l2", "var", "z")
-LAYERS = ("middle", "last", "E", "OE")
 TooLong = Literal["error", "split"]
 
 
@@ -50,8 +49,7 @@ class Concept:
         ):
             if value not in known:
                 raise ConfigError(f"Concept: {name} = {value!r}: one of {', '.join(map(repr, known))}")
-        named = isinstance(self.layer, str) and self.layer in LAYERS
-        if isinstance(self.layer, bool) or not (named or isinstance(self.layer, int | np.integer)):
+        if isinstance(self.layer, bool) or not isinstance(self.layer, int | np.integer | str):
             raise ConfigError(f"Concept: layer = {self.layer!r}: a number, 'middle', 'last', 'E' or 'OE'")
 
     def index(self, model: Model) -> int | str:
@@ -60,7 +58,10 @@ class Concept:
         if layer in ("E", "OE"):
             return str(layer)
         if isinstance(layer, str):
-            return n // 2 if layer == "middle" else n
+            known = {"middle": n // 2, "last": n}
+            if layer not in known:
+                raise ConfigError(f"Concept: layer = {layer!r}: 0 to {n}, 'middle', 'last', 'E' or 'OE'")
+            return known[layer]
         if not -n - 1 <= layer <= n:
             raise ConfigError(f"Concept: layer = {layer!r}: the model has hidden states 0 to {n}")
         return int(layer) % (n + 1)
