@@ -290,7 +290,7 @@ PROGRAMMES: list[Case] = [
         MemoryError,
         "6 messages on a grid of 44 values need 239878144 bytes",
     ),
-    (lambda: adaptive.programme(TREE, 0.3, "12"), ConfigError, "heads = '12'"),
+    (lambda: adaptive.programme(TREE, 0.3, "12"), ConfigError, "a layer's number = '1'"),
     (lambda: adaptive.programme(TREE, 0.3, [1], symmetry="z"), ConfigError, "symmetry = 'z': True or False"),
     (lambda: adaptive.programme(TREE, 1e-300, [1]), ConfigError, "noise = 1e-300: its square"),
     (lambda: adaptive.programme(TREE, 0.3, [1], step=1e-15), MemoryError, "memory"),

@@ -165,7 +165,7 @@ def programme(
     _positive("reach", reach)
     check_flags(symmetry=symmetry)
     check_prior(prior)
-    if not isinstance(heads, Sequence | np.ndarray) or isinstance(heads, str):
+    if not isinstance(heads, Sequence | np.ndarray):
         raise ConfigError(f"heads = {heads!r}: one positive whole number for each layer")
     layers = tuple(whole(h, "heads: a layer's number") for h in heads)
     if not layers or min(layers) < 1:
