@@ -146,7 +146,7 @@ def check_room(what: str, *shape: int) -> None:
 def float_dtype(value: Any) -> np.dtype[Any]:
     """float32 or float64; ConfigError otherwise."""
     try:
-        out = None if value is None else np.dtype(value)
+        out: np.dtype[Any] | None = None if value is None else np.dtype(value)
     except TypeError:
         out = None
     if out is None or out not in (np.dtype(np.float32), np.dtype(np.float64)):

@@ -155,7 +155,7 @@ class Construction:
 def _kind(dtype: Any) -> np.dtype[Any]:
     """float32 or float64; ShapeError otherwise."""
     try:
-        kind = None if dtype is None else np.dtype(dtype)
+        kind: np.dtype[Any] | None = None if dtype is None else np.dtype(dtype)
     except TypeError:
         kind = None
     if kind is None or kind not in (np.dtype(np.float32), np.dtype(np.float64)):
