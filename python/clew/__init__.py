@@ -19,6 +19,9 @@ Other       set_num_threads, get_num_threads, show_config, __version__
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
+
 from .errors import (
     ConfigError,
     Error,
@@ -44,6 +47,20 @@ from .train import AdamW
 
 register()
 del register
+
+_LAZY = ("adaptive", "descent", "geometry", "lens", "mazes", "plot", "probe", "stream", "testing", "walk")
+"""Modules that are imported when they are first asked for: `clew.lens`."""
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LAZY:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY} - {"ModuleType", "import_module"})
+
 
 __all__ = [
     "AdamW",

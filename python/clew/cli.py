@@ -1,4 +1,4 @@
-"""The command `clew`: look at a model, run it, see the demonstration."""
+"""The command `clew`: look at a model, run it, see the demonstration, time it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from . import bench, demo, get_num_threads, info, lens, set_num_threads
 from . import commands as papers
-from . import demo, info, lens, set_num_threads
 from .errors import Error, TokenError
 from .model import Model, load
 
@@ -23,6 +23,7 @@ _EXAMPLES = """examples:
   clew run path/to/gpt2 "The Eiffel Tower is in"   the same from text
   clew run model.gguf "Once" --capture resid_post --capture pattern.3 --save run.npz
   clew demo --out out                              a trained model, layer by layer, with figures
+  clew bench path/to/gpt2 --pos 1024               how fast this machine runs it
 
 MODEL is a Hugging Face directory, a .gguf file, a llama2.c .bin file, a classic HookedTransformer state, a hub id
 or the name of a bundled model.
@@ -137,7 +138,8 @@ def _prompt(args: argparse.Namespace, model: Model) -> Any:
     if args.ids is not None:
         return args.ids
     if model.tokenizer is None:
-        raise TokenError(f"{args.model} has no tokenizer: give token ids with --ids 1,2,3 instead of text")
+        more = " (it reads mazes: clew mazes shows what it does)" if "mazes" in model.config.extra else ""
+        raise TokenError(f"{args.model} has no tokenizer: give token ids with --ids 1,2,3 instead of text{more}")
     return sys.stdin.read() if args.text == "-" else args.text
 
 
@@ -187,6 +189,16 @@ def _generate(args: argparse.Namespace) -> None:
         shown = step.texts[0] if model.tokenizer is not None else f"{step.tokens[0]} "
         print(shown, end="", flush=True)
     print()
+
+
+def _bench(args: argparse.Namespace) -> None:
+    model = load(args.model, dtype=args.dtype)
+    rows = bench.bench(model, args.batch, args.pos, args.rounds)
+    threads = get_num_threads()
+    print(
+        f"{args.model}, {model.dtype}, {threads} thread{'s' if threads != 1 else ''}, median of {args.rounds} rounds\n"
+    )
+    print(_table([(row.what, f"{row.seconds * 1e3:9.3f} ms", row.note) for row in rows]))
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
@@ -275,6 +287,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", default="out", metavar="DIR", help="folder for the figures (out), made where missing")
     sub.add_argument("--model", default="shakespeare", metavar="MODEL", help="another model (shakespeare)")
     sub.set_defaults(act=lambda args: demo.main(args.out, args.model))
+
+    sub = commands.add_parser(
+        "bench",
+        parents=[common, model],
+        help="how fast this machine runs a model",
+        description="Times a forward pass on random tokens, the same with everything captured and with an edit, the "
+        "backward pass and decoding; ratios are to the forward pass. `make bench` compares with other libraries.",
+        epilog="examples:\n  clew bench\n  clew bench path/to/gpt2 --batch 8 --pos 128 --threads 2\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("model", nargs="?", default="english", metavar="MODEL", help="(english)")
+    sub.add_argument("--batch", type=_positive, default=1, metavar="N", help="sequences (1)")
+    sub.add_argument("--pos", type=_positive, metavar="N", help="tokens of each (256, at most n_ctx)")
+    sub.add_argument("--rounds", type=_positive, default=7, metavar="N", help="timed rounds (7)")
+    sub.set_defaults(act=_bench)
     papers.add(commands, common)
     return parser
 

@@ -132,7 +132,7 @@ class ModelConfig:
     rotary_base_local: float | None = None
     """Base of the local layers (Gemma 3); None: the same."""
     rotary_adjacent_pairs: bool = False
-    rope_scaling: Mapping[str, Any] | None = None
+    rope_scaling: Mapping[str, Any] | None = field(default=None, hash=False)
     """Of the global layers: {"rope_type": "linear", "factor": f}; {"rope_type": "llama3", "factor", "low_freq_factor",
     "high_freq_factor", "original_max_position_embeddings"};
     or {"rope_type": "factors", "factors": divisors by pair}."""
@@ -154,7 +154,7 @@ class ModelConfig:
     tokenizer_name: str | None = None
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Other keys of the file's own configuration, kept for reference; none of them changes what is computed."""
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ neurons
 
 A value is broadcast, by NumPy's rules, to the selected part in the site's own axes, [batch', pos', head', d_head].
 Where it has an axis' full length instead, the selected indices are taken from it. Edits of one site apply in order.
+An edit keeps the value that it was made with: a writable array is copied.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ShapeError, SiteError
+from .inputs import as_array, sliced
 from .run import Run
-from .sites import SITES, Site, pair_name
+from .sites import SITES, Site, SiteName, pair_name
 
 if TYPE_CHECKING:
     from .model import Model
 
 Array = NDArray[Any]
 Ints = NDArray[np.int32]
-SiteName = str | tuple[str, int]
 Which = int | Sequence[int] | slice | NDArray[Any] | None
 CoreEdit = tuple[int, int, int, Ints | None, Ints | None, Ints | None, Ints | None, Array | None, tuple[int, ...], int]
 
@@ -66,6 +67,11 @@ class Edit:
         return f"edit.{self.what}({self.site!r}{shown})"
 
 
+def _own(value: Any) -> Any:
+    """The value as it is now, whatever becomes of the caller's array; what cannot be written to is not copied."""
+    return value.copy() if isinstance(value, np.ndarray) and value.flags.writeable else value
+
+
 def zero(
     site: SiteName, heads: Which = None, positions: Which = None, neurons: Which = None, batch: Which = None
 ) -> Edit:
@@ -90,7 +96,7 @@ def set(  # noqa: A001 (the public interface's name)
     batch: Which = None,
 ) -> Edit:
     """Sets the selected part to a value, broadcast to it."""
-    return Edit("set", site, _SET, value, batch, positions, heads, neurons)
+    return Edit("set", site, _SET, _own(value), batch, positions, heads, neurons)
 
 
 def add(
@@ -102,7 +108,7 @@ def add(
     batch: Which = None,
 ) -> Edit:
     """Adds a value, broadcast to the selected part: a steering vector [d_model], for example."""
-    return Edit("add", site, _ADD, vector, batch, positions, heads, neurons)
+    return Edit("add", site, _ADD, _own(vector), batch, positions, heads, neurons)
 
 
 def scale(
@@ -114,7 +120,7 @@ def scale(
     batch: Which = None,
 ) -> Edit:
     """Multiplies the selected part by a factor, broadcast to it."""
-    return Edit("scale", site, _SCALE, factor, batch, positions, heads, neurons)
+    return Edit("scale", site, _SCALE, _own(factor), batch, positions, heads, neurons)
 
 
 @dataclass(frozen=True)
@@ -137,10 +143,11 @@ def mean_ablate(
 ) -> Edit:
     """Sets the selected part to its mean over reference data.
 
-    reference: an array of the site [batch, pos, …] (every position counts), or tokens, text or ids, which the model is
-    run on first (real positions count). Scores and patterns are refused: their axes are positions.
+    reference: an array of the site [batch, pos, …] (every position counts), a run that captured it, or tokens, text or
+    ids, which the model is run on first (real positions count). Scores and patterns are refused: their axes are
+    positions.
     """
-    return Edit("mean_ablate", site, _SET, _Mean(reference), batch, positions, heads, neurons)
+    return Edit("mean_ablate", site, _SET, _Mean(_own(reference)), batch, positions, heads, neurons)
 
 
 def freeze(
@@ -172,14 +179,14 @@ def call(site: SiteName, fn: Callable[[Array, str], ArrayLike | None]) -> Edit:
 # ---- Resolving ------------------------------------------------------------------------------------------------------
 
 
-def _indices(which: Which, n: int, axis: str, name: str) -> Ints | None:
+def indices(which: Which, n: int, axis: str, name: str) -> Ints | None:
     """Absolute indices along one axis of length n; None: all."""
     if which is None:
         return None
     if isinstance(which, slice):
-        out = np.arange(n)[which]
+        out = sliced(which, n, f"edit of {name}: {axis}")
     else:
-        array = np.asarray(which)
+        array = as_array(which, f"edit of {name}: {axis}")
         if array.dtype == bool:
             if array.shape != (n,):
                 raise ShapeError(f"edit of {name}: a mask {list(array.shape)} for {n} {axis}")
@@ -209,7 +216,7 @@ def _positions(which: Which, lengths: Ints, batch: Ints | None, name: str) -> In
     own = lengths if batch is None else lengths[batch]
     longest = int(lengths.max())
     if isinstance(which, slice):
-        rows = [np.arange(n)[which] for n in own]
+        rows = [sliced(which, n, f"edit of {name}: positions") for n in own]
         if len({len(r) for r in rows}) > 1:
             raise ShapeError(
                 f"edit of {name}: {which} selects {[len(r) for r in rows]} positions of prompts of {own.tolist()} "
@@ -217,7 +224,7 @@ def _positions(which: Which, lengths: Ints, batch: Ints | None, name: str) -> In
             )
         array = np.array(rows)
     else:
-        array = np.asarray(which)
+        array = as_array(which, f"edit of {name}: positions")
         if array.dtype == bool and array.ndim == 1:
             if array.shape != (longest,):
                 raise ShapeError(f"edit of {name}: a mask {list(array.shape)} for {longest} positions")
@@ -255,9 +262,14 @@ def _mean(reference: Any, site: Site, layer: int, model: Model) -> Array:
                 f"edit.mean_ablate of {name}: the reference {list(reference.shape)} holds nothing to average"
             )
         return np.asarray(reference.mean(axis=(0, 1), keepdims=True, dtype=np.float64))
-    logits: Any = "all" if site.name == "logits" else None
-    with model._unedited():
-        run = model.run(reference, capture=None if logits else [name], logits=logits)
+    if isinstance(reference, Run):
+        run = reference
+        if run.positions is not None:
+            raise ShapeError(f"edit.mean_ablate of {name}: the run kept some positions only")
+    else:
+        logits: Any = "all" if site.name == "logits" else None
+        with model._unedited():
+            run = model.run(reference, capture=None if logits else [name], logits=logits)
     array = run[name]
     total = array.sum(axis=(0, 1), keepdims=True, dtype=np.float64)  # padding holds zeros
     return np.asarray(total / float(run.lengths.sum()))
@@ -282,10 +294,7 @@ def _frozen(run: Run, site: Site, layer: int, lengths: Ints) -> Array:
 
 
 def _numbers(value: Any, dtype: np.dtype[Any], name: str) -> Array:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ShapeError(f"edit of {name}: the value cannot be read as an array: {error}") from None
+    array = as_array(value, f"edit of {name}: the value")
     if array.dtype.kind not in "fiub":
         raise ShapeError(f"edit of {name}: the value must be real numbers, not {array.dtype}")
     return np.ascontiguousarray(array, dtype)
@@ -382,11 +391,11 @@ def _resolve_one(edit: Edit, site: Site, layer: int, model: Model, lengths: Ints
     has_heads = bool({"head", "kv_head"} & {*site.axes})
     if edit.heads is not None and not has_heads:
         raise SiteError(f"edit of {name}: it has no heads, its axes are [{', '.join(site.axes)}]")
-    batch = _indices(edit.batch, len(lengths), "batch", name)
+    batch = indices(edit.batch, len(lengths), "batch", name)
     positions = _positions(edit.positions, lengths, batch, name)
     n_heads = next((n for n, a in zip(full, site.axes, strict=True) if a in ("head", "kv_head")), 1)
-    heads = _indices(edit.heads, n_heads, "heads", name)
-    neurons = _indices(edit.neurons, full[-1], "neurons", name)
+    heads = indices(edit.heads, n_heads, "heads", name)
+    neurons = indices(edit.neurons, full[-1], "neurons", name)
     by_axis = {0: batch, 1: positions, 2: heads, 3: neurons}
     chosen = [by_axis[_CANONICAL.get(a, 3)] for a in site.axes]
     value: Any = edit.value
@@ -408,6 +417,10 @@ def as_edits(edits: Edit | Iterable[Edit] | None) -> tuple[Edit, ...]:
     if isinstance(edits, Edit):
         return (edits,)
     try:
-        return tuple(edits)
+        held = tuple(edits)
     except TypeError:
         raise ConfigError(f"edits = {edits!r}: expected a list of clew.edit's") from None
+    for item in held:
+        if not isinstance(item, Edit):
+            raise ConfigError(f"edits hold {item!r}: expected clew.edit's")
+    return held

@@ -41,6 +41,7 @@ class FactoredMatrix:
             raise ShapeError(f"{shapes} do not multiply")
         if a.dtype.kind not in "biufc" or b.dtype.kind not in "biufc":
             raise ShapeError(f"{shapes} must be numbers, not {a.dtype} and {b.dtype}")
+        a, b = (m.astype(np.float32) if m.dtype == np.float16 else m for m in (a, b))  # LAPACK has no float16
         try:
             leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         except ValueError:
@@ -158,6 +159,12 @@ class FactoredMatrix:
         return FactoredMatrix(self.A * factor, self.B)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, factor: Any) -> FactoredMatrix:
+        """M divided by a number, factored."""
+        if np.ndim(factor):
+            raise ShapeError(f"FactoredMatrix / {list(np.shape(factor))}: a number is meant")
+        return FactoredMatrix(self.A / factor, self.B)
 
     def __neg__(self) -> FactoredMatrix:
         return FactoredMatrix(-self.A, self.B)

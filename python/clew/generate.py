@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .edit import CoreEdit, Edit, as_edits, resolve
-from .errors import ConfigError, TokenError, UnsupportedModelError
-from .replay import LOGITS_LAST, core_plan
+from .edit import CoreEdit, Edit, as_edits, indices, resolve
+from .errors import ConfigError, ShapeError, TokenError, UnsupportedModelError
+from .inputs import as_array, sliced
+from .replay import LOGITS_ALL, LOGITS_LAST, core_plan
 from .run import Run
-from .sites import SITES, Site
+from .sites import LOGITS, SITES, Site
 
 if TYPE_CHECKING:
     from .inputs import Batch
@@ -160,19 +161,37 @@ def _whole(name: str, value: Any, least: int) -> int:
 # ---- Edits while the text grows -------------------------------------------------------------------------------------
 
 
-def _prompt_positions(edit: Edit, lengths: Ints) -> Edit:
+def _prompt_positions(edit: Edit, lengths: Ints, n_new: int) -> Edit:
     """The edit with negative positions counted from the prompts' ends."""
     where = edit.positions
-    if where is None or isinstance(where, slice):
+    if where is None:
         return edit
-    array = np.asarray(where)
-    if array.dtype.kind not in "iu" or not (array < 0).any():
+    batch = indices(edit.batch, len(lengths), "batch", repr(edit))
+    own = lengths if batch is None else lengths[batch]
+    if isinstance(where, slice):
+        return _prompt_slice(edit, where, own, n_new)
+    array = as_array(where, f"{edit!r}: positions")
+    if array.dtype.kind not in "iu" or array.ndim > 2 or not (array < 0).any():
         return edit
-    own = lengths if edit.batch is None else lengths[np.atleast_1d(np.asarray(edit.batch))]
+    if array.ndim == 2 and len(array) != len(own):
+        raise ShapeError(f"{edit!r}: positions {list(array.shape)} for {len(own)} sequences")
     rows = np.broadcast_to(np.atleast_1d(array), (len(own), array.shape[-1] if array.ndim else 1))
     if (rows < -own[:, None]).any():
         raise ConfigError(f"{edit!r}: a position before the prompt's first")
     return replace(edit, positions=np.where(rows < 0, rows + own[:, None], rows))
+
+
+def _prompt_slice(edit: Edit, where: slice, own: Ints, n_new: int) -> Edit:
+    """A slice whose negative ends count from the prompts' ends, as lists of positions; new tokens are behind them."""
+    if not any(isinstance(end, int | np.integer) and end < 0 for end in (where.start, where.stop)):
+        return edit
+    rows = []
+    for n in own.tolist():
+        start, stop = (end if end is None or end >= 0 else max(0, end + n) for end in (where.start, where.stop))
+        rows.append(sliced(slice(start, stop, where.step), n + n_new, f"{edit!r}: positions"))
+    if len({len(row) for row in rows}) > 1:
+        raise ShapeError(f"{edit!r} selects {[len(row) for row in rows]} positions: name them for each sequence")
+    return replace(edit, positions=np.array(rows))
 
 
 def _growing(core: list[CoreEdit], total: int, n_seq: int) -> list[CoreEdit]:
@@ -203,8 +222,12 @@ class _Decoder:
             raise UnsupportedModelError(
                 f"generation feeds tokens back: the model writes {config.d_vocab_out} and reads {config.d_vocab}"
             )
-        assert batch.tokens is not None
+        if batch.tokens is None or config.d_out is not None:
+            raise UnsupportedModelError(
+                f"generation feeds tokens back: this model has d_in = {config.d_in}, d_out = {config.d_out}"
+            )
         self.model, self.how, self.capture = model, how, capture
+        self.keeps_logits = LOGITS in (site for site, _ in capture)
         self.lengths = batch.lengths
         total = int(batch.lengths.max()) + how.max_new_tokens
         weights = model.weights
@@ -218,7 +241,7 @@ class _Decoder:
         shape = (len(batch.lengths), total, config.n_key_value_heads, config.d_head)
         layers = range(config.n_layers)
         self.cache = tuple([_core.empty(shape, model.dtype.name) for _ in layers] for _ in range(2))
-        held = [_prompt_positions(e, batch.lengths) for e in (*model._active_edits(), *edits)]
+        held = [_prompt_positions(e, batch.lengths, how.max_new_tokens) for e in (*model._active_edits(), *edits)]
         core, self.calls = resolve(held, model, (batch.lengths + how.max_new_tokens).astype(np.int32), None, None)
         self.edits = _growing(core, total, len(batch.lengths))
         self.kept: list[tuple[Ints, Ints, Ints, Any]] = []
@@ -231,7 +254,7 @@ class _Decoder:
             lengths,
             self.capture,
             -1,
-            LOGITS_LAST if logits else 0,
+            LOGITS_ALL if self.keeps_logits else LOGITS_LAST if logits else 0,
             False,
             edits=self.edits,
             past=past,
@@ -240,9 +263,14 @@ class _Decoder:
         )
         outputs = plan.run(tokens, None, self.calls, self.cache)
         if self.capture:
-            wanted = [o for o in outputs if SITES[o[0]].name != "logits"]
+            wanted = outputs if self.keeps_logits else [o for o in outputs if SITES[o[0]] is not LOGITS]
             self.kept.append((sequences, past, lengths, wanted))
-        return outputs[-1][2] if logits else None
+        if not logits:
+            return None
+        last: Array = outputs[-1][2]
+        if self.keeps_logits:
+            last = np.ascontiguousarray(last[np.arange(len(lengths)), lengths - 1][:, None])
+        return last
 
     def whole(self, texts: list[Array]) -> Run:
         """Captured sites over whole texts."""
@@ -354,8 +382,7 @@ def prepare(
 ) -> tuple[_Decoder, Batch, list[_Text]]:
     """What a generation starts from."""
     batch = model._batch(tokens, None, None)
-    pairs = [(s, layer) for s, layer in model.sites().resolve(capture) if s.name != "logits"]
-    decoder = _Decoder(model, batch, how, pairs, as_edits(edits))
+    decoder = _Decoder(model, batch, how, model.sites().resolve(capture), as_edits(edits))
     return decoder, batch, [_Text([], []) for _ in batch.lengths]
 
 

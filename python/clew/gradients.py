@@ -12,7 +12,7 @@ from . import _core
 from .edit import Edit, as_edits, resolve
 from .engine import WEIGHTS
 from .errors import ConfigError, ShapeError, SiteError, TokenError
-from .inputs import Batch
+from .inputs import Batch, as_array, real_array
 from .metrics import Metric, as_metric
 from .run import Run
 from .sites import SITES, Site, capture_list, pair_name
@@ -190,6 +190,9 @@ class Gradients(Run):
     total: float
     weights: Mapping[str, Array]
 
+    def _find(self, key: str | tuple[str, int]) -> tuple[Site, int]:
+        return super()._find("hook_embed" if key == "embeddings" else key)
+
     def __repr__(self) -> str:
         head = f"Gradients of {self.total:.6g} by"
         return (
@@ -222,7 +225,10 @@ def gradients(
 
     def shown(logits: Array, name: str) -> Array:
         numbers, slope = metric.gradient(logits) if isinstance(metric, Metric) else _called(metric, logits)
-        value.append(np.asarray(numbers, np.float64))
+        value.append(real_array(numbers, "the metric's value"))
+        if value[-1].shape not in ((), batch.lengths.shape):
+            raise ShapeError(f"the metric's value has shape {list(value[-1].shape)}: one number, or one for each of "
+                             f"{len(batch.lengths)} sequences")  # fmt: skip
         return slope
 
     by_loss = isinstance(metric, Metric) and metric.wants_loss
@@ -283,16 +289,18 @@ def _called(function: Any, logits: Array) -> tuple[ArrayLike, Array]:
             f"metric {getattr(function, '__name__', function)!r} gave {type(result).__name__}: a metric of gradients "
             "gives (value, its gradient by the logits), or is one of clew.metrics"
         )
-    slope = np.asarray(result[1])
+    slope = as_array(result[1], "the metric's gradient")
     if slope.shape != logits.shape:
         raise ShapeError(f"the metric's gradient has shape {list(slope.shape)}, its logits {list(logits.shape)}")
-    return result[0], slope
+    return result[0], slope.copy() if slope is logits else slope  # of ½ Σ logits², the logits themselves
 
 
 def _split(model: Model, wrt: Any) -> tuple[list[tuple[Any, int]], list[str]]:
     """Sites, and names of weights."""
     sites: list[Any] = []
     weights: list[str] = []
+    if wrt is not None and not isinstance(wrt, Iterable):
+        raise SiteError(f'wrt = {wrt!r}: expected names of sites or weights, or "embeddings"')
     for item in capture_list(wrt):
         name = pair_name(item)
         if name == "embeddings":

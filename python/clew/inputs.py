@@ -112,6 +112,42 @@ def real_array(value: Any, what: str) -> Array:
     return array.astype(np.float64)
 
 
+def kept_positions(positions: Any, lengths: NDArray[np.int32]) -> Array | None:
+    """Positions to keep, integers [n], from a number, a list, a slice or a mask [pos]; negative ones stay as they are.
+
+    Raises ShapeError for what is none of these, or selects none, or lies outside the longest prompt.
+    """
+    if positions is None:
+        return None
+    longest = int(lengths.max(initial=0))
+    if isinstance(positions, slice):
+        if (lengths != longest).any():
+            raise ShapeError(f"positions = {positions} of prompts of {lengths.tolist()} tokens: list them instead")
+        where = sliced(positions, longest, "positions")
+    else:
+        where = np.atleast_1d(as_array(positions, "positions"))
+        if where.dtype == bool:
+            if where.shape != (longest,):
+                raise ShapeError(f"positions: a mask {list(where.shape)} for {longest} positions")
+            where = np.flatnonzero(where)
+    if where.size == 0:
+        raise ShapeError(f"positions = {positions!r} selects nothing")
+    if where.ndim != 1 or where.dtype.kind not in "iu":
+        raise ShapeError(f"positions must be a list of integers, not {where.dtype} {list(where.shape)}")
+    outside = where[(where >= longest) | (where < -longest)]
+    if outside.size:
+        raise ShapeError(f"positions: {int(outside[0])} of a prompt of {longest} tokens")
+    return where.astype(np.int32)
+
+
+def sliced(which: slice, n: int, what: str) -> Array:
+    """The numbers 0 … n − 1 that a slice means."""
+    try:
+        return np.arange(n)[which]
+    except (TypeError, ValueError) as error:  # slice("a"), a step of 0
+        raise ShapeError(f"{what} = {which}: {error}") from None
+
+
 def _id_array(value: Any, what: str) -> Array:
     """An integer array, or an error that says what came instead."""
     array = as_array(value, what)

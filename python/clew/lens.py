@@ -24,9 +24,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import norm
 from .errors import ConfigError, LoadError, ShapeError, SiteError
+from .inputs import sliced
 from .loaders.safetensors import FLOATS, SafetensorsFile, write_file
 from .model import Model
 from .run import Run
+from .weights import whole
 
 Array = NDArray[Any]
 
@@ -242,6 +244,14 @@ def logit_lens(
     return _look(model, run_or_tokens, layers, targets, top_k, None)
 
 
+def _numbered(model: Model, layers: Any) -> tuple[int, ...]:
+    """Layers by number, negative ones counted from the end."""
+    if isinstance(layers, slice):
+        return tuple(sliced(layers, model.config.n_layers, "layers").tolist())
+    given = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+    return tuple(model.sites().layer(whole(i, "layer"), f"layer {i}") for i in given)
+
+
 def _look(
     model: Model,
     run_or_tokens: Any,
@@ -252,16 +262,16 @@ def _look(
 ) -> LogitLens:
     """The logit lens; with `translate` (residuals, layer) of what that gives."""
     n, v = model.config.n_layers, model.config.d_vocab_out
-    if top_k < 1:
+    if whole(top_k, "top_k") < 1:
         raise ConfigError(f"top_k = {top_k}: at least 1")
     if isinstance(run_or_tokens, Run):
         run = run_or_tokens
         if "resid_post" not in run and not any(name.endswith(".hook_resid_post") for name in run):
             raise SiteError("the run holds no resid_post: make it with capture='resid_post'")
         captured = run.layers("resid_post")
-        wanted = captured if layers is None else tuple(model.sites().layer(i, f"layer {i}") for i in layers)
+        wanted = captured if layers is None else _numbered(model, layers)
     else:
-        wanted = tuple(range(n)) if layers is None else tuple(model.sites().layer(i, f"layer {i}") for i in layers)
+        wanted = tuple(range(n)) if layers is None else _numbered(model, layers)
         if wanted:
             run = model.run(run_or_tokens, capture=[("resid_post", i) for i in wanted], logits=None)
             captured = run.layers("resid_post")
@@ -280,8 +290,8 @@ def _look(
     if translate is not None:
         stack = np.stack([translate(resid, layer) for resid, layer in zip(stack, wanted, strict=True)])
     batch, pos = stack.shape[1:3]
-    whole = int(run.lengths.max()) == pos
-    real = np.arange(pos) < run.lengths[:, None] if whole else np.ones((batch, pos), bool)
+    entire = int(run.lengths.max()) == pos
+    real = np.arange(pos) < run.lengths[:, None] if entire else np.ones((batch, pos), bool)
     following: Array | None = None
     if targets is not None:
         following = np.asarray(targets)
@@ -293,10 +303,10 @@ def _look(
         if outside.size:
             raise ShapeError(f"targets: {int(outside[0])} is no token; the vocabulary has ids 0 to {v - 1}, -1 is none")
         following = np.where(real, following, -1).astype(np.int64)
-    elif run.tokens is not None and whole and v == model.config.d_vocab:
+    elif run.tokens is not None and entire and v == model.config.d_vocab:
         following = np.full((batch, pos), -1, np.int64)
         following[:, :-1] = run.tokens[:, 1:]
-    return LogitLens(model, stack, wanted, real, run.tokens if whole else None, following, min(top_k, v))
+    return LogitLens(model, stack, wanted, real, run.tokens if entire else None, following, min(top_k, v))
 
 
 # ---- The tuned lens -------------------------------------------------------------------------------------------------
@@ -394,7 +404,7 @@ class TunedLens:
 
         Raises SiteError for a layer that is not there, ShapeError when the last axis is not d_model.
         """
-        layer = self.model.sites().layer(layer, f"layer {layer}")
+        layer = self.model.sites().layer(whole(layer, "layer"), f"layer {layer}")
         x = np.asarray(resid)
         if x.ndim < 1 or x.shape[-1] != self.model.config.d_model:
             raise ShapeError(
@@ -453,6 +463,8 @@ class TunedLens:
 def _streams(model: Model, batches: Iterable[Any]) -> Iterator[Array]:
     """The stream after every layer at the real positions of each batch [n_layers, rows, d_model]."""
     empty = True
+    if not isinstance(batches, Iterable) or isinstance(batches, str):
+        raise ShapeError(f"batches = {batches!r}: expected a list of what model.run takes")
     for batch in batches:
         run = model.run(batch, capture="resid_post", logits=None)
         stack = run.stack("resid_post")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ShapeError, TokenError
+from .inputs import as_array, real_array
 
 if TYPE_CHECKING:
     from .model import Model
@@ -23,7 +24,7 @@ __all__ = ["Metric", "kl", "log_prob", "logit_diff", "loss"]
 
 
 def _last(logits: ArrayLike) -> Array:
-    array = np.asarray(logits)
+    array = as_array(logits, "logits")
     if array.ndim == 3:
         array = array[:, -1]
     if array.ndim != 2:
@@ -38,7 +39,7 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def _tokens(ids: ArrayLike, what: str) -> Array:
-    array = np.asarray(ids)
+    array = as_array(ids, what)
     if array.dtype.kind not in "iu" or array.ndim > 1:
         raise TokenError(
             f"{what} must be a token id or one for each example [batch], not {array.dtype} {list(array.shape)}"
@@ -98,7 +99,7 @@ class _Tokens(Metric):
     """A metric about one token id, or two, for each example."""
 
     def __init__(self, *ids: ArrayLike) -> None:
-        self.ids = [_tokens(i, f"token {n}" if len(ids) > 1 else "token") for n, i in enumerate(ids)]
+        self.ids = [_tokens(i, f"{type(self).__name__}: token {name}") for i, name in zip(ids, "ab", strict=False)]
         shown = ", ".join(str(i.tolist()) for i in self.ids)
         self.name = f"{type(self).__name__}({shown})"
 
@@ -110,13 +111,13 @@ class _Tokens(Metric):
         return f"{type(self).__name__}({', '.join(map(repr, texts))})"
 
     def check(self, model: Model) -> None:
+        self._check_ids(model.config.d_vocab_out)
+
+    def _check_ids(self, n: int) -> None:
         for ids in self.ids:
-            outside = ids[(ids < 0) | (ids >= model.config.d_vocab_out)]
+            outside = ids[(ids < 0) | (ids >= n)]
             if outside.size:
-                raise TokenError(
-                    f"{self.name}: token {int(outside[0])} has no logit: "
-                    f"there are ids 0 to {model.config.d_vocab_out - 1}"
-                )
+                raise TokenError(f"{self.name}: token {int(outside[0])} has no logit: there are ids 0 to {n - 1}")
 
     def check_batch(self, n: int) -> None:
         for ids in self.ids:
@@ -141,6 +142,7 @@ class logit_diff(_Tokens):  # noqa: N801 (reads as the function it stands for)
 
     def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
         x = _last(logits)
+        self._check_ids(x.shape[1])
         rows = np.arange(len(x))
         a, b = (_pick(i, len(x), examples) for i in self.ids)
         return np.asarray(x[rows, a].astype(np.float64) - x[rows, b])
@@ -171,6 +173,7 @@ class log_prob(_Tokens):  # noqa: N801
 
     def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
         x = _last(logits)
+        self._check_ids(x.shape[1])
         return np.asarray(_log_softmax(x)[np.arange(len(x)), _pick(self.ids[0], len(x), examples)])
 
     def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
@@ -251,7 +254,7 @@ class _Function(Metric):
 
     def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
         array = np.asarray(logits)
-        values = np.asarray(self.function(array), np.float64)
+        values = real_array(self.function(array), f"what metric {self.name} gave")
         if values.shape != (len(array),):
             raise ShapeError(
                 f"metric {self.name} gave shape {list(values.shape)} for logits {list(array.shape)}: "

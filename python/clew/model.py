@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,10 +17,10 @@ from .config import ModelConfig
 from .edit import Edit, as_edits, resolve
 from .engine import core_config, place_weights, trainable_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
-from .inputs import MOST_TOKENS, Batch, as_array, check_type, embedding_batch, token_batch, vector_batch
+from .inputs import MOST_TOKENS, Batch, as_array, check_type, embedding_batch, kept_positions, token_batch, vector_batch
 from .plan import Plan
 from .run import Run
-from .sites import LOGITS, SiteTable, capture_list
+from .sites import LOGITS, SiteName, SiteTable, capture_list
 from .weights import BadValue, WeightAccess, Weights, whole
 
 if TYPE_CHECKING:
@@ -112,18 +112,13 @@ class Model(WeightAccess):
 
         N(0, initializer_range²), what writes into the stream divided by √(2 n_layers); biases 0, norm weights 1.
 
-        Raises ShapeError for a dtype other than float32 and float64, ConfigError for a seed below 0.
+        Raises ShapeError for a dtype other than float32 and float64, ConfigError for a seed that is no whole number.
         """
         from .loaders.checkpoint import Checkpoint
         from .loaders.initialise import initialise
 
         check_type(ModelConfig, "a ModelConfig", config=config)
-        try:
-            kind = np.dtype(dtype)
-        except TypeError:
-            raise ShapeError(f"dtype {dtype!r:.60}: a model computes in float32 or float64") from None
-        if dtype is None or kind not in (np.float32, np.float64):  # NumPy takes None for float64
-            raise ShapeError(f"dtype {dtype if dtype is None else kind}: a model computes in float32 or float64")
+        kind = _precision(dtype)
         return cls(Checkpoint(config, initialise(config, seed, kind), kind))
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -206,16 +201,16 @@ class Model(WeightAccess):
         self,
         clean: Any,
         corrupted: Any = None,
-        site: str = "resid_pre",
+        site: SiteName = "resid_pre",
         over: Sequence[Axis] | Axis = ("layer", "pos"),
         metric: Metric | Callable[[Array], ArrayLike] | None = None,
         direction: Literal["denoise", "noise"] = "denoise",
         *,
-        edits: Sequence[Edit | Sequence[Edit]] | None = None,
-        layers: Iterable[int] | None = None,
-        positions: Iterable[int] | None = None,
-        heads: Iterable[int] | None = None,
-        neurons: Iterable[int] | None = None,
+        edits: Iterable[Edit | Iterable[Edit]] | None = None,
+        layers: Iterable[int] | slice | None = None,
+        positions: Iterable[int] | slice | None = None,
+        heads: Iterable[int] | slice | None = None,
+        neurons: Iterable[int] | slice | None = None,
         keep_batch: bool = False,
         method: Literal["patch", "attribution"] = "patch",
     ) -> Sweep:
@@ -233,7 +228,7 @@ class Model(WeightAccess):
         clean, corrupted
             Prompts of the same lengths: text, ids [pos] or [batch, pos], ragged lists.
         site
-            One kind of site, by short or full name.
+            One kind of site, by short or full name; a name with a layer in it ("z.3") means that layer only.
         over
             What one variant patches: a combination of "layer", "pos", "head", "neuron" (the site's last axis). An axis
             that is not named is patched whole: without "pos" all positions, without "layer" all layers at once.
@@ -260,7 +255,9 @@ class Model(WeightAccess):
         from .sweep import sweep, sweep_edits
 
         if edits is not None:
-            if corrupted is not None or layers or positions or heads or neurons:
+            given = (corrupted, layers, positions, heads, neurons)
+            asked = (site, over, direction, method) != ("resid_pre", ("layer", "pos"), "denoise", "patch")
+            if asked or any(item is not None for item in given):
                 raise ConfigError("a sweep over edits takes one prompt, the edits and a metric, nothing else")
             return sweep_edits(self, clean, edits, metric, keep_batch)
         if corrupted is None:
@@ -420,16 +417,16 @@ class Model(WeightAccess):
         self,
         clean: Any,
         corrupted: Any,
-        sender: str = "z",
+        sender: SiteName = "z",
         receivers: Receiver | Iterable[Receiver] = "resid_post.-1",
         over: Sequence[Literal["layer", "pos", "head"]] | str = ("layer", "head"),
         metric: Metric | Callable[[Array], ArrayLike] | None = None,
         direction: Literal["denoise", "noise"] = "denoise",
         *,
         through_mlps: bool = False,
-        layers: Iterable[int] | None = None,
-        positions: Iterable[int] | None = None,
-        heads: Iterable[int] | None = None,
+        layers: Iterable[int] | slice | None = None,
+        positions: Iterable[int] | slice | None = None,
+        heads: Iterable[int] | slice | None = None,
         keep_batch: bool = False,
     ) -> Sweep:
         """Path patching (Wang et al. 2023, Goldowsky-Dill et al. 2023): what senders tell receivers directly.
@@ -485,11 +482,18 @@ class Model(WeightAccess):
 
     def _needs_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise TokenError("this model has no tokenizer: give token ids instead of text")
+            mazes = "mazes" in self.config.extra or self.config.model_name.startswith("maze-")
+            raise TokenError(
+                "this model reads mazes, not text: clew.mazes.tokenizer_of(model) encodes them"
+                if mazes
+                else "this model has no tokenizer: give token ids instead of text"
+            )
         return self.tokenizer
 
     def _encode(self, text: str, bos: bool | None = None) -> list[int]:
         tokenizer = self._needs_tokenizer()
+        if not isinstance(text, str):
+            raise ShapeError(f"a text is a str, not {type(text).__name__}: {text!r}")
         if bos is None:
             return list(tokenizer.encode(text))
         ids = list(tokenizer.encode(text, add_special_tokens=False))
@@ -505,6 +509,8 @@ class Model(WeightAccess):
         bos: begin with the beginning-of-sequence token; None: as the tokenizer's own configuration says.
         Raises TokenError without a tokenizer.
         """
+        if not isinstance(text, Iterable) or isinstance(text, bytes):
+            raise ShapeError(f"to_tokens: a text or a list of texts, not {type(text).__name__}")
         rows = [self._encode(t, bos) for t in ([text] if isinstance(text, str) else text)]
         return np.array(rows, np.int64) if len({len(r) for r in rows}) == 1 else rows
 
@@ -514,7 +520,9 @@ class Model(WeightAccess):
         if isinstance(text, str):
             ids = self._encode(text)
         else:
-            array = np.atleast_1d(as_array(text, "to_str_tokens"))
+            array = np.atleast_1d(as_array(text, "to_str_tokens: ids"))
+            if array.size == 0 and array.ndim == 1:
+                return []
             if array.ndim == 2 and array.shape[0] == 1:
                 array = array[0]
             if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -524,6 +532,8 @@ class Model(WeightAccess):
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token; TokenError, with the split, when it is not."""
+        if not isinstance(text, str):
+            raise ShapeError(f"to_single_token: a text, not {type(text).__name__}: {text!r}")
         return int(self._needs_tokenizer().single_token(text))
 
     # ---- running --------------------------------------------------------------------------------------------------
@@ -551,8 +561,8 @@ class Model(WeightAccess):
         logits: int,
         from_embeddings: bool,
         edits: Iterable[Edit] = (),
-    ) -> tuple[Any, list[Callable[..., Any]]]:
-        """The core's plan, and the functions that its edits call."""
+    ) -> tuple[Any, list[Callable[..., Any]], Array | None]:
+        """The core's plan, the functions that its edits call, and the positions that are kept."""
         start = self._layer(start_at_layer, "start_at_layer")
         stop = self._layer(stop_after_layer, "stop_after_layer")
         if start is not None and stop is not None and stop < start:
@@ -571,14 +581,7 @@ class Model(WeightAccess):
         if positions is not None:
             if all(s is LOGITS for s, _ in pairs):
                 raise ConfigError("positions choose what is kept of captured sites, but none is captured")
-            where = np.atleast_1d(as_array(positions, "positions"))
-            if where.ndim != 1 or where.dtype.kind not in "iu" or where.size == 0:
-                raise ShapeError(f"positions must be a list of integers, not {where.dtype} {list(where.shape)}")
-            longest = int(lengths.max(initial=0))
-            outside = where[(where >= longest) | (where < -longest)]
-            if outside.size:
-                raise ShapeError(f"positions: {int(outside[0])} of a prompt of {longest} tokens")
-            where = where.astype(np.int32)
+            where = kept_positions(positions, lengths)
         changes = [*self._active_edits(), *as_edits(edits)]
         core, calls = resolve(changes, self, lengths, start, stop) if changes else ([], [])
         plan = _core.Plan(
@@ -592,7 +595,7 @@ class Model(WeightAccess):
             logits,
             edits=core,
         )
-        return plan, calls
+        return plan, calls, where
 
     # ---- edits that hold for a while ------------------------------------------------------------------------------
 
@@ -659,7 +662,7 @@ class Model(WeightAccess):
             raise TokenError(f"plan of {batch} × {pos} tokens: one run takes at most {MOST_TOKENS}")
         lengths = np.full(batch, pos, np.int32)
         mode = _logits_mode(logits)
-        core, _ = self._plan(
+        core, *_ = self._plan(
             lengths, capture, positions, start_at_layer, stop_after_layer, mode, False, as_edits(edits)
         )
         return Plan(core, batch, pos)
@@ -702,7 +705,8 @@ class Model(WeightAccess):
             [batch, pos, d_model] or [pos, d_model] instead of tokens: replaces `hook_embed`. With `start_at_layer`, the
             residual stream entering that block.
         positions
-            Capture only these positions; negative ones count from each sequence's own end.
+            Capture only these positions: a number, a list, a slice or a mask [pos]; negative numbers count from each
+            sequence's own end.
         start_at_layer, stop_after_layer
             First and last block to compute; a run that stops early has no logits.
         logits
@@ -727,7 +731,7 @@ class Model(WeightAccess):
         """
         batch = self._batch(tokens, embeddings, start_at_layer)
         from_embeddings = batch.embeddings is not None
-        plan, calls = self._plan(
+        plan, calls, kept = self._plan(
             batch.lengths,
             capture,
             positions,
@@ -738,7 +742,7 @@ class Model(WeightAccess):
             as_edits(edits),
         )
         outputs = plan.run(batch.tokens, batch.floats, calls)
-        return Run(outputs, self._table, batch.lengths, batch.padded_tokens(), self, positions)
+        return Run(outputs, self._table, batch.lengths, batch.padded_tokens(), self, kept)
 
     def loss(self, tokens: Any, reduce: Literal["none", "mean"] = "none", edits: Edit | Iterable[Edit] = ()) -> Any:
         """Next-token negative log-likelihood in nats, [batch, pos − 1]; logits are never kept.
@@ -761,7 +765,7 @@ class Model(WeightAccess):
         if any(site is LOGITS for e in changes for site, _ in self._table.resolve([e.site])):
             losses = _losses(self.run(tokens, edits=edits))
         else:
-            plan, calls = self._plan(batch.lengths, None, None, None, None, _LOSS, False, as_edits(edits))
+            plan, calls, _ = self._plan(batch.lengths, None, None, None, None, _LOSS, False, as_edits(edits))
             ((_, _, losses),) = plan.run(batch.tokens, None, calls)
         return float(losses.sum(dtype=np.float64)) / count if reduce == "mean" else losses
 
@@ -862,6 +866,18 @@ class Model(WeightAccess):
         return f"<table><caption>{self.config.model_name}</caption>{rows}</table>"
 
 
+def _precision(dtype: Any) -> np.dtype[Any]:
+    """float32 or float64, or a ShapeError."""
+    shown = dtype
+    if dtype is not None:  # which NumPy takes for float64
+        with suppress(TypeError):  # no dtype at all, or none of NumPy's, such as bfloat16
+            kind: np.dtype[Any] = np.dtype(dtype)
+            shown = kind
+            if kind in (np.float32, np.float64):
+                return kind
+    raise ShapeError(f"dtype {shown}: a model computes in float32 or float64")
+
+
 def _logits_mode(logits: Logits) -> int:
     if not (logits is None or isinstance(logits, str)) or logits not in _LOGITS:
         raise ConfigError(f'logits = {logits!r}: "all", "last" or None')
@@ -888,10 +904,8 @@ def load(path: str | PathLike[str], dtype: str | np.dtype[Any] | None = None) ->
     """
     from .loaders import open_checkpoint
 
-    kind = None if dtype is None else np.dtype(dtype)
-    if kind is not None and kind not in (np.float32, np.float64):
-        raise ShapeError(f"dtype {kind}: a model computes in float32 or float64")
-    return Model(open_checkpoint(path, dtype=None if kind is None else kind.name))
+    name = None if dtype is None else _precision(dtype).name
+    return Model(open_checkpoint(path, dtype=name))
 
 
 __all__ = ["BadValue", "Error", "Model", "Plan", "Weights", "load"]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import ConfigError, SiteError
 from .metrics import Metric, as_metric
 from .replay import Base, CoreEdit, Ints, Source
-from .sites import SITES, Site
+from .sites import LOGITS, SITES, Site, SiteName
 from .sweep import Sweep, axis_labels, choose, chunks, find_kind, first_difference, same_prompts, swept_axes
 
 if TYPE_CHECKING:
@@ -29,12 +29,16 @@ def _receivers(model: Model, given: Receiver | Iterable[Receiver]) -> list[tuple
     """(site, layer, head or None) of every receiver."""
     single = isinstance(given, str) or (isinstance(given, tuple) and len(given) > 0 and isinstance(given[0], str))
     out: list[tuple[Site, int, int | None]] = []
+    if not isinstance(given, Iterable):
+        raise SiteError(f"receivers = {given!r}: give a site, (site, layer) or (site, layer, head), or a list of them")
     for item in [given] if single else list(given):
         parts: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)
         if not 1 <= len(parts) <= 3 or not isinstance(parts[0], str):
             raise SiteError(f"receiver {item!r}: give a site, (site, layer) or (site, layer, head)")
         name = parts[0] if len(parts) == 1 else (parts[0], parts[1])
         for site, layer in model.sites().resolve([name]):
+            if site is LOGITS:
+                raise SiteError(f"receiver {item!r}: the metric reads the logits; name a site before them")
             head = None
             if len(parts) == 3:
                 if not {"head", "kv_head"} & set(site.axes):
@@ -69,26 +73,27 @@ def path_patch(
     model: Model,
     clean: Any,
     corrupted: Any,
-    sender: str = "z",
+    sender: SiteName = "z",
     receivers: Receiver | Iterable[Receiver] = "resid_post.-1",
     over: Sequence[Literal["layer", "pos", "head"]] | str = ("layer", "head"),
     metric: Metric | Callable[[Array], ArrayLike] | None = None,
     direction: Literal["denoise", "noise"] = "denoise",
     *,
     through_mlps: bool = False,
-    layers: Iterable[int] | None = None,
-    positions: Iterable[int] | None = None,
-    heads: Iterable[int] | None = None,
+    layers: Iterable[int] | slice | None = None,
+    positions: Iterable[int] | slice | None = None,
+    heads: Iterable[int] | slice | None = None,
     keep_batch: bool = False,
 ) -> Sweep:
     """Path patching: see :meth:`clew.Model.path_patch`."""
-    kind = find_kind(model, sender)
+    kind, layers = find_kind(model, sender, layers)
     axes = swept_axes(kind, over, ("layer", "pos", "head"))
     if not kind.layered:
         raise ConfigError(f"sender {kind.name}: a sender belongs to a layer")
     if direction not in ("denoise", "noise"):
         raise ConfigError(f'direction = {direction!r}: "denoise" or "noise"')
-    if "layer" not in axes and len(list(layers or range(model.config.n_layers))) != 1:
+    senders = choose("layer", layers, model.config.n_layers, kind.name)
+    if "layer" not in axes and len(senders) != 1:
         raise ConfigError(f'over = {list(axes)}: without "layer", layers= must name the sender\'s one layer')
     measure = as_metric(metric, model)
     if measure.wants_loss:
@@ -98,7 +103,7 @@ def path_patch(
     into, from_batch = (second, first) if direction == "denoise" else (first, second)
     n_layers = model.config.n_layers
     where = {
-        "layer": choose("layer", layers, n_layers, kind.name),
+        "layer": senders,
         "pos": choose("position", positions, int(into.lengths.max()), kind.name),
         "head": choose("head", heads, kind.length(model, "head"), kind.name) if "head" in axes else [],
     }

@@ -386,7 +386,12 @@ def curves(
 
     >>> figure = curves({"loss": [3.0, 2.0]}, ylabel="nats")
     """
-    values = {name: np.asarray(v, np.float64) for name, v in series.items()}
+    if not isinstance(series, Mapping):
+        raise ShapeError(f"curves: a name for each series, {{name: values}}, not {type(series).__name__}")
+    try:
+        values = {name: np.asarray(v, np.float64) for name, v in series.items()}
+    except (TypeError, ValueError) as error:
+        raise ShapeError(f"curves: series must be numbers: {error}") from None
     lengths = {v.shape for v in values.values()}
     if len(lengths) != 1 or len(next(iter(lengths))) != 1:
         raise ShapeError(f"curves: series of shapes {sorted(list(s) for s in lengths)} must be [n], all of one length")

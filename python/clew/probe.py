@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ShapeError
+from .inputs import as_array
 
 Array = NDArray[Any]
 
@@ -74,11 +75,11 @@ class Moments:
         self._y0: Array = np.zeros(0)
 
     def add(self, x: ArrayLike, y: ArrayLike) -> None:
-        """Adds rows: activations [..., n, d], targets [n, t], or [..., n, t] where they differ by layer.
+        """Adds rows: activations [..., n, d], targets [n, t] or [n], or [..., n, t] where they differ by layer.
 
-        Raises ShapeError where the rows do not fit each other, or the earlier ones.
+        Raises ShapeError where the rows do not fit each other, or the earlier ones; ConfigError for NaN or infinity.
         """
-        X, Y = np.asarray(x), np.asarray(y)
+        X, Y = _rows(x, y)
         if X.ndim < 2 or Y.ndim < 2 or X.shape[-2] != Y.shape[-2] or Y.ndim > 2 and Y.shape[:-2] != X.shape[:-2]:
             raise ShapeError(f"probe: activations {list(X.shape)} and targets {list(Y.shape)}: [..., n, d] and [n, t]")
         if X.shape[-2] == 0:
@@ -144,13 +145,24 @@ class Moments:
         return Probe(W, self.target_mean - (self.mean[..., None, :] @ W)[..., 0, :])
 
 
+def _rows(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+    """Activations and targets as arrays of finite numbers; targets [n] are one column."""
+    X, Y = as_array(x, "probe: activations"), as_array(y, "probe: targets")
+    for array, what in ((X, "activations"), (Y, "targets")):
+        if array.dtype.kind not in "fiub":
+            raise ShapeError(f"probe: {what} must be real numbers, not {array.dtype} {list(array.shape)}")
+        if not np.isfinite(array).all():
+            raise ConfigError(f"probe: {what} hold NaN or infinity")
+    return X, Y[:, None] if Y.ndim == 1 else Y
+
+
 def _check_lam(lam: float) -> None:
     if not (isinstance(lam, int | float | np.floating) and math.isfinite(lam) and lam >= 0):
         raise ConfigError(f"probe: lam = {lam!r}: a number, at least 0")
 
 
 def ridge(x: ArrayLike, y: ArrayLike, lam: float = 1e-3) -> Probe:
-    """Ridge regression of targets [n, t] on activations [..., n, d]; see :meth:`Moments.ridge`.
+    """Ridge regression of targets [n, t] or [n] (one) on activations [..., n, d]; see :meth:`Moments.ridge`.
 
     Of targets 0 and 1 the boundary is ½. Raises ShapeError, ConfigError.
 
@@ -165,7 +177,7 @@ def ridge(x: ArrayLike, y: ArrayLike, lam: float = 1e-3) -> Probe:
 
 
 def logistic(x: ArrayLike, y: ArrayLike, lam: float = 1e-3, *, steps: int = 500, tol: float = 1e-4) -> Probe:
-    """Logistic regression of each target 0 or 1 [n, t] on activations [..., n, d].
+    """Logistic regression of each target 0 or 1, [n, t] or [n] (one), on activations [..., n, d].
 
     Minimises the mean cross-entropy + λ/2 ‖w‖², λ = lam · mean variance of the features / 4, by accelerated steps of
     the fixed Hessian bound Σ/4 + λ (Böhning and Lindsay 1988), restarted where they overshoot (O'Donoghue and Candès
@@ -180,7 +192,7 @@ def logistic(x: ArrayLike, y: ArrayLike, lam: float = 1e-3, *, steps: int = 500,
 
     Raises ShapeError for shapes that do not fit, ConfigError for targets other than 0 and 1, or a lam of 0.
     """
-    X, Y = np.asarray(x), np.asarray(y)
+    X, Y = _rows(x, y)
     X = X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
     _check_lam(lam)
     if lam == 0:

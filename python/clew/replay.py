@@ -26,7 +26,7 @@ Array = NDArray[Any]
 Ints = NDArray[np.int32]
 CoreEdit = tuple[Any, ...]
 
-LOGITS_LAST, LOGITS_LOSS = 1, 3
+LOGITS_LAST, LOGITS_ALL, LOGITS_LOSS = 1, 2, 3
 _RESID_PRE = next(s for s in SITES if s.short == "resid_pre")
 _FRONT = min(s.index for s in SITES if s.layered)  # the embedding's sites lie before
 

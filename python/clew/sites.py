@@ -67,6 +67,10 @@ SITES: tuple[Site, ...] = tuple(
 LOGITS = next(s for s in SITES if s.name == "logits")
 
 
+SiteName = str | tuple[str, int]
+"""`"z"`, `"z.3"` or `("z", 3)`"""
+
+
 def pair_name(item: object) -> str:
     """A name as it is, or `("z", 3)` as `"z.3"`.
 
@@ -157,10 +161,11 @@ class SiteTable:
     def layer(self, number: int, what: str) -> int:
         """A layer's number, negative ones counted from the end."""
         if not -self.n_layers <= number < self.n_layers:
-            raise SiteError(f"{what}: the model has layers 0 to {self.n_layers - 1}")
+            there = f"layers 0 to {self.n_layers - 1}" if self.n_layers else "no layers"
+            raise SiteError(f"{what}: the model has {there}")
         return number % self.n_layers
 
-    def find(self, name: str, first: int = 0, last: int | None = None) -> list[tuple[Site, int]]:
+    def find(self, name: SiteName, first: int = 0, last: int | None = None) -> list[tuple[Site, int]]:
         """(site, layer) pairs that a name means: exact, short (`"z"`, `"attn.z"`), with a layer (`"z.3"`) or glob.
 
         `blocks.L.` as the table prints it stands for every layer; `hook_` may be left out of a short name.
@@ -172,6 +177,7 @@ class SiteTable:
         SiteError
             Nothing is meant; the message says the nearest names.
         """
+        name = pair_name(name)
         last = self.n_layers - 1 if last is None else last
         layers = range(first, last + 1)
         if name.startswith("blocks.L.") and name in self._by_name:  # as the table prints it: every layer

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ShapeError, SiteError
+from .inputs import as_array, sliced
 from .metrics import Metric, as_metric
 from .replay import LOGITS_LAST, LOGITS_LOSS, Base, CoreEdit, Ints, Source
-from .sites import LOGITS, SITES, Site
+from .sites import LOGITS, SITES, Site, SiteName, pair_name
+from .weights import whole
 
 if TYPE_CHECKING:
     from .edit import Edit
@@ -81,7 +83,7 @@ class Sweep:
 
         Raises ConfigError for a level outside (0, 1) or n < 1.
         """
-        if not 0 < level < 1 or n < 1:
+        if not isinstance(level, float | np.floating) or not 0 < level < 1 or whole(n, "n") < 1:
             raise ConfigError(f"interval: level {level} must lie in (0, 1) and n = {n} be at least 1")
         batch = self.per_example.shape[-1]
         draws = np.random.default_rng(seed).integers(0, batch, (n, batch))
@@ -179,12 +181,16 @@ def _baseline(base: Base, metric: Metric) -> Array:
 # ---- Activation patching --------------------------------------------------------------------------------------------
 
 
-def choose(what: str, given: Iterable[int] | None, n: int, site: str) -> list[int]:
+def choose(what: str, given: Iterable[int] | slice | None, n: int, site: str) -> list[int]:
     """Indices along one axis, negative ones counted from its end."""
     if given is None:
         return list(range(n))
-    array = np.atleast_1d(np.asarray(given if isinstance(given, (list, tuple, np.ndarray, int)) else list(given)))
-    if array.size and array.dtype.kind not in "iu":
+    if isinstance(given, slice):
+        array = sliced(given, n, f"{what}s of {site}")
+    else:
+        entries = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
+        array = np.atleast_1d(as_array(entries, f"{what}s of {site}"))
+    if array.ndim > 1 or (array.size and array.dtype.kind not in "iu"):
         raise ShapeError(f"{what}s of {site} must be integers, not {array.dtype} {list(array.shape)}")
     chosen = [int(i) for i in array.ravel()]
     for i in chosen:
@@ -204,17 +210,27 @@ def axis_labels(model: Model, base: Base, axis: str, entries: list[int]) -> list
     return model.to_str_tokens(base.tokens[entries])
 
 
-def find_kind(model: Model, name: str) -> Site:
-    found = {s for s, _ in model.sites().find(name)}
+def find_kind(model: Model, name: SiteName, layers: Iterable[int] | slice | None) -> tuple[Site, Any]:
+    """The kind of site that a name means, and the layers: those of the name where it names some, else `layers`."""
+    pairs = model.sites().find(pair_name(name))
+    found = {s for s, _ in pairs}
     if len(found) > 1:
         raise SiteError(f"{name!r} means {', '.join(s.name for s in found)}: a sweep is over one kind of site")
-    return found.pop()
+    kind = found.pop()
+    own = [layer for _, layer in pairs]
+    if not kind.layered or len(own) == model.config.n_layers:
+        return kind, layers
+    if layers is not None:
+        raise ConfigError(f"layers are chosen, but {name!r} names layer {', '.join(map(str, own))} itself")
+    return kind, own
 
 
 def swept_axes(
     kind: Site, over: Sequence[str] | str, offered: Sequence[str] = ("layer", "pos", "head", "neuron")
 ) -> tuple[str, ...]:
     """The axes of a sweep, checked against those that the site has."""
+    if not isinstance(over, Iterable):
+        raise ConfigError(f"over = {over!r}: expected a list of axes, such as ('layer', 'pos')")
     axes: tuple[str, ...] = (over,) if isinstance(over, str) else tuple(over)
     heads, last = bool({"head", "kv_head"} & set(kind.axes)), kind.axes[-1] != "1"
     present = {"pos": True, "layer": kind.layered, "head": heads, "neuron": last}
@@ -250,22 +266,22 @@ def sweep(
     model: Model,
     clean: Any,
     corrupted: Any,
-    site: str = "resid_pre",
+    site: SiteName = "resid_pre",
     over: Sequence[Axis] | Axis = ("layer", "pos"),
     metric: Metric | Callable[[Array], ArrayLike] | None = None,
     direction: Literal["denoise", "noise"] = "denoise",
     *,
-    layers: Iterable[int] | None = None,
-    positions: Iterable[int] | None = None,
-    heads: Iterable[int] | None = None,
-    neurons: Iterable[int] | None = None,
+    layers: Iterable[int] | slice | None = None,
+    positions: Iterable[int] | slice | None = None,
+    heads: Iterable[int] | slice | None = None,
+    neurons: Iterable[int] | slice | None = None,
     keep_batch: bool = False,
     method: Literal["patch", "attribution"] = "patch",
 ) -> Sweep:
     """Activation patching (Vig et al. 2020; Meng et al. 2022): see :meth:`clew.Model.sweep`."""
     if method not in ("patch", "attribution"):
         raise ConfigError(f'method = {method!r}: "patch" or "attribution"')
-    kind = find_kind(model, site)
+    kind, layers = find_kind(model, site, layers)
     axes = swept_axes(kind, over)
     if direction not in ("denoise", "noise"):
         raise ConfigError(f'direction = {direction!r}: "denoise" or "noise"')
@@ -381,10 +397,10 @@ def _attribution(
 # ---- Any list of edits ----------------------------------------------------------------------------------------------
 
 
-def _edit_variant(model: Model, base: Base, edits: Edit | Sequence[Edit]) -> _Variant:
-    from .edit import Edit, resolve
+def _edit_variant(model: Model, base: Base, edits: Edit | Iterable[Edit]) -> _Variant:
+    from .edit import as_edits, resolve
 
-    core, calls = resolve([edits] if isinstance(edits, Edit) else list(edits), model, base.lengths, None, None)
+    core, calls = resolve(as_edits(edits), model, base.lengths, None, None)
     n_layers = model.config.n_layers
     starts = base.lengths.copy()
     layer = n_layers - 1
@@ -413,12 +429,17 @@ def _edit_variant(model: Model, base: Base, edits: Edit | Sequence[Edit]) -> _Va
 def sweep_edits(
     model: Model,
     tokens: Any,
-    variants: Sequence[Edit | Sequence[Edit]],
+    variants: Iterable[Edit | Iterable[Edit]],
     metric: Metric | Callable[[Array], ArrayLike] | None,
     keep_batch: bool,
 ) -> Sweep:
     """One run for each list of edits: see :meth:`clew.Model.sweep`."""
     measure = as_metric(metric, model)
+    if not isinstance(variants, Iterable) or isinstance(variants, str):
+        raise ConfigError(
+            f"edits = {variants!r}: expected a list, an entry (an edit or a list of them) for each variant"
+        )
+    variants = list(variants)
     if not variants:
         raise ConfigError("edits is empty: the sweep has no variants")
     base = Base(model, model._batch(tokens, None, None), logits=LOGITS_LOSS if measure.wants_loss else LOGITS_LAST)

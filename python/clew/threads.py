@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from . import _core
-from ._core import get_num_threads, set_num_threads
+from ._core import get_num_threads
+from .errors import ConfigError
 
 __all__ = ["get_num_threads", "register", "set_num_threads"]
+
+
+def set_num_threads(n: int) -> None:
+    """Sets how many threads runs use, 1 to 256. Results are the same bits for any number.
+
+    Raises ConfigError for another number.
+    """
+    try:
+        _core.set_num_threads(n)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error) if isinstance(error, ValueError) else f"set_num_threads({n!r}): {error}") from None
 
 
 def register() -> bool:

@@ -32,6 +32,9 @@ class Weights(Mapping[str, Array]):
             self._arrays[name] = view
 
     def __getitem__(self, name: str) -> Array:
+        """A weight by its full name; raises SiteError, with the nearest names."""
+        if not isinstance(name, str):
+            raise SiteError(f"{name!r} is no weight of this model: weights have names, such as 'blocks.0.attn.W_Q'")
         try:
             return self._arrays[name]
         except KeyError:
@@ -40,7 +43,7 @@ class Weights(Mapping[str, Array]):
             same = [n for n in self._arrays if n.rsplit(".", 1)[-1] == name]
             near = same[:3] or difflib.get_close_matches(name, self._arrays, n=3)
             hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise KeyError(f"{name!r} is no weight of this model{hint}") from None
+            raise SiteError(f"{name!r} is no weight of this model{hint}") from None
 
     def __contains__(self, name: object) -> bool:  # a Mapping's own would look for the nearest names
         return name in self._arrays

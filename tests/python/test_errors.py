@@ -508,7 +508,7 @@ def test_bytes_that_cannot_be_counted() -> None:
 def test_numbers_of_threads_out_of_range(n: int) -> None:
     with pytest.raises(ValueError, match=f"{n}.*1 to 256"):
         clew.set_num_threads(n)
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError, match=r"set_num_threads\(1.5\)"):
         clew.set_num_threads(1.5)  # type: ignore[arg-type]
 
 

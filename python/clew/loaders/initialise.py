@@ -87,7 +87,7 @@ def initialise(config: ModelConfig, seed: int = 0, dtype: DTypeLike = np.float32
     Raises
     ------
     ValueError
-        A dtype other than float32 and float64.
+        A dtype other than float32 and float64; a seed that is no whole number (ConfigError).
     MemoryError
         There is not that much memory.
     """

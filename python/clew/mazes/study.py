@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, TokenError
 from ..experiment import Experiment, measured, tell
+from ..inputs import check_seed
 from ..model import Model
 from .causal import HeadAblation, ablate_heads
+from .checks import Head
 from .claims import claims
 from .consistency import Consistency, stored_consistency
 from .dynamics import Dynamics, stored_dynamics
@@ -18,9 +21,9 @@ from .embedding import EmbeddingDistances, embedding_distances
 from .evaluate import Rate, Table, judge
 from .evaluate import table as evaluations
 from .generate import generate
-from .heads import AdjacencyHeads, Head, LogitAttribution, adjacency_heads, attention_over, logit_attribution
+from .heads import AdjacencyHeads, LogitAttribution, adjacency_heads, attention_over, logit_attribution
 from .lens import LensMasses, lens_masses
-from .maze import Cell, Maze, Mazes
+from .maze import Cell, Maze, Mazes, check_grid
 from .patching import HeadPatching, PathStartPatching, patch_heads, patch_path_start
 from .probes import RouteProbes, WallProbes, route_probes, untrained, wall_probes
 from .prompts import path_prompts, residuals
@@ -122,9 +125,12 @@ class MazeExperiment(Experiment):
             out["consistency"] = figures.consistency(self.consistency)
         return out
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def details(self) -> str:
         """The tables of all parts, one after the other."""
-        parts = [repr(self.table1), self.adjacency.table(8), self.lens.table()]
+        parts = [repr(self.table1), self.adjacency.table(8), self.walls.table(), self.route.table(), self.lens.table()]
         more = (self.ablation, self.patching, self.flips, self.start, self.dynamics, self.consistency)
         parts += [part.table() for part in more if part is not None]
         return "\n\n".join(parts)
@@ -192,7 +198,10 @@ def experiment(
     if text is not None:
         raise ConfigError("clew mazes takes no text: it makes its own mazes")
     tok = tokenizer_of(model)
-    side = min(6, tok.grid) if grid is None else grid
+    check_seed(seed)
+    if not isinstance(quick, bool | np.bool_):
+        raise ConfigError(f"quick = {quick!r}: True or False")
+    side = min(6, tok.grid) if grid is None else check_grid(grid)
     n_table, n_train, n_test, n_lens, n_heads = (150, 2000, 500, 200, 200) if quick else (1000, 15000, 2000, 2000, 1000)
     n_causal, n_route = (60, 1000) if quick else (500, 15000)
     if side > tok.grid:

@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 from ..errors import ConfigError, ShapeError
 from ._inputs import (
     Array,
+    check_flags,
     count,
     covariance_factor,
     examples,
@@ -40,10 +41,7 @@ from ._run import Kind, Stream, build, method
 
 
 def _prefixes(name: str, x: ArrayLike, y: ArrayLike, weights: bool, parameters: dict[str, Any]) -> Any:
-    if not isinstance(weights, bool | np.bool_):
-        raise ConfigError(
-            f"weights = {weights!r:.40}: True or False, whether the estimator's weights are returned as well"
-        )
+    check_flags(weights=weights)
     given = examples(x, y)
     return build(name, given.d, parameters).prefixes(given, weights)
 
@@ -150,6 +148,7 @@ def bayes(
     >>> yhat.round(9).tolist(), variance.round(9).tolist()
     ([[0.0, 1.0]], [[2.0, 1.5]])
     """
+    check_flags(weights=weights, covariance=covariance)
     given = examples(X, y)
     stream = _bayes(given.d, prior_cov, noise_var, prior_mean)
     batch, n, d = given.x.shape
@@ -274,9 +273,13 @@ def sgd(X: ArrayLike, y: ArrayLike, lr: float, *, weights: bool = False) -> Any:
     return _prefixes("sgd", X, y, weights, {"lr": lr})
 
 
+_MOST_SQUARINGS = 1 << 16
+"""Of Newton–Schulz: a step squares what is missing, and 2¹² of them are enough for any condition that float64 holds."""
+
+
 @method("newton_schulz")
 def _newton_schulz(d: int, steps: Any, lam: Any = 0.0) -> Stream:
-    return Stream(Kind.NEWTON, steps=count(steps, "steps", 0), lam=number(lam, "lam"))
+    return Stream(Kind.NEWTON, steps=count(steps, "steps", 0, _MOST_SQUARINGS), lam=number(lam, "lam"))
 
 
 def newton_schulz(X: ArrayLike, y: ArrayLike, steps: int, lam: float = 0.0, *, weights: bool = False) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -116,7 +117,10 @@ class Tokenizer(ABC):
         raise TokenError(f"{text!r} is {len(ids)} tokens: {split}" if ids else f"{text!r} is no token")
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
-        out = [int(token) for token in ids]
+        try:
+            out = [operator.index(token) for token in ids]
+        except TypeError:
+            raise TokenError(f"token ids are whole numbers, not {ids!r}") from None
         for place, token in enumerate(out):
             if not 0 <= token < len(self.tokens):
                 raise TokenError(f"id {token} at place {place} is outside the vocabulary of {len(self.tokens)}")

@@ -105,6 +105,8 @@ class AdamW:
         clip: float | None = None,
         decay: Decay = None,
     ) -> None:
+        if not hasattr(model, "_make_trainable"):
+            raise ConfigError(f"AdamW: {type(model).__name__} is no clew.Model")
         self.model = model
         self.lr = _number("lr", lr, 0)
         try:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, ShapeError, TokenError, TrainingError
 from ..inputs import as_array
+from ..weights import whole
 from .adamw import AdamW, not_finite
 
 if TYPE_CHECKING:
@@ -218,25 +219,29 @@ def train_step(
     return loss
 
 
-def evaluate(model: Model, examples: Examples, batch: int = 16) -> tuple[float, float]:
-    """Mean loss over the targets of a batch, and their number (Σ loss_mask); `batch` sequences are run at a time.
+def evaluate(model: Model, examples: Examples | Any, batch: int = 16) -> tuple[float, float]:
+    """Mean loss over the targets of some examples, and their number (Σ loss_mask); `batch` sequences run at a time.
 
-    Raises ShapeError, TokenError, ConfigError as `model.train_step`.
+    examples: or what `model.run` takes, each next token a target.
+    Raises ShapeError, TokenError (no target at all), ConfigError as `model.train_step`.
     """
+    if whole(batch, "batch") < 1:
+        raise ConfigError(f"evaluate: batch = {batch}, at least 1")
     loss = count = 0.0
-    examples = batched(model, examples)
+    examples = batched(model, examples if isinstance(examples, Examples) else Examples(examples))
     for start in range(0, len(examples), batch):
         part = examples.part(start, start + batch)
         if part.targets is None and part.loss_mask is None and loss_of(model) == "cross_entropy":
-            losses = model.loss(part.tokens)
             lengths = model._batch(part.tokens, None, None).lengths
             n = float((lengths - 1).sum())
-            loss += float(losses.sum(dtype=np.float64))
+            loss += float(model.loss(part.tokens).sum(dtype=np.float64)) if n else 0.0
         else:
             packed = pack(model, part)
             n = packed.total
             loss += float((_losses(model, packed, part.tokens) * packed.weights).sum())
         count += n
+    if not count:
+        raise TokenError("evaluate: no target in these examples")
     return loss / count, count
 
 

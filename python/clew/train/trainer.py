@@ -134,6 +134,8 @@ class Trainer:
             context = _whole("context", context, 1)
         if progress not in (True, False, "lines"):
             raise ConfigError(f'Trainer: progress = {progress!r}: True, False or "lines"')
+        if callback is not None and not callable(callback):
+            raise ConfigError(f"Trainer: callback = {callback!r} cannot be called")
         self.schedule = lr if isinstance(lr, Schedule) else Schedule("constant", lr)
         self.source: Source = as_source(data, model, context, check_seed(seed))
         self.held_out = None if held_out is None else batched(model, as_held_out(held_out, model, context))

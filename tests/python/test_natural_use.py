@@ -1,0 +1,457 @@
+"""What users try first: indices in every form NumPy has, names with a layer in them, errors that say what was wrong."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import clew
+import numpy as np
+import pytest
+from clew import ConfigError, ShapeError, SiteError, TokenError, UnsupportedModelError, edit, metrics
+from clew.bench import bench
+
+IDS = np.array([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]])
+OTHER = np.array([[1, 2, 7, 4, 5, 6], [6, 5, 9, 3, 2, 1]])
+DIFF = metrics.logit_diff(3, 5)
+
+
+def _config(**changes: Any) -> clew.ModelConfig:
+    sizes: dict[str, Any] = dict(
+        n_layers=2, d_model=12, n_heads=3, d_mlp=20, n_ctx=24, d_vocab=11, initializer_range=0.4
+    )
+    return clew.ModelConfig(**(sizes | changes))
+
+
+@pytest.fixture(scope="module")
+def model() -> clew.Model:
+    return clew.Model.from_config(_config(), seed=1, dtype="float64")
+
+
+# ---- Which positions are kept ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("positions", "kept"),
+    [
+        (slice(1, 3), [1, 2]),
+        (slice(-2, None), [4, 5]),
+        (slice(None, None, -3), [5, 2]),
+        (np.array([False, True, False, False, True, False]), [1, 4]),
+        ([True] * 6, [0, 1, 2, 3, 4, 5]),
+        (np.int64(3), [3]),
+    ],
+)
+def test_positions_as_numpy_takes_them(model: clew.Model, positions: Any, kept: list[int]) -> None:
+    whole = model.run(IDS, capture=["z", "pattern"])
+    run = model.run(IDS, capture=["z", "pattern"], positions=positions)
+    np.testing.assert_allclose(run["z", 1], whole["z", 1][:, kept], rtol=1e-12)
+    np.testing.assert_allclose(run["pattern", 0], whole["pattern", 0][:, :, kept], rtol=1e-12)
+    assert run.positions is not None and len(run.positions) == len(kept)
+    assert model.plan(2, 6, capture="z", positions=positions).sites["blocks.0.attn.hook_z"] == run["z", 0].shape
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([], r"positions = \[\] selects nothing"),
+        (slice(4, 2), r"positions = slice\(4, 2, None\) selects nothing"),
+        ([False] * 6, "selects nothing"),
+        ([True, False], r"positions: a mask \[2\] for 6 positions"),
+        (slice("a"), r"positions = slice\(None, 'a', None\): slice indices must be integers"),
+        (slice(None, None, 0), "slice step cannot be zero"),
+    ],
+)
+def test_positions_that_are_none(model: clew.Model, positions: Any, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        model.run(IDS, capture="z", positions=positions)
+
+
+def test_a_slice_of_ragged_prompts_is_ambiguous(model: clew.Model) -> None:
+    with pytest.raises(ShapeError, match=r"slice\(-2, None, None\) of prompts of \[3, 1\] tokens: list them"):
+        model.run([[1, 2, 3], [4]], capture="z", positions=slice(-2, None))
+
+
+# ---- Edits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [edit.set, edit.add, edit.scale])
+def test_an_edit_keeps_the_value_it_was_made_with(model: clew.Model, make: Callable[..., edit.Edit]) -> None:
+    value = np.full(12, 0.5)
+    made = make("resid_pre.1", value)
+    before = model.run(IDS, edits=made).logits
+    value[:] = 7
+    assert np.array_equal(model.run(IDS, edits=made).logits, before)
+    held = model.run(IDS, capture="resid_pre.1")["resid_pre", 1]
+    assert make("resid_pre.1", held).value is held  # nobody can write to it: no copy
+
+
+def test_a_reference_is_kept_as_it_was(model: clew.Model) -> None:
+    reference = model.run(IDS, capture="z.1")["z", 1].copy()
+    made = edit.mean_ablate("z.1", reference)
+    before = model.run(IDS, edits=made).logits
+    reference[:] = 0
+    assert np.array_equal(model.run(IDS, edits=made).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (edit.set("resid_pre", np.ma.masked_equal(np.ones(12), 1)), "the value: an array with masked values"),
+        (edit.zero("z", heads=[[0], [1, 2]]), "heads cannot be read as an array"),
+        (edit.zero("z", positions=[[0], [1, 2]]), "positions cannot be read as an array"),
+        (edit.zero("z", heads=slice(None, None, 0)), "slice step cannot be zero"),
+        (edit.zero("z", positions=slice("a", None)), "slice indices must be integers"),
+    ],
+)
+def test_selections_that_are_none(model: clew.Model, made: edit.Edit, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        model.run(IDS, edits=made)
+
+
+def test_a_run_is_a_reference(model: clew.Model) -> None:
+    """Of a ragged batch the real positions count, as of its tokens."""
+    prompts = [[1, 2, 3], [4]]
+    run = model.run(prompts, capture=["z", "logits"])
+    for site in ("z.1", "logits"):
+        by_run = model.run(IDS, edits=edit.mean_ablate(site, run)).logits
+        assert np.array_equal(by_run, model.run(IDS, edits=edit.mean_ablate(site, prompts)).logits)
+    with pytest.raises(ShapeError, match="the run kept some positions only"):
+        model.run(IDS, edits=edit.mean_ablate("z", model.run(IDS, capture="z", positions=[0])))
+
+
+# ---- Sweeps ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("site", ["z.1", ("z", 1), ("z", -1), "blocks.1.attn.hook_z"])
+def test_a_site_of_one_layer_is_swept_there(model: clew.Model, site: Any) -> None:
+    """Else a layer in the name would change nothing."""
+    both = model.sweep(IDS, OTHER, "z", ("layer", "head"), DIFF)
+    one = model.sweep(IDS, OTHER, site, ("layer", "head"), DIFF)
+    assert one.labels[0] == (1,)
+    np.testing.assert_allclose(one.values, both.values[1:], rtol=1e-12)
+    heads = model.sweep(IDS, OTHER, site, "head", DIFF)
+    np.testing.assert_allclose(heads.values, both.values[1], rtol=1e-12)
+    estimate = model.sweep(IDS, OTHER, site, ("layer", "head"), DIFF, method="attribution")
+    assert estimate.values.shape == (1, 3)
+    paths = model.path_patch(IDS, OTHER, site, metric=DIFF)
+    np.testing.assert_allclose(paths.values, model.path_patch(IDS, OTHER, "z", metric=DIFF).values[1:], rtol=1e-12)
+
+
+def test_a_layer_is_named_once(model: clew.Model) -> None:
+    with pytest.raises(ConfigError, match=r"layers are chosen, but 'z.1' names layer 1 itself"):
+        model.sweep(IDS, OTHER, "z.1", ("layer", "head"), DIFF, layers=[0])
+
+
+def test_slices_choose_entries(model: clew.Model) -> None:
+    whole = model.sweep(IDS, OTHER, metric=DIFF)
+    part = model.sweep(IDS, OTHER, metric=DIFF, layers=slice(1, None), positions=slice(-2, None))
+    np.testing.assert_allclose(part.values, whole.values[1:, -2:], rtol=1e-12)
+    assert part.labels == ((1,), (4, 5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(over=None), ConfigError, "over = None: expected a list of axes"),
+        (dict(site=None), SiteError, "None is no name of a capture site"),
+        (dict(site=["z"]), SiteError, r"\['z'\] is no name of a capture site"),
+        (dict(layers=[[0], [1]]), ShapeError, r"layers of .* must be integers, not int64 \[2, 1\]"),
+        (dict(layers=slice(None, None, 0)), ShapeError, "slice step cannot be zero"),
+        (dict(metric=lambda logits: "a"), ShapeError, "what metric <lambda> gave must be real numbers"),
+    ],
+)
+def test_sweeps_that_are_none(model: clew.Model, arguments: dict[str, Any], error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        model.sweep(IDS, OTHER, **({"metric": DIFF} | arguments))
+
+
+@pytest.mark.parametrize("wrong", [dict(level=2), dict(level="a"), dict(n="a"), dict(n=0)])
+def test_intervals_that_are_none(model: clew.Model, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"interval: level .* must lie in|n = 'a': expected a whole number"):
+        model.sweep(IDS, OTHER, metric=DIFF).interval(**wrong)
+
+
+def test_a_table_of_sites_finds_pairs(model: clew.Model) -> None:
+    assert model.sites().find(("z", -1)) == model.sites().find("z.1")
+    with pytest.raises(SiteError, match="3 is no name of a capture site"):
+        model.sites().find(3)  # type: ignore[arg-type]
+
+
+def test_a_sweep_over_edits_reads_any_iterable(model: clew.Model) -> None:
+    made = [edit.zero(("z", layer)) for layer in range(2)]
+    listed = model.sweep(IDS, edits=made, metric=DIFF).values
+    assert np.array_equal(model.sweep(IDS, edits=iter(made), metric=DIFF).values, listed)
+    assert np.array_equal(model.sweep(IDS, edits=((e,) for e in made), metric=DIFF).values, listed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(edits=edit.zero("z")), r"edits = edit.zero\('z'\): expected a list, an entry"),
+        (dict(edits="z"), "edits = 'z': expected a list"),
+        (dict(edits=[3]), "edits = 3: expected a list of clew.edit's"),
+        (dict(edits=[edit.zero("z")], layers=np.array([0, 1])), "one prompt, the edits and a metric, nothing else"),
+        (dict(edits=[edit.zero("z")], positions=[]), "nothing else"),
+        (dict(edits=[edit.zero("z")], direction="noise"), "nothing else"),
+        (dict(edits=[edit.zero("z")], method="attribution"), "nothing else"),
+    ],
+)
+def test_sweeps_over_edits_that_are_none(model: clew.Model, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model.sweep(IDS, metric=DIFF, **arguments)
+
+
+def test_receivers_that_are_none(model: clew.Model) -> None:
+    with pytest.raises(SiteError, match="receivers = 3: give a site"):
+        model.path_patch(IDS, OTHER, receivers=3, metric=DIFF)  # type: ignore[arg-type]
+    with pytest.raises(SiteError, match="receiver 'logits': the metric reads the logits"):
+        model.path_patch(IDS, OTHER, receivers="logits", metric=DIFF)
+
+
+def test_metrics_know_the_vocabulary() -> None:
+    for metric in (metrics.logit_diff(3, 5), metrics.log_prob(5)):
+        with pytest.raises(TokenError, match="token 5 has no logit: there are ids 0 to 4"):
+            metric(np.zeros((2, 5)))
+    with pytest.raises(TokenError, match="logit_diff: token a must be a token id"):
+        metrics.logit_diff("x", 1)
+
+
+# ---- Generation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edits", [(), edit.scale("z.1", 0.3)])
+def test_generation_keeps_logits(model: clew.Model, edits: Any) -> None:
+    prompts = [[1, 2, 3], [4], [5, 6]]
+    plain = model.generate(prompts, max_new_tokens=6, stop=[4], edits=edits)
+    kept = model.generate(prompts, max_new_tokens=6, stop=[4], capture=["logits", "z"], edits=edits)
+    for seq, prompt in enumerate(prompts):
+        assert kept.tokens[seq].tolist() == plain.tokens[seq].tolist()
+        text = [*prompt, *kept.tokens[seq].tolist()]
+        whole = model.run(text, edits=edits)
+        np.testing.assert_allclose(kept["logits"][seq, : len(text)], whole.logits[0], rtol=1e-9, atol=1e-12)
+        assert not kept["logits"][seq, len(text) :].any()
+    alone = model.generate([1, 2, 3], max_new_tokens=2, capture="logits")
+    assert alone["logits"].shape == (1, 5, 11)
+
+
+def test_slices_count_from_the_prompts_end(model: clew.Model) -> None:
+    """As lists of negative positions do: what is generated does not move them."""
+    prompts = [[1, 2, 3], [5, 6, 7, 8]]
+    sliced = model.generate(prompts, 5, capture="z", edits=edit.zero("z.0", positions=slice(-2, -1)))
+    listed = model.generate(prompts, 5, capture="z", edits=edit.zero("z.0", positions=[-2]))
+    assert [t.tolist() for t in sliced.tokens] == [t.tolist() for t in listed.tokens]
+    assert np.array_equal(sliced["z", 0], listed["z", 0])
+    onwards = model.generate(prompts, 5, capture="z", edits=edit.zero("z.0", positions=slice(-1, None)))
+    assert not onwards["z", 0][0, 2:].any() and not onwards["z", 0][1, 3:].any()
+    assert onwards["z", 0][0, :2].any() and onwards["z", 0][1, :3].any()
+
+
+@pytest.mark.parametrize("batch", [slice(0, 1), [True, False], 0])
+def test_positions_of_selected_sequences(model: clew.Model, batch: Any) -> None:
+    prompts = [[1, 2, 3], [5, 6, 7, 8]]
+    kept = model.generate(prompts, 3, capture="z", edits=edit.zero("z.0", positions=[-1], batch=batch))
+    assert not kept["z", 0][0, 2].any() and kept["z", 0][0, 1].any() and kept["z", 0][1, 3].any()
+    with pytest.raises(ShapeError, match=r"positions \[3, 1\] for 2 sequences"):
+        model.generate(prompts, 3, edits=edit.zero("z.0", positions=[[-1], [-1], [-1]]))
+
+
+def test_vectors_are_not_generated() -> None:
+    for reads in (dict(d_vocab=None, d_in=3, d_out=2), dict(d_out=2)):
+        vectors = clew.Model.from_config(_config(**reads))
+        with pytest.raises(UnsupportedModelError, match=r"feeds tokens back: this model has d_in = \w+, d_out = 2"):
+            vectors.generate(np.ones((1, 2, 3)) if "d_in" in reads else [1, 2])
+
+
+# ---- Gradients ------------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_half_the_square_is_the_logits(model: clew.Model) -> None:
+    """A metric may give back the very array that it was shown."""
+    own = model.gradients(IDS, lambda logits: (0.5 * np.square(logits).sum(axis=(1, 2)), logits), wrt="embeddings")
+    copied = model.gradients(IDS, lambda logits: (0.5 * np.square(logits).sum(axis=(1, 2)), logits * 1), wrt="embed")
+    assert np.array_equal(own["embeddings"], copied["hook_embed"]) and own["embeddings"].any()
+    total = model.gradients(IDS, lambda logits: (0.5 * np.square(logits).sum(), logits), wrt="embed")
+    assert total.total == pytest.approx(own.total)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("a", "the metric's value must be real numbers"), (np.zeros(3), r"value has shape \[3\]: one number, or one for")],
+)
+def test_values_that_are_none(model: clew.Model, given: Any, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        model.gradients(IDS, lambda logits: (given, logits))
+    with pytest.raises(SiteError, match="wrt = 3: expected names of sites or weights"):
+        model.gradients(IDS, DIFF, wrt=3)  # type: ignore[arg-type]
+
+
+# ---- Models, weights, configurations --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["banana", "bfloat16", 3, "float16", np.int8])
+def test_precisions_that_are_none(dtype: Any) -> None:
+    for make in (lambda: clew.load("stories260K", dtype=dtype), lambda: clew.Model.from_config(_config(), dtype=dtype)):
+        with pytest.raises(ShapeError, match="a model computes in float32 or float64"):
+            make()
+
+
+@pytest.mark.parametrize("path", [3, None, ["gpt2"]])
+def test_paths_that_are_none(path: Any) -> None:
+    with pytest.raises(ConfigError, match=r"path: a path, a name of clew.bundled\(\) or a hub id, not"):
+        clew.load(path)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", None])
+def test_seeds_that_are_none(seed: Any) -> None:
+    with pytest.raises(ConfigError, match="seed = .*, must be a whole number, at least 0"):
+        clew.Model.from_config(_config(), seed=seed)
+    with pytest.raises(ConfigError, match="config: a ModelConfig, not dict"):
+        clew.Model.from_config({"n_layers": 1})  # type: ignore[arg-type]
+
+
+def test_weights_that_are_none(model: clew.Model) -> None:
+    with pytest.raises(SiteError, match=r"'W_Q' is no weight of this model; nearest: blocks\.0\.attn\.W_Q"):
+        model.weights["W_Q"]
+    with pytest.raises(SiteError, match="3 is no weight of this model"):
+        model.weights[3]  # type: ignore[index]
+    bare = clew.Model.from_config(_config(n_layers=0))
+    with pytest.raises(SiteError, match="the model has no layers"):
+        bare.QK(0, 0)
+
+
+def test_configurations_are_keys() -> None:
+    config = _config(positional_embedding_type="rotary", rope_scaling={"rope_type": "linear", "factor": 2.0})
+    assert {config: 1}[copy.copy(config)] == {config: 1}[pickle.loads(pickle.dumps(config))] == 1
+    assert config != _config() and len({config, _config()}) == 2
+
+
+def test_modules_are_there_without_an_import_of_their_own() -> None:
+    for name in ("walk", "adaptive", "geometry", "descent", "mazes", "regression", "probe", "lens", "metrics", "plot"):
+        assert getattr(clew, name).__name__ == f"clew.{name}" and name in dir(clew)
+    with pytest.raises(AttributeError, match="module 'clew' has no attribute 'lenses'"):
+        clew.lenses  # noqa: B018
+
+
+def test_numbers_of_threads_that_are_none() -> None:
+    before = clew.get_num_threads()
+    for n in (0, -1, 1.5, "a", None, 10**30):
+        with pytest.raises(ConfigError, match="set_num_threads"):
+            clew.set_num_threads(n)  # type: ignore[arg-type]
+    assert clew.get_num_threads() == before
+
+
+# ---- Text -----------------------------------------------------------------------------------------------------------
+
+
+def test_text_that_is_none() -> None:
+    pytest.importorskip("tokenizers")
+    model = clew.load("shakespeare")
+    for call in (lambda: model.to_tokens(3), lambda: model.to_tokens(["a", 3]), lambda: model.to_single_token(3)):  # type: ignore[arg-type, list-item]
+        with pytest.raises(ShapeError, match="not int"):
+            call()
+    assert model.to_str_tokens([]) == []
+    with pytest.raises(TokenError, match="token ids are whole numbers, not 'a'"):
+        model.tokenizer.decode("a")  # type: ignore[union-attr]
+
+
+# ---- Probes ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_target_is_a_column() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(50, 4))
+    y = x @ [1.0, -1.0, 0.5, 0.0] + 0.3 * generator.normal(size=50) > 0
+    for learn in (clew.probe.ridge, clew.probe.logistic):
+        one, column = learn(x, y), learn(x, y[:, None])
+        assert np.array_equal(one.weight, column.weight) and one.weight.shape == (4, 1)
+        assert learn(x.astype(np.float16), y.tolist()).predict(x).shape == (50, 1)
+        with pytest.raises(ConfigError, match="probe: activations hold NaN"):
+            learn(np.where(x > 2, np.nan, x), y)
+        with pytest.raises(ShapeError, match="probe: targets must be real numbers, not <U1"):
+            learn(x, ["a"] * 50)
+
+
+# ---- Lens, factors, training ----------------------------------------------------------------------------------------
+
+
+def test_layers_of_a_lens(model: clew.Model) -> None:
+    both = clew.lens.logit_lens(model, IDS)
+    for layers, row in ((1, 1), (slice(0, 1), 0), (np.int64(-1), 1)):
+        assert np.array_equal(clew.lens.logit_lens(model, IDS, layers).logits[0], both.logits[row])  # type: ignore[arg-type]
+    for wrong in (dict(layers="a"), dict(layers=[0.5]), dict(top_k="a")):
+        with pytest.raises(ConfigError, match="expected a whole number"):
+            clew.lens.logit_lens(model, IDS, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="batches = 3: expected a list of what model.run takes"):
+        clew.lens.TunedLens.fit(model, 3)  # type: ignore[arg-type]
+
+
+def test_half_precision_factors() -> None:
+    a = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float16)
+    matrix = clew.FactoredMatrix(a, a.T)
+    np.testing.assert_allclose(matrix.S[:3], np.linalg.svd(a.astype(np.float64) @ a.T, compute_uv=False)[:3], rtol=1e-5)
+    np.testing.assert_allclose((matrix / 4).AB, matrix.AB / 4, rtol=1e-6)
+    with pytest.raises(ShapeError, match=r"FactoredMatrix / \[2\]"):
+        matrix / np.ones(2)
+
+
+def test_evaluation_of_plain_tokens(model: clew.Model) -> None:
+    evaluate = clew.train.evaluate
+    loss, count = evaluate(model, IDS)
+    assert count == 10 and loss == pytest.approx(model.loss(IDS, reduce="mean"))
+    ragged = [[1, 2, 3], [4]]  # a part of the batch may have no target, the whole must
+    assert evaluate(model, ragged, batch=1) == pytest.approx(evaluate(model, ragged, batch=2))
+    with pytest.raises(TokenError, match="no target in these examples"):
+        evaluate(model, [[4], [5]])
+    with pytest.raises(ConfigError, match="batch = 0, at least 1"):
+        evaluate(model, IDS, batch=0)
+
+
+def test_training_of_what_is_no_model(model: clew.Model) -> None:
+    with pytest.raises(ConfigError, match="AdamW: int is no clew.Model"):
+        clew.AdamW(3, lr=0.1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="callback = 3 cannot be called"):
+        clew.train.fit(clew.Model.from_config(_config()), IDS, 1, 2, progress=False, callback=3)
+
+
+def test_figures_and_cells_that_are_none() -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ShapeError, match="curves: series must be numbers: could not convert string to float: 'b'"):
+        clew.plot.curves({"a": ["b"]})
+    with pytest.raises(ShapeError, match="curves: a name for each series, {name: values}, not list"):
+        clew.plot.curves([1, 2])  # type: ignore[arg-type]
+    maze = clew.mazes.generate(1, grid=3)[0]
+    for wrong in (1, (1, 2, 3), (0.5, 1.0), "ab"):
+        with pytest.raises(ShapeError, match=r"a cell is two whole numbers \(row, column\), not"):
+            maze.connected(wrong, (0, 0))
+
+
+# ---- clew bench -----------------------------------------------------------------------------------------------------
+
+
+def test_bench_times_a_model(model: clew.Model, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = bench(model, batch=2, pos=5, rounds=1)
+    assert [row.what.strip() for row in rows] == [
+        "product of 1024 × 1024", "forward, 2 × 5", "every site captured", "one head zeroed", "and backward",
+        "a new token",
+    ]  # fmt: skip
+    assert all(row.seconds > 0 for row in rows)
+    assert rows[2].note == f"{rows[2].seconds / rows[1].seconds:.2f} × the forward pass"
+    assert [row.what.strip() for row in bench(clew.Model.from_config(_config(n_layers=0, n_ctx=1)), rounds=1)] == [
+        "product of 1024 × 1024", "forward, 1 × 1", "every site captured",
+    ]  # fmt: skip
+    from clew.cli import main
+
+    assert main(["bench", "stories260K", "--pos", "4", "--rounds", "1"]) == 0
+    assert "forward, 1 × 4" in capsys.readouterr().out
+
+
+def test_what_cannot_be_timed(model: clew.Model) -> None:
+    with pytest.raises(ConfigError, match="this one has d_in = 3, d_out = 2"):
+        bench(clew.Model.from_config(_config(d_vocab=None, d_in=3, d_out=2)))
+    with pytest.raises(ConfigError, match="rounds = 0, at least 1"):
+        bench(model, rounds=0)
+    with pytest.raises(TokenError, match="24 learned positions"):
+        bench(model, pos=25)
