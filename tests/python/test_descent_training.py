@@ -73,7 +73,7 @@ def test_tuned_lens_and_controls_at_every_checkpoint(checkpoints: dict[int, clew
         np.testing.assert_allclose(found.controls[name]["cosine"][1], control.cosine, rtol=1e-6)
         assert found.controls[name]["falls_all"].shape == (2,)
     assert found.controls["lens of another text"]["loss_tuned"].shape == (2, 2)
-    assert "control: straight line: falls" in found.table() and "controls: random weights" in repr(found)
+    assert "control: straight line: falls" in found.table() and "2 layers, 5 controls" in repr(found)
     found.save(tmp_path / "training.json")
     again = descent.Training.load(tmp_path / "training.json")
     np.testing.assert_allclose(

@@ -134,8 +134,10 @@ class Training:
 
     def __repr__(self) -> str:
         what = f"{self.about['model']}: " if "model" in self.about else ""
-        return (f"Training: {what}{len(self.steps)} checkpoints, steps {self.steps[0]} to {self.steps[-1]}, "
-                f"{self.loss.shape[1] - 1} layers; controls: {', '.join(self.controls) or 'none'}")  # fmt: skip
+        return (
+            f"Training: {what}{len(self.steps)} checkpoints, steps {self.steps[0]} to {self.steps[-1]}, "
+            f"{self.loss.shape[1] - 1} layers, {len(self.controls)} controls"
+        )
 
     def table(self) -> str:
         """A line for each checkpoint."""
