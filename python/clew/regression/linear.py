@@ -19,6 +19,7 @@ range; estimates beyond the range of the dtype).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -308,7 +309,7 @@ def _lasso(d: int, alpha: Any, tol: Any = 1e-12, max_iter: Any = 10_000) -> Stre
 def lasso(
     X: ArrayLike,
     y: ArrayLike,
-    alpha: float,
+    alpha: float | Sequence[float],
     *,
     tol: float = 1e-12,
     max_iter: int = 10_000,
@@ -316,13 +317,23 @@ def lasso(
 ) -> Any:
     """Lasso of every prefix, the least (1/2k)‖Xw − y‖² + alpha ‖w‖₁: yhat [batch, n]; with `weights` (yhat, w).
 
+    Several alphas give a path: each estimate gets an axis in front, in the order of the alphas.
+
     Coordinate descent along the prefixes, each from the last one's weights, with Newton steps over the coordinates that
     are not 0, until the duality gap is at most tol · (1/2k)‖y‖², or 8 (d + 4) eps in tol's place where that is more
     (rounding). An iteration costs O(d³); few are needed from one prefix to the next.
 
     Raises ConfigError when max_iter iterations do not bring the gap there, and for alpha that is not positive.
 
-    >>> lasso([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]], [[4.0, 0.5, 0.0]], alpha=0.5).round(9).tolist()
+    >>> X, y = [[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]], [[4.0, 0.5, 0.0]]
+    >>> lasso(X, y, alpha=0.5).round(9).tolist()
     [[0.0, 0.0, 3.0]]
+    >>> lasso(X, y, alpha=[1.0, 0.5]).shape
+    (2, 1, 3)
     """
-    return _prefixes("lasso", X, y, weights, {"alpha": alpha, "tol": tol, "max_iter": max_iter})
+    if isinstance(alpha, str) or np.ndim(alpha) == 0:
+        return _prefixes("lasso", X, y, weights, {"alpha": alpha, "tol": tol, "max_iter": max_iter})
+    if np.ndim(alpha) != 1 or np.size(alpha) == 0:
+        raise ConfigError(f"alpha {list(np.shape(alpha))}: a number, or one or more in a row")
+    path = [lasso(X, y, a, tol=tol, max_iter=max_iter, weights=weights) for a in np.asarray(alpha).tolist()]
+    return tuple(np.stack(part) for part in zip(*path, strict=True)) if weights else np.stack(path)
