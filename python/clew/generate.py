@@ -17,7 +17,7 @@ from .errors import ConfigError, ShapeError, TokenError, UnsupportedModelError
 from .inputs import as_array, sliced
 from .replay import LOGITS_ALL, LOGITS_LAST, core_plan
 from .run import Run
-from .sites import LOGITS, SITES, Site
+from .sites import LOGITS, SITES, Site, capture_list
 
 if TYPE_CHECKING:
     from .inputs import Batch
@@ -382,7 +382,11 @@ def prepare(
 ) -> tuple[_Decoder, Batch, list[_Text]]:
     """What a generation starts from."""
     batch = model._batch(tokens, None, None)
-    decoder = _Decoder(model, batch, how, model.sites().resolve(capture), as_edits(edits))
+    wanted = capture_list(capture)
+    pairs = model.sites().resolve(wanted)
+    if "logits" not in wanted:  # a glob may mean them too; they are large, and kept when named
+        pairs = [(site, layer) for site, layer in pairs if site is not LOGITS]
+    decoder = _Decoder(model, batch, how, pairs, as_edits(edits))
     return decoder, batch, [_Text([], []) for _ in batch.lengths]
 
 

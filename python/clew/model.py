@@ -306,7 +306,7 @@ class Model(WeightAccess):
         stop
             Token ids and texts that end a sequence.
         capture
-            Sites over prompt and new tokens, the last one included: `generation["resid_post", 3]`.
+            Sites over prompt and new tokens, the last one included: `generation["resid_post", 3]`; "logits" by name.
         edits
             Hold for the new tokens too. Positions count from the text's beginning, negative ones from the prompt's end;
             a function (`edit.call`) is shown the new rows only.

@@ -79,7 +79,7 @@ def test_a_slice_of_ragged_prompts_is_ambiguous(model: clew.Model) -> None:
 
 @pytest.mark.parametrize("make", [edit.set, edit.add, edit.scale])
 def test_an_edit_keeps_the_value_it_was_made_with(model: clew.Model, make: Callable[..., edit.Edit]) -> None:
-    value = np.full(12, 0.5)
+    value = np.linspace(-1, 1, 12)
     made = make("resid_pre.1", value)
     before = model.run(IDS, edits=made).logits
     value[:] = 7
