@@ -182,7 +182,7 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: stream.Histogram("a", 1), ConfigError, "low = 'a'"),  # type: ignore[arg-type]
     # other things than were expected
     (lambda: clew.Model.from_config(NO), ConfigError, "config: a ModelConfig, not NoneType"),
-    (lambda: clew.Model.from_config(CONFIG, dtype="zz"), ShapeError, "dtype 'zz': a model computes in"),
+    (lambda: clew.Model.from_config(CONFIG, dtype="zz"), ShapeError, "a model computes in float32 or float64"),
     (lambda: clew.load(5), ConfigError, "path: a path, a name of clew.bundled() or a hub id, not int"),  # type: ignore[arg-type]
     (lambda: walk.Concept(layer=NO), ConfigError, "layer = None"),
     (lambda: walk.concept_vectors(MODEL, [[1]], "mean"), ConfigError, "concept: a Concept, not str"),  # type: ignore[arg-type]
