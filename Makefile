@@ -50,10 +50,13 @@ page: build
 
 $(VENV)/.made: pyproject.toml Makefile
 	.ci/prepare $(PYTHON)
+	@echo "An environment in $(VENV): packages from the index, then the extension is compiled; a few minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install $(PIP_FLAGS) --upgrade pip "setuptools>=77" "numpy>=2"
 	.ci/prepare $(PY) --blis
+	@echo "Compiling clew, and installing what tests and notebooks need ..."
 	$(PY) -m pip install $(PIP_FLAGS) --no-build-isolation -e '.[$(EXTRAS)]' $(TOOLS) $(REFERENCES)
+	@echo "Everything is installed."
 	touch $@
 
 $(PEERS)/.made: pyproject.toml Makefile
@@ -68,6 +71,7 @@ $(PEERS)/.made: pyproject.toml Makefile
 # The environment holds this tree; only the extension has to follow it.
 build: $(VENV)/.made
 	@.ci/prepare $(PY) --blis
+	@echo "Compiling what changed of the extension ..."
 	@$(PY) setup.py --quiet build_ext --inplace
 
 build-peers: $(PEERS)/.made

@@ -1,4 +1,21 @@
-"""clew: take transformers apart. Load a model, run it, see every internal quantity. See the README for a tour."""
+"""clew: take transformers apart. Load a model, run it, see every internal quantity. See the README for a tour.
+
+>>> import clew
+>>> model = clew.load("stories260K")
+>>> model.run([1, 403, 407, 261], capture="resid_post")["resid_post", -1].shape
+(1, 4, 64)
+
+Models      load, bundled, Model, ModelConfig, Run, Plan, edit, metrics, direct_logit_attribution, FactoredMatrix
+Training    train, AdamW
+Papers      clew.walk (1), clew.adaptive (2), clew.geometry (3), clew.descent (4), clew.mazes (5): each has `experiment`
+Tools       clew.lens, clew.probe, clew.regression, clew.stream, clew.corpus, clew.experiment, clew.report, clew.plot,
+            clew.testing
+Errors      Error, and of it ShapeError, SiteError, LoadError, UnsupportedModelError, TokenError, ConfigError,
+            TrainingError
+Other       set_num_threads, get_num_threads, show_config, __version__
+
+`python -m clew --help` lists the commands.
+"""
 
 from __future__ import annotations
 

@@ -138,7 +138,8 @@ def _prompt(args: argparse.Namespace, model: Model) -> Any:
     if args.ids is not None:
         return args.ids
     if model.tokenizer is None:
-        raise TokenError(f"{args.model} has no tokenizer: give token ids with --ids 1,2,3 instead of text")
+        more = " (it reads mazes: clew mazes shows what it does)" if "mazes" in model.config.extra else ""
+        raise TokenError(f"{args.model} has no tokenizer: give token ids with --ids 1,2,3 instead of text{more}")
     return sys.stdin.read() if args.text == "-" else args.text
 
 

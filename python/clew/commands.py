@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, LoadError
-from .experiment import Experiment
+from .experiment import Experiment, listening
 from .inputs import check_type
 from .model import load
 
@@ -93,7 +94,8 @@ def _act(args: argparse.Namespace) -> None:
     paper: Paper = args.paper
     folder = None if args.out is None else _folder(args.out, args.force)  # before the work, not after it
     text = None if args.text is None else _text(args.text)
-    result = run(paper, args.model, text, not args.full, args.seed)
+    with listening(lambda part: print(f"{paper.name}: {part} ...", file=sys.stderr, flush=True)):
+        result = run(paper, args.model, text, not args.full, args.seed)
     details = result.details()
     print(f"{details}\n\n{result.table()}" if details else result.table())  # the verdicts last: they stay in sight
     if folder is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .brief import Brief
 from .errors import ConfigError, ShapeError, TokenError
 from .inputs import as_array, check_counts, check_seed, token_batch
 from .model import Capture, Model, check_model
@@ -29,7 +30,7 @@ def held_out() -> str:
 
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(Brief):
     """Tokens cut into windows of one length; made by :func:`windows`."""
 
     tokens: NDArray[np.int64]

@@ -417,6 +417,10 @@ def as_edits(edits: Edit | Iterable[Edit] | None) -> tuple[Edit, ...]:
     if isinstance(edits, Edit):
         return (edits,)
     try:
-        return tuple(edits)
+        held = tuple(edits)
     except TypeError:
         raise ConfigError(f"edits = {edits!r}: expected a list of clew.edit's") from None
+    for item in held:
+        if not isinstance(item, Edit):
+            raise ConfigError(f"edits hold {item!r}: expected clew.edit's")
+    return held

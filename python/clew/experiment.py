@@ -25,13 +25,16 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from .brief import Brief
 from .errors import ConfigError
 from .inputs import check_path, check_type
 
@@ -124,8 +127,50 @@ def _rounded(value: Any) -> Any:
     return {key: _rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+# ---- Progress -------------------------------------------------------------------------------------------------------
+
+_LISTENER: ContextVar[Callable[[str], object] | None] = ContextVar("clew_listener", default=None)
+
+
+@contextmanager
+def listening(listener: Callable[[str], object]) -> Iterator[None]:
+    """Inside, `listener` hears the name of each part of an experiment before it is measured.
+
+    >>> heard = []
+    >>> with listening(heard.append):
+    ...     measured({"one": lambda: 1, "two": lambda: 2})
+    {'one': 1, 'two': 2}
+    >>> heard
+    ['one', 'two']
+    """
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
+def tell(part: str) -> None:
+    """Says which part of an experiment begins, to who listens."""
+    listener = _LISTENER.get()
+    if listener is not None:
+        listener(part.replace("_", " "))
+
+
+def measured(parts: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Measures the parts of an experiment one after the other, and tells each; name → what its function gave."""
+    out = {}
+    for name, function in parts.items():
+        tell(name)
+        out[name] = function()
+    return out
+
+
+# ---- Results --------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Brief):
     """Base of the papers' results. Derive a frozen dataclass that adds fields, and `figures`."""
 
     paper: int
@@ -199,4 +244,4 @@ class Experiment:
         return self.table()
 
 
-__all__ = ["Claim", "Experiment", "plain", "verdict", "write"]
+__all__ = ["Claim", "Experiment", "listening", "measured", "plain", "tell", "verdict", "write"]

@@ -78,6 +78,10 @@ class Metric:
         """Values [n] of logits [n, 1, vocab] and their gradients by the logits, of the same shape and dtype."""
         raise ConfigError(f"{self.name} has no gradient: give a function that returns (value, gradient by the logits)")
 
+    def said(self, model: Model) -> str:
+        """The name as a reader of that model's text would write it."""
+        return self.name
+
     def __repr__(self) -> str:
         return self.name
 
@@ -98,6 +102,13 @@ class _Tokens(Metric):
         self.ids = [_tokens(i, f"{type(self).__name__}: token {name}") for i, name in zip(ids, "ab", strict=False)]
         shown = ", ".join(str(i.tolist()) for i in self.ids)
         self.name = f"{type(self).__name__}({shown})"
+
+    def said(self, model: Model) -> str:
+        """The name with tokens as text where the model has a tokenizer and there is one for all examples."""
+        if model.tokenizer is None or any(ids.ndim for ids in self.ids):
+            return self.name
+        texts = model.tokenizer.to_str_tokens([int(ids) for ids in self.ids])
+        return f"{type(self).__name__}({', '.join(map(repr, texts))})"
 
     def check(self, model: Model) -> None:
         self._check_ids(model.config.d_vocab_out)

@@ -482,7 +482,12 @@ class Model(WeightAccess):
 
     def _needs_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise TokenError("this model has no tokenizer: give token ids instead of text")
+            mazes = "mazes" in self.config.extra or self.config.model_name.startswith("maze-")
+            raise TokenError(
+                "this model reads mazes, not text: clew.mazes.tokenizer_of(model) encodes them"
+                if mazes
+                else "this model has no tokenizer: give token ids instead of text"
+            )
         return self.tokenizer
 
     def _encode(self, text: str, bos: bool | None = None) -> list[int]:
@@ -510,12 +515,12 @@ class Model(WeightAccess):
         return np.array(rows, np.int64) if len({len(r) for r in rows}) == 1 else rows
 
     def to_str_tokens(self, text: str | ArrayLike) -> list[str]:
-        """The text of each token of a string or of ids [pos]."""
+        """The text of each token of a string or of ids [pos]; of one id a list of one."""
         tokenizer = self._needs_tokenizer()
         if isinstance(text, str):
             ids = self._encode(text)
         else:
-            array = as_array(text, "to_str_tokens: ids")
+            array = np.atleast_1d(as_array(text, "to_str_tokens: ids"))
             if array.size == 0 and array.ndim == 1:
                 return []
             if array.ndim == 2 and array.shape[0] == 1:

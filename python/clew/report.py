@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from .commands import PAPERS, Paper, run
 from .errors import ConfigError, Error
-from .experiment import Claim, Experiment
+from .experiment import Claim, Experiment, listening, tell
 from .info import __version__
 from .inputs import check_path, check_seed, check_type
 
@@ -56,6 +56,7 @@ def entry(paper: Paper, quick: bool = True, seed: int = 0) -> Entry:
     start = time.perf_counter()
     try:
         result = run(paper, quick=quick, seed=seed)
+        tell("figures")
         images = {name: _png(figure) for name, figure in result.figures().items()}
     except Exception as error:  # the page tells what failed and the other papers still run
         text = " ".join(str(error).split())
@@ -192,7 +193,7 @@ def page(entries: Sequence[Entry], quick: bool = True, seed: int = 0) -> str:
 
 def main(out: str | os.PathLike[str] = "out", quick: bool = True, seed: int = 0,
          papers: Sequence[Paper] = PAPERS) -> Path:  # fmt: skip
-    """Runs the papers' experiments, with a line of progress for each, and writes `out`/report.html; its path.
+    """Runs the papers' experiments, names each part as it begins, and writes `out`/report.html; its path.
 
     Raises ConfigError for a file in the folder's place; Error, after the page is written, where an experiment failed:
     which, and why.
@@ -208,11 +209,12 @@ def main(out: str | os.PathLike[str] = "out", quick: bool = True, seed: int = 0,
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for i, paper in enumerate(papers, 1):
-        print(f"[{i}/{len(papers)}] paper {paper.number}, {paper.title} ...", end=" ", flush=True)
-        e = entry(paper, quick, seed)
+        print(f"[{i}/{len(papers)}] paper {paper.number}, {paper.title}: ", end="", flush=True)
+        with listening(lambda part: print(part, end=", ", flush=True)):
+            e = entry(paper, quick, seed)
         entries.append(e)
         told = ", ".join(f"{n} {v}" for v, n in counts(e).items()) if e.result is not None else f"FAILED: {e.error}"
-        print(f"{told} ({e.seconds:.0f} s)", flush=True)
+        print(f"done ({e.seconds:.0f} s)\n      {told}", flush=True)
     path = folder / "report.html"
     path.write_text(page(entries, quick, seed), encoding="utf-8")
     print(f"Made {os.fspath(path)}")

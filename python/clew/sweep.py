@@ -316,7 +316,9 @@ def sweep(
         estimate = _attribution(model, into, base, source, kind, axes, entries, measure)
         values = estimate + baseline
         labels = tuple(tuple(axis_labels(model, base, a, entries[a])) for a in axes)
-        return Sweep(values, axes, labels, baseline, reference, kind.name, f"{measure.name} (estimated)", keep_batch)
+        return Sweep(
+            values, axes, labels, baseline, reference, kind.name, f"{measure.said(model)} (estimated)", keep_batch
+        )
     differs = first_difference(base, source.tokens) if base.causal else base.lengths * 0
 
     def variant(**at: int) -> _Variant:
@@ -344,7 +346,7 @@ def sweep(
     shape = tuple(len(entries[a]) for a in axes)
     values = _measure(base, variants, measure, baseline).reshape(*shape, -1)
     labels = tuple(tuple(axis_labels(model, base, a, entries[a])) for a in axes)
-    return Sweep(values, axes, labels, baseline, reference, kind.name, measure.name, keep_batch)
+    return Sweep(values, axes, labels, baseline, reference, kind.name, measure.said(model), keep_batch)
 
 
 def _attribution(
@@ -445,4 +447,4 @@ def sweep_edits(
     made = [_edit_variant(model, base, v) for v in variants]
     values = _measure(base, made, measure, baseline)
     labels = (tuple(range(len(made))),)
-    return Sweep(values, ("variant",), labels, baseline, None, "edits", measure.name, keep_batch)
+    return Sweep(values, ("variant",), labels, baseline, None, "edits", measure.said(model), keep_batch)

@@ -194,7 +194,7 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: walk.ppmi_vectors(NO), ConfigError, "text: a text, not NoneType"),
     (lambda: walk.word_vectors(TALKER, [None]), ConfigError, "words: a list of words"),  # type: ignore[list-item]
     (lambda: walk.word_similarity(NO, PAIRS), ConfigError, "vectors: what word_vectors gives"),
-    (lambda: walk.word_similarities(TALKER, [3]), ConfigError, "sets: a folder, or a list"),  # type: ignore[list-item]
+    (lambda: walk.word_similarities(TALKER, [3]), ConfigError, "a_set: what read_word_pairs gives, not int"),  # type: ignore[list-item]
     (lambda: walk.word_similarities(TALKER, [PAIRS], bad="zz"), ConfigError, "bad = 'zz'"),  # type: ignore[arg-type]
     (lambda: walk.purity_of_tokens(TALKER, classes=NO), ConfigError, "classes: names of classes to words"),
     (lambda: walk.read_tasks(NO), ConfigError, "path: a path, not NoneType"),
@@ -289,6 +289,11 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     binary.write_text("king queen\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"binary\.txt is a file, not a folder"):
         report.main(binary, papers=())
+
+
+def test_one_prompt_without_its_batch_axis_is_told() -> None:
+    with pytest.raises(ShapeError, match=re.escape("one prompt is a batch of one: X[None], y[None]")):
+        clew.regression.ols(np.ones((3, 2)), np.ones(3))
 
 
 def test_an_evaluation_with_every_task_skipped_has_no_interval() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import clew
 import numpy as np
 import pytest
-from clew import descent, norm
+from clew import corpus, descent, norm
 from clew.descent import lens_gradient
 from clew.lens import TunedLens, logit_lens, unembed
 from clew.loaders.checkpoint import Checkpoint
@@ -333,3 +334,14 @@ def test_controls_of_text() -> None:
     text = "Good morrow, neighbour Baptista."
     by_text, by_ids = descent.controls(model, [text]), descent.controls(model, [model.tokenizer.encode(text)])
     np.testing.assert_array_equal(by_text["random weights"].cosine, by_ids["random weights"].cosine)
+
+
+def test_published_growth_of_gpt2_xl() -> None:
+    """A published post reports residual norms that grow about 1.045-fold a layer in GPT2-XL."""
+    folder = os.environ.get("CLEW_GPT2_XL")
+    if not folder:
+        pytest.skip("the weights of GPT2-XL are not here: set CLEW_GPT2_XL to their directory")
+    model = clew.load(folder)
+    found = descent.descend(model, corpus.windows(model, None, 64, 8))
+    growth = (found.norm[-2] / found.norm[1]) ** (1 / (len(found.norm) - 3))
+    assert growth == pytest.approx(1.045, abs=0.01)

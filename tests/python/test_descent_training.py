@@ -55,7 +55,11 @@ def test_over_training(checkpoints: dict[int, clew.Model], tmp_path: Path) -> No
 
 
 def test_tuned_lens_and_controls_at_every_checkpoint(checkpoints: dict[int, clew.Model], tmp_path: Path) -> None:
-    rows, learn, other = STREAM[:240].reshape(10, 24), STREAM[240:720].reshape(20, 24), STREAM[::-1][:480].reshape(20, 24)
+    rows, learn, other = (
+        STREAM[:240].reshape(10, 24),
+        STREAM[240:720].reshape(20, 24),
+        STREAM[::-1][:480].reshape(20, 24),
+    )
     some = {step: checkpoints[step] for step in (0, 60)}
     found = descent.over_training(some, rows, learn=learn, controls=True, other=other, seed=3)
     lens = clew.lens.TunedLens.fit(checkpoints[60], [learn[:16].tolist(), learn[16:].tolist()])
@@ -69,10 +73,12 @@ def test_tuned_lens_and_controls_at_every_checkpoint(checkpoints: dict[int, clew
         np.testing.assert_allclose(found.controls[name]["cosine"][1], control.cosine, rtol=1e-6)
         assert found.controls[name]["falls_all"].shape == (2,)
     assert found.controls["lens of another text"]["loss_tuned"].shape == (2, 2)
-    assert "control: straight line: falls" in found.table() and "controls: random weights" in repr(found)
+    assert "control: straight line: falls" in found.table() and "2 layers, 5 controls" in repr(found)
     found.save(tmp_path / "training.json")
     again = descent.Training.load(tmp_path / "training.json")
-    np.testing.assert_allclose(again.controls["straight line"]["loss"], found.controls["straight line"]["loss"], rtol=1e-4)
+    np.testing.assert_allclose(
+        again.controls["straight line"]["loss"], found.controls["straight line"]["loss"], rtol=1e-4
+    )
 
 
 def test_lengths_of_token_vectors(checkpoints: dict[int, clew.Model]) -> None:

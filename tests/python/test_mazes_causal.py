@@ -342,9 +342,9 @@ def test_what_ablation_and_patching_refuse(model: clew.Model, test: mazes.Mazes,
             function(model, test, train, [])
         with pytest.raises(ConfigError, match="heads = 5: 1 to 4, so that as many are left"):
             function(model, test, train, 5)
-        with pytest.raises(ConfigError, match=f"{name}: draws = -1: a whole number, at least 0"):
+        with pytest.raises(ConfigError, match=f"{name}: draws = -1, must be a whole number, at least 0"):
             function(model, test, train, draws=-1)
-    with pytest.raises(ConfigError, match=r"ablate_heads: methods = \['zero'\]: of mean, resample"):
+    with pytest.raises(ConfigError, match=r"ablate_heads: methods = \['zero'\]: of 'mean', 'resample'"):
         mazes.ablate_heads(model, test, train, methods=["zero"])
     with pytest.raises(ConfigError, match="maze 0 has no way from its origin to its target"):
         cut = mazes.Maze(4, [[(0, 0), (0, 1)]], (0, 0), (3, 3))

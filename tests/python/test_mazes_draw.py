@@ -61,6 +61,12 @@ def test_figures_show_walls_paths_values_and_probes() -> None:
     assert len(black) == 1 and black[0].get_xdata().tolist() == [0.5, 0.5] and len(bars) == 12
     assert sorted({line.get_color() for line in bars}) == [(1, 0.0, 0.0), (1, 0.2, 0.2), (1, 1.0, 1.0)]
     assert figure._repr_png_().startswith(b"\x89PNG")
+    shown = np.ma.masked_array(np.arange(9.0).reshape(3, 3), np.arange(9).reshape(3, 3) == 8)
+    figure = mazes.draw(
+        MAZE, values=shown
+    )  # a masked cell is hatched, and the colours end at the largest of the others
+    assert [c.get_hatch() for c in figure.axes[0].collections] == ["////"]
+    assert figure.axes[0].images[0].get_clim() == (0, 7)
     inside = mazes.draw(MAZE, ax=plain.axes[0])
     assert inside is plain
 

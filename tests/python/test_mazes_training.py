@@ -85,9 +85,9 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     [
         (lambda: mazes.Stage(1, {21: 1.0}, {"rdfs": 1.0}), "grid = 21: a maze has 2 to 20 rows"),
         (lambda: mazes.Stage(1, {3: 1.0}, {"maze": 1.0}), "Stage: kind 'maze'; known: rdfs"),
-        (lambda: mazes.Stage(1, {}, {"rdfs": 1.0}), r"Stage: grids = \{\}: shares must be above 0"),
-        (lambda: mazes.Stage(1, {3: 1.0}, {"rdfs": 0.0}), "Stage: kinds = .*: shares must be above 0"),
-        (lambda: mazes.Stage(1, {3: 1.0}, {"rdfs": 1.0}, 0), "Stage: batch = 0: at least 1"),
+        (lambda: mazes.Stage(1, {}, {"rdfs": 1.0}), r"Stage: grids = \{\}: a mapping to shares, which must be above 0"),
+        (lambda: mazes.Stage(1, {3: 1.0}, {"rdfs": 0.0}), "Stage: kinds = .*: a mapping to shares"),
+        (lambda: mazes.Stage(1, {3: 1.0}, {"rdfs": 1.0}, 0), "Stage: batch = 0, must be a whole number, at least 1"),
         (lambda: mazes.Curriculum([], mazes.Tokenizer(7)), "Curriculum: stages must come in order, at least one"),
         (lambda: mazes.Curriculum(STAGES[::-1], mazes.Tokenizer(7)), "Curriculum: stages must come in order"),
         (

@@ -424,7 +424,7 @@ def test_figures_and_cells_that_are_none() -> None:
         clew.plot.curves([1, 2])  # type: ignore[arg-type]
     maze = clew.mazes.generate(1, grid=3)[0]
     for wrong in (1, (1, 2, 3), (0.5, 1.0), "ab"):
-        with pytest.raises(ShapeError, match=r"a cell is \(row, column\), not"):
+        with pytest.raises(ShapeError, match=r"a cell is two whole numbers \(row, column\), not"):
             maze.connected(wrong, (0, 0))
 
 

@@ -195,6 +195,23 @@ def test_lasso_is_scikit_learns(alpha: float) -> None:
     np.testing.assert_allclose(regression.lasso(x, y, alpha), expected, atol=2e-6)
 
 
+def test_lasso_over_a_path_of_alphas() -> None:
+    from sklearn.linear_model import lasso_path
+
+    x, y = data(8, batch=2, n=20, d=5)
+    alphas = [1.0, 0.3, 0.03]
+    yhat, w = regression.lasso(x, y, alphas, weights=True)
+    assert yhat.shape == (3, 2, 20) and w.shape == (3, 2, 20, 5)
+    for b in range(2):
+        _, theirs, _ = lasso_path(x[b, :19], y[b, :19], alphas=alphas, tol=1e-14, max_iter=10**6)
+        np.testing.assert_allclose(w[:, b, 19], theirs.T, atol=2e-6)
+    assert (regression.lasso(x, y, np.array(alphas)) == yhat).all()
+    with pytest.raises(clew.ConfigError, match=r"alpha \[0\]: a number, or one or more in a row"):
+        regression.lasso(x, y, [])
+    with pytest.raises(clew.ConfigError, match="alpha = -1"):
+        regression.lasso(x, y, [0.1, -1])
+
+
 def test_lasso_reaches_its_gap() -> None:
     x, y = data(9, n=17, d=8)
     for alpha in (0.5, 0.05, 0.005):

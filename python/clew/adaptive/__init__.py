@@ -11,6 +11,7 @@ holds.
 
 from __future__ import annotations
 
+from . import function_vectors
 from .closed_forms import gaussian_error, noiseless_error, water_filling
 from .experiment import Experiment, experiment, reproduce, stored
 from .measures import bits_by_layer, branches_of, level_bits
@@ -46,6 +47,7 @@ __all__ = [
     "experiment",
     "fit",
     "flat",
+    "function_vectors",
     "gaussian",
     "gaussian_error",
     "level_bits",

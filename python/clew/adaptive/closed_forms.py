@@ -65,7 +65,7 @@ def water_filling(eigenvalues: ArrayLike, messages: int, noise: float) -> tuple[
     lam = _sorted(eigenvalues, messages)
     _positive("noise", noise)
     poured = np.zeros(len(lam))
-    for active in range(min(messages, int((lam > 0).sum())), 0, -1):
+    for active in range(min(messages, int((lam > np.finfo(np.float64).tiny).sum())), 0, -1):
         level = ((1 / lam[:active]).sum() + messages / noise**2) / active
         if level >= 1 / lam[active - 1]:
             poured[:active] = level - 1 / lam[:active]

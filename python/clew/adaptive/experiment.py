@@ -14,8 +14,10 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..experiment import Experiment as _Base
-from ..experiment import plain
+from ..experiment import plain, tell
 from ..info import __version__
+from ..inputs import check_counts, check_path, check_seed, check_type
+from ..regression._inputs import check_flags
 from .claims import claim
 from .ordinary import grid
 from .predictions import PREDICTIONS, Check, Laboratory, Prediction, above, below, expected_values
@@ -50,6 +52,9 @@ class Experiment(_Base):
         super().__init__(2, title, "networks trained here", int(facts["seed"]), quick, tuple(claims))
         for name, value in (("predictions", predictions), ("facts", facts), ("before", before or {})):
             object.__setattr__(self, name, dict(value))  # the way that frozen dataclasses set their fields
+
+    def __repr__(self) -> str:
+        return self.table()
 
     def details(self) -> str:
         """Every check of every prediction: the number it is about and the bound it was held to."""
@@ -97,7 +102,7 @@ def experiment(quick: bool = True, seed: int = 0, only: Sequence[str] | None = N
     Ordinary transformers take longer: where all is asked for, what `stored()` says of them stands in `before`.
     only: keys out of "a" … "g" and "table". Results depend on the seed alone.
 
-    Raises ConfigError for unknown keys or a seed that is not a whole number.
+    Raises ConfigError for unknown keys, a seed that is not a whole number and `quick` that is neither True nor False.
 
     Example
     -------
@@ -105,8 +110,10 @@ def experiment(quick: bool = True, seed: int = 0, only: Sequence[str] | None = N
     >>> sorted(result.predictions)
     ['table']
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ConfigError(f"seed = {seed!r}, must be a whole number, at least 0")
+    check_seed(seed)
+    check_flags(quick=quick)
+    if only is not None:
+        check_type((list, tuple), 'a list of keys, such as ["a", "table"]', only=only)
     known = ["table", *PREDICTIONS]
     chosen = known if only is None else list(only)
     unknown = [key for key in chosen if key not in known]
@@ -116,6 +123,7 @@ def experiment(quick: bool = True, seed: int = 0, only: Sequence[str] | None = N
     lab = Laboratory(quick, int(seed))
     found: dict[str, Prediction] = {}
     for key in chosen:
+        tell(key if key == "table" else f"prediction {key}")
         cells = [(0.3, 1), (0.3, 2), (0.3, 3)] if quick else None
         found[key] = expected_values(lab, cells) if key == "table" else PREDICTIONS[key](lab)
     call = f"clew.adaptive.experiment(quick={quick}, seed={seed})"
@@ -157,7 +165,15 @@ def reproduce(path: str | Path | None = None, seed: int = 0, steps: int = 1500) 
 
     steps: of an ordinary transformer. Minutes on two idle cores. The package's file comes from separate runs of the two
     halves that were joined afterwards (`stored().facts["call"]`, `data/adaptive/measure.py`).
+
+    Raises ConfigError for a seed or number of steps that is none, and for a path in a folder that does not exist.
     """
+    check_seed(seed)
+    check_counts(steps=steps)
+    if path is not None:
+        check_path(path=path)
+        if not Path(path).resolve().parent.is_dir():
+            raise ConfigError(f"path = {str(path)!r}: there is no folder {str(Path(path).resolve().parent)!r}")
     start = time.perf_counter()
     result = experiment(quick=False, seed=seed)
     found = dict(result.predictions)

@@ -17,7 +17,6 @@ On any loaded model, with text where it has a tokenizer, else with token ids. Th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import edit
 from ..errors import ConfigError, ShapeError, TokenError
+from ..inputs import check_counts, check_numbers, check_type, whole
 from ..metrics import log_prob
+from ..model import check_model
+from ..regression._inputs import check_flags, finite_array
 from ..train.data import check_seed, generator
 
 if TYPE_CHECKING:
@@ -46,6 +48,17 @@ class Task:
 
     name: str
     pairs: Sequence[tuple[Piece, Piece]]
+
+    def __post_init__(self) -> None:
+        check_type(str, "a text", name=self.name)
+        if not isinstance(self.pairs, Sequence) or isinstance(self.pairs, str):
+            raise ConfigError(f"task {self.name!r}: pairs (input, output), not {type(self.pairs).__name__}")
+        for i, pair in enumerate(self.pairs):
+            if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+                raise ConfigError(f"task {self.name!r}: pair {i} is {pair!r:.60}, not (input, output)")
+
+    def __repr__(self) -> str:
+        return f"Task {self.name!r} of {len(self.pairs)} pairs"
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,9 @@ class TaskPrompts:
     answers: NDArray[np.int64]
     """The first token of each right answer [n]."""
 
+    def __repr__(self) -> str:
+        return f"TaskPrompts: {len(self.tokens)} prompts of {sum(map(len, self.tokens))} tokens"
+
 
 def _text(task: Task) -> bool:
     kinds = {isinstance(piece, str) for pair in task.pairs for piece in pair}
@@ -84,7 +100,10 @@ def _text(task: Task) -> bool:
 def _ids(piece: Piece) -> list[int]:
     if isinstance(piece, str):
         raise ConfigError(f"{piece!r} in a prompt of token ids: give a Template of ids, such as Template((), (), ())")
-    return [int(piece)] if isinstance(piece, int | np.integer) else [int(i) for i in piece]
+    ids = [piece] if isinstance(piece, int | np.integer) else piece
+    if not isinstance(ids, Sequence | np.ndarray):
+        raise ConfigError(f"{piece!r:.60} in a prompt of token ids: an id, or several")
+    return [whole(i, "a token id") for i in ids]
 
 
 def _assemble(model: Model, shown: Sequence[tuple[Piece, Piece]], query: Piece, answer: Piece, template: Template,
@@ -124,7 +143,7 @@ def make_prompts(
     shuffled: the examples' outputs change places, so that they show no function; the right answer stays the task's. The
     same seed draws the same examples with and without.
 
-    Raises ConfigError for a task of fewer than shots + 1 pairs, TokenError.
+    Raises ConfigError for a task of fewer than shots + 1 pairs, TokenError for ids outside the vocabulary.
 
     Example
     -------
@@ -136,9 +155,16 @@ def make_prompts(
     >>> [len(p) for p in prompts.tokens], all(p[-1] + 1 == a for p, a in zip(prompts.tokens, prompts.answers))
     ([5, 5, 5], True)
     """
+    check_model(model)
+    check_type(Task, "a Task(name, pairs)", task=task)
+    if template is not None:
+        check_type(Template, "a Template or None", template=template)
+    check_flags(shuffled=shuffled)
     for name, value, least in (("shots", shots, 0), ("n", n, 1)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ConfigError(f"{name} = {value!r}, must be a whole number, at least {least}")
+    if n * (shots + 1) > 2**31 - 1:
+        raise ConfigError(f"n = {n} prompts of {shots} examples: at most 2³¹ − 1 pairs in all")
     if len(task.pairs) < shots + 1:
         raise ConfigError(
             f"task {task.name!r} has {len(task.pairs)} pairs: {shots} examples and a query need {shots + 1}"
@@ -154,6 +180,10 @@ def make_prompts(
             shown = [(a, shown[j][1]) for (a, _), j in zip(shown, turned, strict=True)]
         query, wanted = task.pairs[order[-1]]
         prompt, answer = _assemble(model, shown, query, wanted, template, text)
+        if strange := [i for i in (*prompt, answer) if not 0 <= i < model.config.d_vocab]:
+            raise TokenError(
+                f"task {task.name!r}: token {strange[0]}, the vocabulary has ids 0 to {model.config.d_vocab - 1}"
+            )
         tokens.append(prompt)
         answers.append(answer)
     return TaskPrompts(tokens, np.array(answers, np.int64))
@@ -163,7 +193,11 @@ def make_prompts(
 
 
 def mean_heads(model: Model, prompts: TaskPrompts, batch: int = 32) -> Float:
-    """Mean over prompts of what every head puts out at the last token, before W_O: [n_layers, n_heads, d_head]."""
+    """Mean over prompts of what every head puts out at the last token, before W_O: [n_layers, n_heads, d_head].
+
+    Raises ConfigError for what is no model, no prompts or no size of a batch.
+    """
+    _check_prompts(model, prompts, batch)
     total = np.zeros((model.config.n_layers, model.config.n_heads, model.config.d_head))
     for start in range(0, len(prompts.tokens), batch):
         run = model.run(prompts.tokens[start : start + batch], capture="z", positions=[-1], logits=None)
@@ -171,9 +205,18 @@ def mean_heads(model: Model, prompts: TaskPrompts, batch: int = 32) -> Float:
     return total / len(prompts.tokens)
 
 
+def _check_prompts(model: Model, prompts: TaskPrompts, batch: int) -> None:
+    check_model(model)
+    check_type(TaskPrompts, "TaskPrompts, such as make_prompts() gives", prompts=prompts)
+    check_counts(batch=batch)
+    if not prompts.tokens:
+        raise ConfigError("prompts is empty: at least one prompt")
+
+
 def _means(model: Model, means: ArrayLike) -> Float:
+    check_model(model)
     c = model.config
-    array = np.asarray(means, np.float64)
+    array = finite_array(means, "means")
     if array.shape != (c.n_layers, c.n_heads, c.d_head):
         raise ShapeError(f"means: {list(array.shape)}, expected {[c.n_layers, c.n_heads, c.d_head]}")
     return array
@@ -187,6 +230,7 @@ def indirect_effects(model: Model, prompts: TaskPrompts, means: ArrayLike, batch
 
     Raises ShapeError naming both shapes.
     """
+    _check_prompts(model, prompts, batch)
     values = _means(model, means)
     layers, heads = values.shape[:2]
     variants = [
@@ -211,7 +255,13 @@ def function_vector(model: Model, means: ArrayLike, heads: Iterable[Head]) -> Fl
     """
     values = _means(model, means)
     out = np.zeros(model.config.d_model)
-    for layer, head in heads:
+    check_type(Iterable, "pairs (layer, head)", heads=heads)
+    if not (chosen := list(heads)):
+        raise ConfigError("heads is empty: at least one (layer, head)")
+    for place in chosen:
+        if not isinstance(place, Sequence) or len(place) != 2:
+            raise ConfigError(f"heads: {place!r:.60} is no pair (layer, head)")
+        layer, head = (whole(number, what) for number, what in zip(place, ("layer", "head"), strict=True))
         if not (0 <= layer < values.shape[0] and 0 <= head < values.shape[1]):
             raise ConfigError(f"head ({layer}, {head}): there are {values.shape[0]} layers of {values.shape[1]} heads")
         out += values[layer, head] @ np.asarray(model.weights[f"blocks.{layer}.attn.W_O"][head], np.float64)
@@ -276,6 +326,12 @@ def extract(
 
     Raises ConfigError, TokenError.
     """
+    check_model(model)
+    check_type(Sequence, "a list of tasks", tasks=tasks)
+    for task in tasks:
+        check_type(Task, "each a Task(name, pairs)", tasks=task)
+    check_counts(prompts=prompts, top=top)
+    check_counts(2, shuffled_prompts=shuffled_prompts)  # one has no standard error
     if not tasks or len({task.name for task in tasks}) != len(tasks):
         raise ConfigError(f"tasks {[task.name for task in tasks]}: at least one, each with a name of its own")
     c = model.config
@@ -317,6 +373,7 @@ class Transfer:
 
     def interval(self, level: float = 0.95) -> Float:
         """Wilson's interval of each accuracy [2, layers]. Raises ConfigError for a level outside (0, 1)."""
+        check_numbers(level=level)
         if not 0 < level < 1:
             raise ConfigError(f"interval: level {level} must lie in (0, 1)")
         from statistics import NormalDist
@@ -353,13 +410,16 @@ def transfer(
 
     Raises ShapeError, ConfigError.
     """
-    direction = np.asarray(vector, np.float64)
+    check_model(model)
+    direction = finite_array(vector, "vector")
     c = model.config
     if direction.shape != (c.d_model,):
         raise ShapeError(f"vector: {list(direction.shape)}, expected [{c.d_model}]")
-    if not math.isfinite(scale):
-        raise ConfigError(f"scale = {scale}: must be finite")
-    chosen = list(range(c.n_layers)) if layers is None else [int(layer) for layer in layers]
+    check_numbers(scale=scale)
+    check_counts(batch=batch)
+    if layers is not None:
+        check_type((Sequence, np.ndarray), "a list of whole numbers, or None", layers=layers)
+    chosen = list(range(c.n_layers)) if layers is None else [whole(layer, "layers: a layer") for layer in layers]
     outside = [layer for layer in chosen if not 0 <= layer < c.n_layers]
     if outside or not chosen:
         raise ConfigError(f"layers = {chosen}: at least one of 0 to {c.n_layers - 1}")

@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError, TrainingError
-from ..inputs import real_array
-from ..weights import whole
-from .priors import Prior, _positive
+from ..inputs import check_numbers, check_seed, check_type, whole
+from ..regression._inputs import check_flags, check_room, finite_array, float_dtype
+from .priors import Prior, _positive, check_contexts, check_prior
 from .specification import DEFAULT
 
 __all__ = ["Constrained", "Pass", "fit"]
@@ -38,6 +38,10 @@ class Pass:
     messages: Array
     directions: Array
     errors: Array | None = None
+
+    def __repr__(self) -> str:
+        held = [name for name in ("prediction", "messages", "directions", "errors") if getattr(self, name) is not None]
+        return "Pass: " + ", ".join(f"{name} {list(getattr(self, name).shape)}" for name in held)
 
 
 @dataclass(eq=False)
@@ -74,16 +78,22 @@ class Constrained:
     """Mean squared error of each training step's batch."""
 
     def __post_init__(self) -> None:
+        check_prior(self.prior)
         _positive("noise", self.noise)
-        self.dtype = np.dtype(self.dtype)
-        if self.dtype not in (np.float32, np.float64):
-            raise ConfigError(f"dtype = {self.dtype}, must be float32 or float64")
+        self.dtype = float_dtype(self.dtype)
+        self.seed = check_seed(self.seed)
+        check_flags(routing=self.routing)
+        if self.orthonormal is not None:
+            check_flags(orthonormal=self.orthonormal)
         for name in ("layers", "heads", "width"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise ConfigError(f"{name} = {value!r}, must be a positive whole number")
-        if self.readout != "exact" and (not isinstance(self.readout, int | np.integer) or self.readout < 1):
-            raise ConfigError(f'readout = {self.readout!r}: a number of hidden units, or "exact"')
+            if value >= 2**31:
+                raise ConfigError(f"{name} = {value}: below 2³¹")
+        units = 1 if isinstance(self.readout, str) and self.readout == "exact" else self.readout
+        if isinstance(units, bool) or not isinstance(units, int | np.integer) or not 1 <= units < 2**31:
+            raise ConfigError(f'readout = {self.readout!r:.60}: a number of hidden units, or "exact"')
         if self.orthonormal is None:
             self.orthonormal = self.readout == "exact"
         try:
@@ -92,9 +102,17 @@ class Constrained:
             raise ConfigError(f"Constrained: {error}") from None
         if self.parameters is None:
             self.parameters = self._initial(n)
-        self.parameters = np.ascontiguousarray(self.parameters, self.dtype)
+        self.parameters = np.ascontiguousarray(finite_array(self.parameters, "parameters"), self.dtype)
         if self.parameters.shape != (n,):
             raise ShapeError(f"parameters {list(self.parameters.shape)}, this network has [{n}]")
+
+    def __repr__(self) -> str:
+        ends = "an exact readout" if self.readout == "exact" else f"{self.readout} hidden units in the readout"
+        parts = [f"{self.layers} layers of {self.heads} heads", f"width {self.width}", ends]
+        parts += ["no routing"] * (not self.routing) + [f"{self.n_parameters} parameters {self.dtype}"]
+        if len(self.losses):
+            parts.append(f"trained for {len(self.losses)} steps")
+        return f"Constrained, prior {self.prior.name!r}, noise {self.noise:g}: {', '.join(parts)}"
 
     @property
     def _exact(self) -> bool:
@@ -113,6 +131,8 @@ class Constrained:
         return len(self.parameters)
 
     def _initial(self, n: int) -> Array:
+        check_room("Constrained: parameters", n)
+        np.empty(n)  # NumPy's MemoryError says the bytes before anything is drawn
         rng = np.random.default_rng([self.seed, 2606])
         d, out = self.prior.dim, self.heads * self.prior.dim
         parts: list[Array] = []
@@ -139,10 +159,22 @@ class Constrained:
     # ---- Running ----------------------------------------------------------------------------------------------------
 
     def _contexts(self, value: ArrayLike, what: str) -> Array:
-        array = np.ascontiguousarray(real_array(value, what), self.dtype)
+        array = self._numbers(value, what)
         if array.ndim != 2 or array.shape[1] != self.prior.dim:
             raise ShapeError(f"{what} {list(array.shape)}: [n, D], D is {self.prior.dim}")
+        if not len(array):
+            raise ShapeError(f"{what} {list(array.shape)}: at least one context")
         return array
+
+    def _numbers(self, value: ArrayLike, what: str) -> Array:
+        """A contiguous array in the network's dtype; ConfigError for values that are not finite in it."""
+        array = finite_array(value, what)
+        with np.errstate(over="ignore"):
+            out = np.ascontiguousarray(array, self.dtype)
+        bad = np.argwhere(~np.isfinite(out))
+        if len(bad):
+            raise ConfigError(f"{what}{bad[0].tolist()} = {array[tuple(bad[0])]:g} is beyond the range of {self.dtype}")
+        return out
 
     def _pass(
         self, estimate: ArrayLike | None, examples: tuple[ArrayLike, ArrayLike] | None, w: ArrayLike | None, start: int,
@@ -153,8 +185,10 @@ class Constrained:
         if (estimate is None) == (examples is None):
             raise ConfigError("a context is an estimate or examples (x, y): give one of them")
         if examples is not None:
-            x, y = (np.ascontiguousarray(part, self.dtype) for part in examples)
-            if x.ndim != 3 or x.shape[2] != d or y.shape != x.shape[:2] or x.shape[1] == 0:
+            if not isinstance(examples, Sequence) or len(examples) != 2:
+                raise ConfigError(f"examples: a pair (x [n, N, D], y [n, N]), not {type(examples).__name__}")
+            x, y = self._numbers(examples[0], "x"), self._numbers(examples[1], "y")
+            if x.ndim != 3 or x.shape[2] != d or y.shape != x.shape[:2] or 0 in x.shape:
                 raise ShapeError(f"examples: x {list(x.shape)} and y {list(y.shape)}, not [n, N, {d}] and [n, N]")
             n = len(x)
         else:
@@ -167,7 +201,7 @@ class Constrained:
         if start > 0:
             if messages is None:
                 raise ConfigError(f"start = {start} needs the messages of the layers before it")
-            given = np.asarray(messages, self.dtype)
+            given = self._numbers(messages, "messages")
             if given.ndim != 2 or len(given) != n or given.shape[1] < start * self.heads:
                 raise ShapeError(f"messages {list(given.shape)}: [{n}, at least {start * self.heads}]")
             answers[:, : start * self.heads] = given[:, : start * self.heads]
@@ -194,6 +228,12 @@ class Constrained:
             errors,
             gradient,
         )
+        for what, made in (("prediction", prediction), ("errors", errors)):
+            if made is not None and not np.isfinite(made).all():
+                row = int(np.argwhere(~np.isfinite(made))[0][0])
+                raise ConfigError(
+                    f"the {what} of context {row} is beyond the range of {self.dtype}: rescale what it sees"
+                )
         return Pass(prediction, answers, directions, errors)
 
     def run(
@@ -204,6 +244,8 @@ class Constrained:
 
         w [n, D]: for squared errors. start, messages [n, ≥ start·heads]: layers before `start` do not run; their
         answers are taken from `messages` instead, which is how a workspace is patched.
+
+        Raises ShapeError for shapes that do not fit (both named), ConfigError for values that are no finite numbers.
         """
         return self._pass(estimate, examples, w, start, messages, None)
 
@@ -211,19 +253,30 @@ class Constrained:
         self, w: ArrayLike, estimate: ArrayLike | None = None, *,
         examples: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> tuple[float, Array]:  # fmt: skip
-        """Mean squared error over contexts, and its gradient by the parameters [P]."""
+        """Mean squared error over contexts, and its gradient by the parameters [P]. Raises as `run`."""
+        if w is None:
+            raise ConfigError("w = None: an error is against true contexts w [n, D]")
         out = np.empty_like(self.parameters)
         errors = self._pass(estimate, examples, w, 0, None, out).errors
         assert errors is not None
         return float(errors.mean()), out
 
     def error(self, n: int = 100_000, seed: int = 1) -> tuple[float, float]:
-        """E|w − ŵ|² over n fresh contexts of the reduced model, and its standard error."""
-        rng = np.random.default_rng([seed, n])
+        """E|w − ŵ|² over n fresh contexts of the reduced model, and its standard error.
+
+        Raises ConfigError for fewer than 2 contexts and a negative seed, MemoryError.
+        """
+        check_contexts(n, self.layers * self.heads * self.prior.dim, least=2)
+        rng = np.random.default_rng([check_seed(seed), n])
         w, _ = self.prior.sample(n, rng)
         errors = self.run(w + self.noise * rng.standard_normal(w.shape), w=w).errors
         assert errors is not None
         return float(errors.mean()), float(errors.std() / n**0.5)
+
+
+def check_network(network: Any) -> None:
+    """Raises ConfigError for what is no network."""
+    check_type(Constrained, "a Constrained, such as fit() gives", network=network)
 
 
 def fit(
@@ -263,15 +316,16 @@ def fit(
     for what, several in (("prior", prior), ("seeds", seeds)):
         if not isinstance(several, Prior | Sequence | np.ndarray) or isinstance(several, str):
             raise ConfigError(f"{what}: one or a sequence of them, not {type(several).__name__}")
-    if not all(isinstance(s, int | np.integer) for s in seeds):
-        raise ConfigError(f"seeds {list(seeds)!r}: whole numbers that are not negative")
+    if not all(isinstance(s, int | np.integer) and not isinstance(s, bool) and s < 2**63 for s in seeds):
+        raise ConfigError(f"seeds {list(seeds)!r}: whole numbers from 0, below 2⁶³")
     priors = [prior] * len(seeds) if isinstance(prior, Prior) else list(prior)
-    if not seeds or len(priors) != len(seeds) or any(int(s) != s or s < 0 for s in seeds):
+    if not len(seeds) or len(priors) != len(seeds) or any(int(s) != s or s < 0 for s in seeds):
         raise ConfigError(f"{len(priors)} priors for seeds {list(seeds)!r}: one each, seeds are whole and not negative")
     if strange := [type(p).__name__ for p in priors if not isinstance(p, Prior)]:
         raise ConfigError(f"prior: a Prior, such as tree() gives, not {strange[0]}")
     if len({p.centres.shape for p in priors}) > 1:
         raise ConfigError(f"priors with different numbers of centres: {[list(p.centres.shape) for p in priors]}")
+    check_numbers(rate=rate)
     if steps < 1 or batch < 1 or not rate > 0:
         raise ConfigError(f"steps = {steps}, batch = {batch}, rate = {rate}: must be positive")
     networks = [

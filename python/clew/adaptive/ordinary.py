@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from .. import regression
 from ..config import ModelConfig
 from ..errors import ConfigError
-from ..model import Model
+from ..inputs import check_counts, check_numbers, check_seed, check_type
+from ..model import Model, check_model
+from ..regression._inputs import check_flags, check_room
 from ..train import Examples, Generated, cosine, fit
-from .priors import Prior, tree
+from .priors import Prior, _positive, check_prior, tree
 
 __all__ = ["Distances", "cells", "compare_with_algorithms", "grid", "ordinary_model", "summary", "train_ordinary"]
 
@@ -50,9 +52,14 @@ def _tokens(x: Array, clean: Array, noise: Array) -> Examples:
 def ordinary_model(
     attention: Literal["linear", "softmax"], layers: int, mlp: bool, dim: int, length: int, seed: int = 0
 ) -> Model:
-    """An untrained model of width 32 with 4 heads, without positions; LayerNorm where attention is softmax."""
+    """An untrained model of width 32 with 4 heads, without positions; LayerNorm where attention is softmax.
+
+    Raises ConfigError for another attention, sizes that are no whole numbers of at least 1 and a negative seed.
+    """
     if attention not in ("linear", "softmax"):
         raise ConfigError(f'attention = {attention!r}: "linear" or "softmax"')
+    check_counts(layers=layers, dim=dim, length=length)
+    check_flags(mlp=mlp)
     linear = attention == "linear"
     config = ModelConfig(
         n_layers=layers, d_model=32, n_heads=4, n_ctx=length, d_in=dim + 2, d_out=1, attn_only=not mlp, d_mlp=64 * mlp,
@@ -80,8 +87,17 @@ def train_ordinary(
     AdamW; the rate rises over a tenth of the steps to `lr`, then falls to 0 along a cosine; gradients are clipped at a
     norm of 1. Three layers of linear attention (a polynomial of degree 27 in the tokens) without an MLP leave the
     numbers at 3e-3; 1e-3 trains every model of `grid`.
+
+    Raises ConfigError for settings that are out of range, MemoryError, and TrainingError where a loss is not finite.
     """
     source = tree() if prior is None else prior
+    check_prior(source)
+    check_counts(examples=examples, steps=steps, batch=batch)
+    check_numbers(noise=noise, lr=lr)
+    if noise < 0:
+        raise ConfigError(f"noise = {noise:g}, must not be negative")
+    check_seed(seed)
+    check_room("train_ordinary: x of a batch", batch, examples + N_QUERIES, source.dim)
     sigma = noise * examples**0.5
 
     def make(rng: np.random.Generator, size: int) -> Examples:
@@ -112,8 +128,18 @@ def compare_with_algorithms(
 
     GD, GD++, ridge and least squares run over a grid of settings; the one nearest to the model's predictions is told.
     The best any of them could do against the truth is `algorithm_error`.
+
+    Raises ConfigError for what is no model of such sequences and for settings that are out of range.
     """
     source = tree() if prior is None else prior
+    check_model(model)
+    check_prior(source)
+    if model.config.d_in != source.dim + 2:
+        raise ConfigError(f"model: reads vectors of {source.dim + 2} values, d_in is {model.config.d_in}")
+    check_counts(examples=examples, n=n)
+    _positive("noise", noise)
+    check_seed(seed)
+    check_room("compare_with_algorithms: x", n, examples + N_QUERIES, source.dim)
     sigma = noise * examples**0.5
     x, clean, eps, _ = _sequences(source, n, examples, sigma, np.random.default_rng([seed, n]))
     batch = _tokens(x, clean, eps)
@@ -151,6 +177,11 @@ def compare_with_algorithms(
 
 def cells(depths: tuple[int, ...] = (1, 3)) -> dict[str, tuple[Literal["linear", "softmax"], int, bool]]:
     """The models of `grid` by name: attention, layers, MLP."""
+    check_type((list, tuple), "whole numbers", depths=depths)
+    if not depths:
+        raise ConfigError("depths is empty: at least one")
+    for layers in depths:
+        check_counts(depth=layers)
     out: dict[str, tuple[Literal["linear", "softmax"], int, bool]] = {}
     kinds: tuple[Literal["linear", "softmax"], ...] = ("linear", "softmax")
     for attention in kinds:
@@ -164,6 +195,8 @@ def cells(depths: tuple[int, ...] = (1, 3)) -> dict[str, tuple[Literal["linear",
 def summary(by_seed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Means over the seeds of one cell, their least and largest error, and the seeds' own numbers under "seeds"."""
     rows = list(by_seed.values())
+    if not rows:
+        raise ConfigError("summary: no seed was measured")
     names = [row["algorithm"].split(",")[0] for row in rows]
     out: dict[str, Any] = {
         key: float(np.mean([row[key] for row in rows])) for key in rows[0] if isinstance(rows[0][key], float)
@@ -181,7 +214,15 @@ def grid(
     """Attention × MLP × depth on the tree prior, by name: the distances of the trained models, means over seeds.
 
     Takes minutes; `python/clew/data/adaptive/measure.py` does the same and can be stopped and gone on with.
+
+    Raises ConfigError for no seed, a negative one, and sizes that are no whole numbers of at least 1.
     """
+    check_type(Sequence, "whole numbers", seeds=seeds)
+    if not len(seeds):
+        raise ConfigError("seeds is empty: at least one")
+    for seed in seeds:
+        check_seed(seed)
+    check_counts(steps=steps)
     rows = {}
     for name, cell in cells(depths).items():
         models = {str(seed): train_ordinary(*cell, steps=steps, seed=seed) for seed in seeds}

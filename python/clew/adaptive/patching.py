@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError
+from ..inputs import check_seed, whole
 from .measures import branches_of
-from .network import Constrained, Pass
+from .network import Constrained, Pass, check_network
+from .priors import check_contexts
 
 __all__ = ["Patching", "workspace_vectors", "patch", "patch_branches"]
 
@@ -22,7 +24,8 @@ def workspace_vectors(network: Constrained, estimate: ArrayLike, layer: int) -> 
 
     Φ is [n, H, D], a function of p_l alone; after the last layer there is no next one: ConfigError.
     """
-    if not 0 <= layer < network.layers:
+    check_network(network)
+    if not 0 <= whole(layer, "layer") < network.layers:
         raise ConfigError(f"layer = {layer}: a next layer exists for 0 to {network.layers - 1}")
     seen = network.run(estimate)
     k = layer * network.heads
@@ -34,6 +37,7 @@ def patch(network: Constrained, estimate: ArrayLike, workspace: ArrayLike, layer
 
     Later layers ask their own context's data, in the directions that the foreign workspace chooses.
     """
+    check_network(network)
     return network.run(estimate, start=layer, messages=workspace)
 
 
@@ -52,13 +56,26 @@ class Patching:
     random: Array
     plain: Array
 
+    def __repr__(self) -> str:
+        rows = ["patched  donor's sign at levels 1, 2, …" + " " * 10 + "own"]
+        rows += [
+            f"{layer:>7}  " + " ".join(f"{x:6.3f}" for x in donor) + "   |" + " ".join(f"{x:6.3f}" for x in own)
+            for layer, (donor, own) in enumerate(zip(self.donor, self.own, strict=True), 1)
+        ]
+        return "\n".join([*rows, "  plain  " + " ".join(f"{x:6.3f}" for x in self.plain)])
+
 
 def patch_branches(network: Constrained, n: int = 20_000, seed: int = 5) -> Patching:
     """Moves the workspace of each layer between contexts of a tree prior and reads which branch is predicted.
 
     A level's sign is read at the node that the donor's (or the context's own) path reaches, so that "moved" and "left
     at chance" can be told apart level by level. Donors disagree with the context at the root.
+
+    Raises ConfigError for a prior that is no tree, fewer than 2 contexts and a negative seed.
     """
+    check_network(network)
+    check_contexts(n, network.prior.dim, least=2)
+    check_seed(seed)
     prior, rng = network.prior, np.random.default_rng([seed, n])
     branches = prior.branches
     if branches is None:

@@ -14,11 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ConfigError
+from ..inputs import check_seed, check_type, whole
+from ..regression._inputs import check_flags
 from .closed_forms import gaussian_error
 from .measures import bits_by_layer
 from .network import Constrained, fit
 from .patching import patch_branches
-from .priors import Prior, between, codebook, eigenvalues, flat, gaussian, sample_estimate, tree
+from .priors import Prior, between, check_prior, codebook, eigenvalues, flat, gaussian, sample_estimate, tree
 from .programme import programme
 from .specification import DEFAULT, EXPECTED
 
@@ -58,6 +61,10 @@ class Prediction:
             return "holds"
         return "does not hold: " + "; ".join(f"{c.statement} ({c.value:.3g}, bound {c.bound:.3g})" for c in failed)
 
+    def __repr__(self) -> str:
+        held = sum(check.holds for check in self.checks)
+        return f"({self.key}) {self.claim}: {self.verdict} ({held} of {len(self.checks)} checks)"
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         checks = [asdict(check) for check in self.checks]
@@ -94,6 +101,10 @@ class Laboratory:
     seed: int = 0
     kept: dict[tuple[Any, ...], list[Constrained]] = field(default_factory=dict, repr=False)
     values: dict[tuple[Any, ...], float] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        check_flags(quick=self.quick)
+        check_seed(self.seed)
 
     @property
     def steps(self) -> int:
@@ -133,6 +144,7 @@ class Laboratory:
         readout: int | Literal["exact"] = "exact", name: str = "",
     ) -> list[Constrained]:  # fmt: skip
         """One network for each seed, best first by its error on fresh contexts."""
+        check_prior(prior)
         key = (name or prior.name, prior.dim, noise, layers, heads, routing, readout)
         if key not in self.kept:
             exact = readout == "exact"
@@ -158,7 +170,8 @@ class Laboratory:
 
     def programme(self, layers: int, adaptive: bool, noise: float = NOISE) -> float:
         """The restricted programme's value on the default tree."""
-        key = (layers, adaptive, noise)
+        check_flags(adaptive=adaptive)
+        key = (whole(layers, "layers"), adaptive, noise)
         if key not in self.values:
             heads = (1,) * layers if adaptive else (layers,)
             self.values[key] = programme(tree(), noise, heads).value
@@ -170,7 +183,10 @@ class Laboratory:
 
 def expected_values(lab: Laboratory, cells: Sequence[tuple[float, int]] | None = None) -> Prediction:
     """The specification's table: trained policies reach its upper bounds, and every inequality between columns."""
+    check_type(Laboratory, "a Laboratory", lab=lab)
     chosen = list(EXPECTED) if cells is None else list(cells)
+    if not chosen or any(cell not in EXPECTED for cell in chosen):
+        raise ConfigError(f"cells = {chosen!r:.60}: at least one of {', '.join(map(str, EXPECTED))}")
     tolerance = 0.04 if lab.quick else 0.015
     rows, checks = {}, []
     for s, layers in chosen:
@@ -203,6 +219,7 @@ def expected_values(lab: Laboratory, cells: Sequence[tuple[float, int]] | None =
 
 def prediction_a(lab: Laboratory) -> Prediction:
     """(a) Under the Gaussian prior, depth gives no adaptive gain."""
+    check_type(Laboratory, "a Laboratory", lab=lab)
     depths = (1, 2, 3)
     adaptive = [lab.least(gaussian(), n) for n in depths]
     fixed = [lab.fixed(gaussian(), n) for n in depths]
@@ -223,6 +240,7 @@ def prediction_a(lab: Laboratory) -> Prediction:
 
 def prediction_b(lab: Laboratory) -> Prediction:
     """(b) Tree prior: the error falls with depth, useful depth tracks the tree's, and the gain needs the tree."""
+    check_type(Laboratory, "a Laboratory", lab=lab)
     curves: dict[str, Any] = {}
     checks = []
     for depth in (1, 2, 3) if lab.quick else (1, 2, 3, 4):
@@ -273,6 +291,7 @@ def _ordered(bits: Array) -> list[Check]:
 
 def prediction_c(lab: Laboratory) -> Prediction:
     """(c) Coarse levels enter the workspace first, finer ones later, in the optimal policy and the trained network."""
+    check_type(Laboratory, "a Laboratory", lab=lab)
     policy, network = lab.train(tree(), 3)[0], lab.train(tree(), 3, readout=64)[0]
     n = 20_000 if lab.quick else 100_000
     theory, trained = bits_by_layer(policy, n), bits_by_layer(network, n)
@@ -290,6 +309,7 @@ def prediction_c(lab: Laboratory) -> Prediction:
 
 def prediction_d(lab: Laboratory) -> Prediction:
     """(d) Without routing (u_l constant; the same parameters) the gain of the tree goes."""
+    check_type(Laboratory, "a Laboratory", lab=lab)
     routed = lab.least(tree(), 3, readout=64)
     constant = lab.least(tree(), 3, readout=64, routing=False)
     policy, fixed = lab.least(tree(), 3), lab.fixed(tree(), 3)
@@ -312,6 +332,7 @@ def prediction_e(lab: Laboratory) -> Prediction:
 
     The control has the same parameters and readout. Ordinary transformers take minutes: `ordinary.grid`, `reproduce`.
     """
+    check_type(Laboratory, "a Laboratory", lab=lab)
     depths = (1, 2, 3)
     deep = [[lab.error(n) for n in lab.train(tree(), layers, readout=64)] for layers in depths]
     wide = [[lab.error(n) for n in lab.train(tree(), layers, readout=64, routing=False)] for layers in depths]
@@ -340,6 +361,7 @@ def prediction_e(lab: Laboratory) -> Prediction:
 
 def prediction_f(lab: Laboratory) -> Prediction:
     """(f) A patched workspace carries the branches up to its layer, and leaves finer ones near chance."""
+    check_type(Laboratory, "a Laboratory", lab=lab)
     network = lab.train(tree(), 3, readout=64)[0]
     found = patch_branches(network, lab.contexts // 2)
     bits = bits_by_layer(network, 20_000)
@@ -366,6 +388,7 @@ def prediction_g(lab: Laboratory) -> Prediction:
     Estimates are exactly distributed for every N. The network is trained at s = σ/√256 and used at every N; the share
     of the fluctuation that the approximation N(w, s² I) leaves out is told.
     """
+    check_type(Laboratory, "a Laboratory", lab=lab)
     network = lab.train(tree(), 3, readout=64)[0]
     sizes = [16, 32, 64, 128, 256, 512, 1024]
     rng = np.random.default_rng([lab.seed, 77])

@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError
-from ..inputs import real_array
+from ..inputs import check_counts, check_numbers, check_seed, check_type, real_array, whole
+from ..regression._inputs import check_room, finite_array
 from .specification import DEFAULT
 
 __all__ = ["Prior", "between", "codebook", "eigenvalues", "flat", "gaussian", "sample_estimate", "tree"]
 
 Array = NDArray[Any]
 _BLOCK = 1 << 22  # values of one intermediate array
+_LEAST, _MOST = 1e-150, 1e150  # noise whose square, and variances' products, are still float64's
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,8 @@ class Prior:
     branches: Array | None = None
 
     def __post_init__(self) -> None:
-        centres, spread = np.array(self.centres, np.float64), np.array(self.spread, np.float64)
+        check_type(str, "a name", name=self.name)
+        centres, spread = real_array(self.centres, "Prior: centres"), real_array(self.spread, "Prior: spread")
         if centres.ndim != 2 or 0 in centres.shape or spread.shape != centres.shape[1:]:
             raise ShapeError(
                 f"Prior: centres {list(centres.shape)} and spread {list(spread.shape)}, not [points, D], [D]"
@@ -58,9 +61,25 @@ class Prior:
                 raise ConfigError(f"Prior: {what}{bad[0].tolist()} is {values[tuple(bad[0])]}")
         if (spread < 0).any():
             raise ConfigError(f"Prior: spread[{int(np.argmin(spread))}] = {spread.min():g} is negative")
+        if self.branches is not None:
+            signs = real_array(self.branches, "Prior: branches")
+            if signs.ndim != 2 or signs.shape[0] != len(centres) or 2 ** signs.shape[1] != len(centres):
+                raise ShapeError(
+                    f"Prior: branches {list(signs.shape)} with centres {list(centres.shape)}: one sign for each of K "
+                    "levels, [points, K], and 2^K points"
+                )
+            if not np.isin(signs, (-1, 1)).all():
+                raise ConfigError("Prior: branches must be signs, −1 or 1")
+            object.__setattr__(self, "branches", signs.astype(np.int64))
         for name, values in (("centres", centres), ("spread", spread)):
             values.setflags(write=False)
             object.__setattr__(self, name, values)
+
+    def __repr__(self) -> str:
+        points, levels = len(self.centres), "" if self.branches is None else f", {self.branches.shape[1]} levels"
+        return f"Prior {self.name!r}: {points} points in {self.dim} dimensions{levels}, total variance " + (
+            f"{np.trace(self.covariance):.4g}"
+        )
 
     @property
     def dim(self) -> int:
@@ -74,8 +93,9 @@ class Prior:
         return np.asarray(offsets.T @ offsets / len(offsets) + np.diag(self.spread))
 
     def sample(self, n: int, seed: int | np.random.Generator = 0) -> tuple[Array, Array]:
-        """n contexts: w [n, D], float64, and the centre of each [n]."""
-        rng = np.random.default_rng(seed)
+        """n contexts: w [n, D], float64, and the centre of each [n]. Raises ConfigError."""
+        check_contexts(n, self.dim)
+        rng = _generator(seed)
         index = rng.integers(0, len(self.centres), n)
         w = self.centres[index]
         if self.spread.any():
@@ -91,32 +111,37 @@ class Prior:
 
         Raises ShapeError for shapes that do not fit, ConfigError for noise that is not positive.
         """
-        m = np.asarray(messages, np.float64)
-        U = np.asarray(directions, np.float64)
-        if U.ndim == 2:
+        m, U = finite_array(messages, "messages"), finite_array(directions, "directions")
+        if U.ndim == 2 and m.ndim == 2:
             U = np.broadcast_to(U, (len(m), *U.shape))
         if m.ndim != 2 or U.shape != (*m.shape, self.dim):
             raise ShapeError(f"posterior: directions {list(U.shape)} and messages {list(m.shape)}, D is {self.dim}")
         _positive("noise", noise)
+        check_room("posterior: probabilities", len(m), len(self.centres))
         probabilities = np.empty((len(m), len(self.centres)))
         mean = np.empty((len(m), self.dim))
         for part in _blocks(len(m), len(self.centres) * max(m.shape[1], 1)):
-            u = U[part]
-            S = np.einsum("nld,d,nkd->nlk", u, self.spread + noise**2, u)
-            inverse = np.linalg.pinv(S, rcond=1e-10, hermitian=True)
-            off = m[part, None] - np.einsum("nld,pd->npl", u, self.centres)
-            solved = np.einsum("nlk,npk->npl", inverse, off)
-            logs = -0.5 * (off * solved).sum(axis=2)
-            p = np.exp(logs - logs.max(axis=1, keepdims=True))
-            p /= p.sum(axis=1, keepdims=True)
-            probabilities[part] = p
-            middle = np.einsum("np,npl->nl", p, solved)
-            mean[part] = p @ self.centres + self.spread * np.einsum("nld,nl->nd", u, middle)
-        return probabilities, mean
+            with np.errstate(over="ignore", invalid="ignore"):
+                probabilities[part], mean[part] = self._posterior(U[part], m[part], noise)
+        return _in_range("posterior", probabilities), _in_range("posterior", mean)
+
+    def _posterior(self, u: Array, m: Array, noise: float) -> tuple[Array, Array]:
+        """`posterior` of a block of contexts."""
+        S = np.einsum("nld,d,nkd->nlk", u, self.spread + noise**2, u)
+        inverse = np.linalg.pinv(_in_range("posterior", S), rcond=1e-10, hermitian=True)
+        off = m[:, None] - np.einsum("nld,pd->npl", u, self.centres)
+        solved = np.einsum("nlk,npk->npl", inverse, off)
+        logs = -0.5 * (off * solved).sum(axis=2)
+        p = np.exp(logs - logs.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        middle = np.einsum("np,npl->nl", p, solved)
+        return p, p @ self.centres + self.spread * np.einsum("nld,nl->nd", u, middle)
 
     def full_posterior(self, estimate: ArrayLike, noise: float) -> tuple[Array, Array]:
         """Exact posterior given the whole estimate ŵ ~ N(w, noise² I) [n, D]: probabilities and mean as `posterior`."""
-        estimate = np.asarray(estimate, np.float64)
+        estimate = finite_array(estimate, "estimate")
+        if estimate.ndim != 2 or estimate.shape[1] != self.dim:
+            raise ShapeError(f"full_posterior: estimate {list(estimate.shape)}: [n, D], D is {self.dim}")
         return self.posterior(np.eye(self.dim), estimate, noise)
 
     def token_posterior(self, x: ArrayLike, y: ArrayLike, sigma: float) -> tuple[Array, Array]:
@@ -124,11 +149,16 @@ class Prior:
 
         Returns probabilities [n, points] and the mean of w [n, D].
         """
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        x, y = finite_array(x, "x"), finite_array(y, "y")
         if x.ndim != 3 or y.shape != x.shape[:2] or x.shape[2] != self.dim:
             raise ShapeError(f"token_posterior: x {list(x.shape)} and y {list(y.shape)}, D is {self.dim}")
         _positive("sigma", sigma)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._token_posterior(x, y, sigma)
+
+    def _token_posterior(self, x: Array, y: Array, sigma: float) -> tuple[Array, Array]:
         gram, moment = x.transpose(0, 2, 1) @ x / sigma**2, np.einsum("nkd,nk->nd", x, y) / sigma**2
+        _in_range("token_posterior", gram)
         # A centre's Gaussian in w: with precision spread⁻¹, or the point itself where the spread is 0
         root = np.sqrt(self.spread)
         inner = np.linalg.inv(np.eye(self.dim) + root[:, None] * gram * root)
@@ -141,11 +171,16 @@ class Prior:
         p = np.exp(logs - logs.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
         means = self.centres + root * shrunk
-        return p, np.einsum("np,npd->nd", p, means)
+        return _in_range("token_posterior", p), _in_range("token_posterior", np.einsum("np,npd->nd", p, means))
 
     def full_data_error(self, noise: float, n: int = 200_000, seed: int = 0) -> tuple[float, float]:
-        """E|w − E[w|ŵ]|² by Monte Carlo over n contexts, and its standard error: the lower bound of every policy."""
-        rng = np.random.default_rng(seed)
+        """E|w − E[w|ŵ]|² by Monte Carlo over n contexts, and its standard error: the lower bound of every policy.
+
+        Raises ConfigError for noise that is not positive, fewer than 2 contexts and a negative seed.
+        """
+        _positive("noise", noise)
+        check_contexts(n, self.dim, least=2)
+        rng = np.random.default_rng(check_seed(seed))
         w, _ = self.sample(n, rng)
         _, mean = self.full_posterior(w + noise * rng.standard_normal(w.shape), noise)
         errors = ((w - mean) ** 2).sum(axis=1)
@@ -153,8 +188,33 @@ class Prior:
 
 
 def _positive(name: str, value: float) -> None:
-    if not isinstance(value, int | float | np.integer | np.floating) or not 0 < value < np.inf:
-        raise ConfigError(f"{name} = {value!r}, must be positive")
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < np.inf:
+        raise ConfigError(f"{name} = {value!r:.60}, must be positive")
+    if not _LEAST < value < _MOST:
+        raise ConfigError(f"{name} = {value:g}: its square is beyond the range of float64")
+
+
+def check_contexts(n: int, dim: int, least: int = 1) -> None:
+    """Raises ConfigError for n that is no whole number from `least` on, MemoryError for more than fit anywhere."""
+    if isinstance(n, bool) or whole(n, "n") < least:
+        raise ConfigError(f"n = {n}: contexts, at least {least}")
+    check_room("contexts", n, dim)
+
+
+def check_prior(prior: Any) -> None:
+    """Raises ConfigError for what is no prior."""
+    check_type(Prior, "a Prior, such as tree() gives", prior=prior)
+
+
+def _generator(seed: int | np.random.Generator) -> np.random.Generator:
+    return seed if isinstance(seed, np.random.Generator) else np.random.default_rng(check_seed(seed))
+
+
+def _in_range(what: str, array: Array) -> Array:
+    """The array; ConfigError unless all of it is finite."""
+    if not np.isfinite(array).all():
+        raise ConfigError(f"{what}: beyond the range of float64: rescale the prior, the noise and what was seen")
+    return array
 
 
 def _blocks(n: int, width: int) -> list[slice]:
@@ -168,6 +228,8 @@ def _amplitudes(amplitudes: Sequence[float]) -> Array:
         raise ShapeError(f"amplitudes: one for each of 1 to 10 levels, not {list(a.shape)}")
     if not np.isfinite(a).all() or (a <= 0).any():
         raise ConfigError(f"amplitudes = {tuple(a.tolist())}, must be positive")
+    for value in a.tolist():
+        _positive("amplitude", value)
     return a
 
 
@@ -196,8 +258,10 @@ def tree(amplitudes: Sequence[float] = DEFAULT.amplitudes, scatter: float = 0.0)
     for level in range(depth):
         centres[np.arange(2**depth), node] = a[level] * signs[:, level]
         node = 2 * node + 1 + (signs[:, level] > 0)
-    if not isinstance(scatter, int | float | np.integer | np.floating) or not 0 <= scatter < np.inf:
-        raise ConfigError(f"scatter = {scatter!r}, must not be negative")
+    if isinstance(scatter, bool) or not isinstance(scatter, int | float | np.number) or not 0 <= scatter < np.inf:
+        raise ConfigError(f"scatter = {scatter!r:.60}, must not be negative")
+    if scatter:
+        _positive("scatter", scatter)
     return Prior("tree", centres, np.full(2**depth - 1, scatter**2), signs)
 
 
@@ -220,7 +284,7 @@ def codebook(amplitudes: Sequence[float] = DEFAULT.amplitudes, seed: int = 0) ->
     """2^K random codewords of mean 0 and covariance diag λ, both exact: a random rotation of a simplex, scaled."""
     lam = eigenvalues(amplitudes)
     n = len(lam) + 1
-    vectors = np.random.default_rng(seed).standard_normal((n, n))
+    vectors = np.random.default_rng(check_seed(seed)).standard_normal((n, n))
     vectors[:, 0] = 1
     basis, _ = np.linalg.qr(vectors)
     return Prior("codebook", basis[:, 1:] * np.sqrt(n * lam), np.zeros(len(lam)))
@@ -232,7 +296,7 @@ def between(t: float, amplitudes: Sequence[float] = DEFAULT.amplitudes) -> Prior
     >>> bool(np.allclose(between(0.3).covariance, tree().covariance))
     True
     """
-    if not isinstance(t, int | float | np.integer | np.floating) or not 0 <= t <= 1:
+    if isinstance(t, bool) or not isinstance(t, int | float | np.number) or not 0 <= t <= 1:
         raise ConfigError(f"t = {t!r}, must lie between 0 (tree) and 1 (Gaussian)")
     start = tree(amplitudes)
     return Prior(f"between({t:g})", np.sqrt(1 - t) * start.centres, t * eigenvalues(amplitudes), start.branches)
@@ -243,15 +307,20 @@ def sample_estimate(w: ArrayLike, examples: int, sigma: float, seed: int | np.ra
 
     X'X is Wishart (Bartlett's decomposition), and X'ε given X is N(0, σ² X'X). float64 [n, D].
 
-    Raises ShapeError for w with other than two axes or fewer examples than D.
+    Raises ShapeError for w with other than two axes or fewer examples than D, ConfigError for a negative sigma.
     """
-    w = np.asarray(w, np.float64)
+    w = finite_array(w, "w")
+    check_counts(examples=examples)
+    check_numbers(sigma=sigma)
+    if sigma < 0:
+        raise ConfigError(f"sigma = {sigma:g}, must not be negative")
     if w.ndim != 2 or examples < w.shape[1]:
         raise ShapeError(
             f"sample_estimate: w {list(w.shape)}, {examples} examples: w is [n, D], and at least D examples"
         )
     n, d = w.shape
-    rng = np.random.default_rng(seed)
+    check_room("sample_estimate: Bartlett's factors", n, d, d)
+    rng = _generator(seed)
     T = np.tril(rng.standard_normal((n, d, d)), -1)
     T[:, np.arange(d), np.arange(d)] = np.sqrt(rng.chisquare(examples - np.arange(d), (n, d)))
     inner = np.einsum("nji,nj->ni", T, w) + sigma * rng.standard_normal((n, d))

@@ -13,6 +13,7 @@ sign) leaves one of each class of first sets, and half of the grid where it can 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ..inputs import real_array
-from ..weights import whole
-from .priors import Prior, _positive
+from ..inputs import real_array, whole
+from ..regression._inputs import check_flags, check_room
+from .priors import Prior, _positive, check_prior
 
 __all__ = ["Programme", "node_directions", "programme", "tree_symmetries"]
 
 Array = NDArray[Any]
+_MOST_MESSAGES = 5
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Programme:
     first_sets: Array
     first_values: Array
     directions: Array
+
+    def __repr__(self) -> str:
+        said = f"{len(self.first_sets)} first sets of {len(self.directions)} directions"
+        return f"Programme of heads {self.heads}: error {self.value:.4f} over {said}"
 
 
 def node_directions(depth: int, terms: int = 2, families: bool = True) -> Array:
@@ -63,6 +69,10 @@ def node_directions(depth: int, terms: int = 2, families: bool = True) -> Array:
     d = 2**depth - 1
     if not 1 <= whole(terms, "terms") <= d:
         raise ConfigError(f"node_directions: terms = {terms}, must be 1 to {d}")
+    check_flags(families=families)
+    many = sum(math.comb(d, n) << (n - 1) for n in range(1, terms + 1))
+    check_room("node_directions", many, d)
+    np.empty((many, d))  # NumPy's MemoryError says the bytes before anything is made
     sets = [nodes for n in range(1, terms + 1) for nodes in itertools.combinations(range(d), n)]
     if families:
         sets += [(n, 2 * n + 1, 2 * n + 2) for n in range(d // 2)]
@@ -153,8 +163,8 @@ def programme(
     _positive("noise", noise)
     _positive("step", step)
     _positive("reach", reach)
-    if not isinstance(prior, Prior):
-        raise ConfigError(f"prior: a Prior, such as tree() gives, not {type(prior).__name__}")
+    check_flags(symmetry=symmetry)
+    check_prior(prior)
     if not isinstance(heads, Sequence | np.ndarray):
         raise ConfigError(f"heads = {heads!r}: one positive whole number for each layer")
     layers = tuple(whole(h, "heads: a layer's number") for h in heads)
@@ -170,7 +180,7 @@ def programme(
         depth_of_dim = (prior.dim + 1).bit_length() - 1
         if 2**depth_of_dim - 1 != prior.dim:
             raise ConfigError(f"programme: D = {prior.dim} is no 2^K − 1: give directions")
-        actions = node_directions(depth_of_dim)
+        actions = node_directions(depth_of_dim, min(2, prior.dim))
     else:
         actions = real_array(directions, "directions")
         if actions.ndim != 2 or actions.shape[1] != prior.dim:
@@ -181,8 +191,19 @@ def programme(
         actions = actions / lengths
     if sum(layers) > prior.dim:
         raise ShapeError(f"{sum(layers)} messages: more than D = {prior.dim} directions cannot be orthogonal")
+    if sum(layers) > _MOST_MESSAGES:
+        scale = float(np.linalg.norm(prior.centres, axis=1).max()) / (noise**2 + float(prior.spread[0])) ** 0.5
+        grid = 2 * math.ceil((scale + reach) / step) + 2
+        size = grid ** (sum(layers) - 2) * len(prior.centres) * 8
+        raise MemoryError(
+            f"programme: {sum(layers)} messages on a grid of {grid} values need {size} bytes of posteriors at once; "
+            f"at most {_MOST_MESSAGES} messages"
+        )
     if max(layers) > len(actions):
         raise ConfigError(f"heads = {layers}: a layer asks more directions than there are, {len(actions)}")
+    many = math.comb(len(actions), layers[0])
+    check_room("programme: first sets", many, layers[0])
+    np.empty((many, layers[0]))  # NumPy's MemoryError says the bytes before anything is made
     sets = np.array(list(itertools.combinations(range(len(actions)), layers[0])), np.int64)
     halved = np.zeros(len(sets), bool)
     if symmetry and depth is not None and depth <= 3:
@@ -202,5 +223,7 @@ def programme(
         float(step),
         float(reach),
     )
+    if not np.isfinite(values).all():
+        raise ConfigError(f"programme: its values are beyond the range of float64: noise {noise:g} is too far from 1")
     best = int(np.argmin(values))
     return Programme(float(values[best]), layers, actions[sets[best]], sets, values, actions)

@@ -50,6 +50,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..inputs import check_counts
+
 __all__ = ["DEFAULT", "EXPECTED", "Specification"]
 
 
@@ -73,6 +75,9 @@ class Specification:
     """Hidden units of the routing networks."""
     batch: int = 512
     """Contexts in a training step."""
+
+    def __post_init__(self) -> None:
+        check_counts(depth=self.depth, examples=self.examples, width=self.width, batch=self.batch)
 
     @property
     def dim(self) -> int:

@@ -73,9 +73,13 @@ def correlations(found: Descent) -> Figure:
 
 
 def training(found: Training) -> Figure:
-    """cos(Δ, −∇L) of each block over the training."""
-    series = {f"block {n}": found.cosine[:, n] for n in range(min(found.cosine.shape[1], 8))}
-    return curves(series, found.steps, xlabel="training step", ylabel="cos(Δ, −∇L)",
+    """cos(Δ, −∇L) of each block over the training, and the mean of the hardest controls where they were measured."""
+    series = {f"block {n}": found.cosine[:, n] for n in range(min(found.cosine.shape[1], 6))}
+    for name in ("permuted steps", "straight line"):
+        if name in found.controls:
+            series[f"control: {name}, mean"] = found.controls[name]["cosine"].mean(1)
+    # a place for each checkpoint: most lie at the beginning
+    return curves(series, [str(step) for step in found.steps], xlabel="training step", ylabel="cos(Δ, −∇L)",
                   title="Alignment over the training", level=0.0)  # fmt: skip
 
 
@@ -89,7 +93,8 @@ def training_norms(found: Training) -> Figure:
         for name, kind in kinds.items()
         for band, end in (("rarest", 0), ("most frequent", -1))
     }
-    return curves(series, found.steps, xlabel="training step", ylabel="mean length", title="Token vectors by frequency")
+    return curves(series, [str(step) for step in found.steps], xlabel="training step", ylabel="mean length",
+                  title="Token vectors by frequency")  # fmt: skip
 
 
 __all__ = ["correlations", "cosine", "expected", "loss", "norms", "training", "training_norms"]

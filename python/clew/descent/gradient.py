@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import norm
+from ..brief import Brief
 from ..errors import ConfigError, ShapeError, TokenError
 from ..inputs import as_array, check_type, real_array, whole
 from ..lens import TunedLens
@@ -20,7 +21,7 @@ _BLOCK = 1 << 22  # logits that are in memory at once
 
 
 @dataclass(frozen=True)
-class LensGradient:
+class LensGradient(Brief):
     """Loss of the lens at residual vectors and its gradient; made by :func:`lens_gradient`. Float64."""
 
     loss: Array

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import corpus
+from ..brief import Brief
 from ..errors import ConfigError, ShapeError, TokenError
 from ..inputs import as_array, check_numbers, check_seed, check_type, real_array
 from ..lens import TunedLens
@@ -23,7 +24,7 @@ SINK = 4.0
 
 
 @dataclass(frozen=True)
-class Streams:
+class Streams(Brief):
     """Residual streams at the tokens that another one follows; made by :func:`collect`. Float64."""
 
     resid: Array
@@ -126,7 +127,7 @@ def collect(model: Model, tokens: Any, order: Sequence[int] | None = None) -> St
 
 
 @dataclass(frozen=True)
-class PerToken:
+class PerToken(Brief):
     """The same measurements for each token, sinks included; of :class:`Descent`."""
 
     loss: Array
@@ -148,7 +149,7 @@ class PerToken:
 
 
 @dataclass(frozen=True)
-class Descent:
+class Descent(Brief):
     """Layers as steps of an optimisation, over tokens that are no sinks; made by :func:`descend`.
 
     [layer + 1]: before the first block, then after each; [layer]: of each block's step Δ.

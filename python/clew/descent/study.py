@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import corpus, norm
 from ..errors import ConfigError
-from ..experiment import Claim, Experiment, verdict
+from ..experiment import Claim, Experiment, tell, verdict
 from ..inputs import check_seed, check_type
 from ..model import Model, check_model
 from .gradient import lens_gradient
@@ -157,10 +157,13 @@ def experiment(
         other = [[int(s), *map(int, row)] for s, row in zip(starts, made.tokens, strict=True)]
     else:
         other = corpus.windows(model, other_text, length, 2 * limit, seed).tokens.tolist()
+    tell("descent")
     found = descend(model, measured, tuned=fit_lens(model, learned))
+    tell("controls")
     beside = controls(model, measured, other_lens=fit_lens(model, other), seed=seed)
     counts = np.bincount(cut.tokens.reshape(-1), minlength=config.d_vocab)
     kept = stored_training() if training is None else training
+    tell("identities")
     same = identities(model, measured)
     return DescentExperiment(
         4, "Layers as steps of an inner optimisation", config.model_name, seed, quick,
@@ -251,11 +254,13 @@ def _claims(
     claim("a gradient step on a normed stream lengthens it", _OURS, words, holds, "norms")
     first, last = training.cosine[0].mean(), training.cosine[-1].mean()
     rows = training.row_norms
+    ends = {name: one["cosine"][-1].mean() for name, one in training.controls.items() if "cosine" in one}
+    rest = f" (controls there: {', '.join(f'{name} {x:+.3f}' for name, x in ends.items())})" if ends else ""
     claim(
         "the inner optimisation comes with training, the outer one",
         _ABSTRACT + "bi-level view: the outer process is training",
         f"{training.about.get('model', 'the training given')}: mean cos(Δ, −∇L) {first:+.3f} at step "
-        f"{training.steps[0]}, {last:+.3f} at step {training.steps[-1]}; ‖W_E‖ {rows['embed_mean'][0]:.2f} to "
+        f"{training.steps[0]}, {last:+.3f} at step {training.steps[-1]}{rest}; ‖W_E‖ {rows['embed_mean'][0]:.2f} to "
         f"{rows['embed_mean'][-1]:.2f}, its correlation with frequency {rows['embed_correlation'][-1]:+.2f}",
         last > first and last > 0,
         "training",

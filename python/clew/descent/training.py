@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import corpus
+from ..brief import Brief
 from ..errors import ConfigError, LoadError, ShapeError
 from ..experiment import write
 from ..inputs import as_array, check_path, check_type, real_array, whole
@@ -29,7 +30,7 @@ BANDS = 10
 
 
 @dataclass(frozen=True)
-class RowNorms:
+class RowNorms(Brief):
     """Lengths of a model's rows of W_E and columns of W_U against how often tokens occur; made by :func:`row_norms`."""
 
     embed_mean: float
@@ -81,8 +82,8 @@ def row_norms(model: Model, frequency: ArrayLike) -> RowNorms:
 # What is kept of each checkpoint's Descent: name → axes.
 _KEPT = (
     "loss", "falls", "falls_all", "cosine", "cosine_error", "cosine_expected", "cosine_whitened", "step_size", "radial",
-    "norm", "norm_quantiles", "growth", "attention_length", "mlp_length", "attention_growth", "mlp_growth", "n", "n_sinks",
-    "sink_norm", "sink_loss",
+    "norm", "norm_quantiles", "growth", "attention_length", "mlp_length", "attention_growth", "mlp_growth", "n",
+    "n_sinks", "sink_norm", "sink_loss",
 )  # fmt: skip
 _TUNED = ("loss_tuned", "falls_tuned", "cosine_tuned")
 _OF_CONTROLS = ("loss", "falls_all", "cosine", "cosine_expected", "norm")
@@ -133,8 +134,10 @@ class Training:
 
     def __repr__(self) -> str:
         what = f"{self.about['model']}: " if "model" in self.about else ""
-        return (f"Training: {what}{len(self.steps)} checkpoints, steps {self.steps[0]} to {self.steps[-1]}, "
-                f"{self.loss.shape[1] - 1} layers; controls: {', '.join(self.controls) or 'none'}")  # fmt: skip
+        return (
+            f"Training: {what}{len(self.steps)} checkpoints, steps {self.steps[0]} to {self.steps[-1]}, "
+            f"{self.loss.shape[1] - 1} layers, {len(self.controls)} controls"
+        )
 
     def table(self) -> str:
         """A line for each checkpoint."""

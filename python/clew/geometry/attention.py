@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import norm
+from ..brief import Brief
 from ..errors import ConfigError, ShapeError, UnsupportedModelError
 from ..factored import FactoredMatrix
 from ..inputs import real_array, whole
@@ -18,7 +19,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class QueryKey:
+class QueryKey(Brief):
     """A layer's scores as a form in what attention reads: x_i W x_j + x_i · query + x_j · key + constant, by head.
 
     Source: Molina 2023: W_QK = W_Q W_Kᵀ / √d_k, "plus bias terms", which are spelt out here.
@@ -37,7 +38,7 @@ class QueryKey:
 
 
 @dataclass(frozen=True)
-class ValueOutput:
+class ValueOutput(Brief):
     """What a layer's heads write of what they attend to: x W + bias, by head."""
 
     W: FactoredMatrix
@@ -142,7 +143,7 @@ def value_output(model: Model, layer: int) -> ValueOutput:
 
 
 @dataclass(frozen=True)
-class Rewritten:
+class Rewritten(Brief):
     """Attention of one layer computed from W_QK and W_VO, float64; made by :func:`rewrite_attention`."""
 
     scores: Array

@@ -20,12 +20,17 @@ def _layers(n: int) -> list[str]:
     return ["start", *map(str, range(n - 1))]
 
 
+def _small(value: float) -> str:
+    """Three decimals, or the power of ten where they would be zeros."""
+    return f"{value:.3f}" if value >= 5e-3 else f"{max(value, 0.0):.1e}" if value > 1e-12 else "0"
+
+
 def layer_norm(found: EmbeddingNorms) -> Figure:
     """Distances from LN(e), as bars: L2 with its spread, and above each bar the mean 1 − cosine."""
     figure, ax = _axes(None, 5.6, 3.8)
     ax.bar(found.against, found.l2_mean, yerr=found.l2_std, color="#0072B2", capsize=4)
     for i, (height, cosine) in enumerate(zip(found.l2_mean + found.l2_std, found.cosine_mean, strict=True)):
-        ax.text(i, height, f"1 − cos\n{cosine:.3f}", ha="center", va="bottom", fontsize=8)
+        ax.text(i, height, f"1 − cos\n{_small(cosine)}", ha="center", va="bottom", fontsize=8)
     ax.set_ylim(top=1.25 * float((found.l2_mean + found.l2_std).max()))
     ax.set_ylabel("Euclidean distance from LN(e)")
     ax.set_title("Layer norm on word embeddings")
@@ -77,24 +82,31 @@ def distances(found: Distances) -> Figure:
 
 def kept_words(found: NounProbe) -> Figure:
     """Share of words that are still among the nearest tokens once a layer's heads have written."""
+    n_layers = found.model.config.n_layers
     return curves(
         {"heads summed": found.kept, "one head, mean": found.kept_by_head.mean(-1)}, [str(n) for n in found.layers],
+        xlabel="layer" if len(found.layers) == n_layers else f"layer ({len(found.layers)} of {n_layers} were measured)",
         ylabel=f"share among the {found.value_output.shape[-1]} nearest", title="Words kept by value-output",
     )  # fmt: skip
 
 
 def coverage(found: list[HeadSVD]) -> Figure:
     """Share of the sum of singular values that the first hold, mean over heads."""
+    n_layers = found[0].model.config.n_layers
+    some = len({one.layer for one in found})
+    note = "" if some == n_layers else f"\n({some} of {n_layers} layers)"
     return curves(
         {f"{one.kind} of layer {one.layer}": one.coverage.mean(0) for one in found},
         np.arange(1, found[0].coverage.shape[1] + 1), xlabel="singular values",
-        ylabel="share of their sum", title="Coverage of W_QK and W_VO", level=0.99,
+        ylabel="share of their sum", title=f"Coverage of W_QK and W_VO{note}", level=0.99,
     )  # fmt: skip
 
 
 def refinement(found: Refinement) -> Figure:
-    """Divergence from the output after each layer."""
-    return curves({"KL": found.divergence}, ylabel="KL to the output, nats", title="Iterative refinement", level=0.0)
+    """Divergence from the output after each layer but the last, where it is 0 by definition."""
+    n = max(1, len(found.divergence) - 1)
+    return curves({"KL": found.divergence[:n]}, [str(layer) for layer in range(n)], xlabel="layer (the last gives 0)",
+                  ylabel="KL to the output, nats", title="Iterative refinement", level=0.0)  # fmt: skip
 
 
 def contextual(found: Contextual) -> Figure:
@@ -106,14 +118,15 @@ def contextual(found: Contextual) -> Figure:
 
 def coherence(found: HeadCoherence) -> Figure:
     """Coherence of singular directions' tokens by layer, beside the controls."""
-    series = {
-        "left vectors": found.left.mean(-1),
-        "right vectors": found.right.mean(-1),
-        "control: random, left": found.random_left.mean(-1),
-        "control: random, right": found.random_right.mean(-1),
-        "control: untrained, left": found.untrained_left,
-        "control: untrained, right": found.untrained_right,
-    }
+    series = {"left vectors": found.left.mean(-1), "right vectors": found.right.mean(-1)}
+    for name, left, right in (
+        ("random", found.random_left.mean(-1), found.random_right.mean(-1)),
+        ("untrained", found.untrained_left, found.untrained_right),
+    ):
+        if np.abs(left - right).max() < 0.01:  # one line would hide the other
+            series[f"control: {name}, left and right"] = (left + right) / 2
+        else:
+            series |= {f"control: {name}, left": left, f"control: {name}, right": right}
     return curves(series, ylabel="mean cosine between tokens", title=f"Coherence of {found.kind} directions")
 
 

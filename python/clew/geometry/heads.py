@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import norm
+from ..brief import Brief
 from ..errors import ConfigError, ShapeError, TokenError
 from ..factored import FactoredMatrix
 from ..inputs import as_array, check_counts, check_seed, check_type, real_array, whole
@@ -87,7 +88,7 @@ def _offset(model: Model) -> int | None:
 
 
 @dataclass(frozen=True)
-class NounProbe:
+class NounProbe(Brief):
     """What heads do with single words; made by :func:`probe_nouns`."""
 
     words: tuple[str, ...]
@@ -203,7 +204,7 @@ def probe_nouns(
 
 
 @dataclass(frozen=True)
-class HeadSVD:
+class HeadSVD(Brief):
     """Singular value decomposition of W_QK or W_VO of a layer's heads; made by :func:`svd_heads`."""
 
     kind: Kind
@@ -295,7 +296,7 @@ def svd_heads(model: Model, layer: int, kind: Kind = "QK", pairs: int = 20, k: i
 
 
 @dataclass(frozen=True)
-class BiasTokens:
+class BiasTokens(Brief):
     """Tokens nearest to a layer's bias vectors; made by :func:`bias_tokens`. All [2, head, k]: +, then −."""
 
     layer: int
@@ -365,7 +366,7 @@ def coherence(rows: Array, ids: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class HeadCoherence:
+class HeadCoherence(Brief):
     """Are the tokens of a head's singular directions alike? Made by :func:`head_coherence`."""
 
     kind: Kind

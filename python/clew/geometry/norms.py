@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import norm
+from ..brief import Brief
 from ..errors import ConfigError, ShapeError, SiteError
 from ..inputs import check_counts, check_type, real_array
 from ..model import Model, check_model
@@ -18,7 +19,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class NormStages:
+class NormStages(Brief):
     """A norm's input on its way to the output, all [..., d_model], float64."""
 
     projected: Array
@@ -143,7 +144,7 @@ def norm_geometry(model: Model, name: str = "ln_final") -> NormGeometry:
 
 
 @dataclass(frozen=True)
-class EmbeddingNorms:
+class EmbeddingNorms(Brief):
     """How far a norm without its affine part moves word embeddings e; made by :func:`embedding_norms`."""
 
     against: tuple[str, ...]
@@ -219,7 +220,7 @@ _SCORES = ("norm", "scaled_norm", "bias", "norm_and_bias", "scaled_norm_and_bias
 
 
 @dataclass(frozen=True)
-class TokenScores:
+class TokenScores(Brief):
     """What the final norm gives each token beforehand; made by :func:`token_scores`. All [vocabulary], float64."""
 
     norm: Array

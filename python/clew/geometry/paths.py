@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import corpus, lens, norm
+from ..brief import Brief
 from ..errors import ConfigError, ShapeError, TokenError
 from ..inputs import check_counts, check_numbers, check_seed, real_array, whole
 from ..model import Model, check_model
@@ -27,7 +28,7 @@ PROMPT = "To kill two birds with one stone"
 
 
 @dataclass(frozen=True)
-class Projection:
+class Projection(Brief):
     """A map to a few dimensions, fitted to rows of an embedding; made by :func:`fit_projection`."""
 
     method: Method
@@ -99,7 +100,7 @@ def fit_projection(
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(Brief):
     """A token's way through the layers, as the final norm would show it; made by :func:`trajectory`.
 
     Axis 0 of everything: before the first block, then after each.
@@ -191,7 +192,7 @@ def trajectory(
 
 
 @dataclass(frozen=True)
-class Distances:
+class Distances(Brief):
     """Towards the next token and away from the current one, by layer and position; made by :func:`distances`.
 
     Axis 0 of every array: before the first block, then after each.
@@ -299,7 +300,7 @@ def distances(model: Model, tokens: Any) -> Distances:
 
 
 @dataclass(frozen=True)
-class Refinement:
+class Refinement(Brief):
     """How predictions come about layer by layer; made by :func:`refinement`."""
 
     divergence: Array
@@ -313,7 +314,8 @@ class Refinement:
         """A line for each layer."""
         lines = ["layer  KL to the output  turn"]
         for row in range(len(self.angle)):
-            lines.append(f"{row:>5}  {self.divergence[row]:16.3f}  {self.angle[row]:5.1f}°")
+            last = "  (the output itself)" if row == len(self.angle) - 1 else ""
+            lines.append(f"{row:>5}  {self.divergence[row]:16.3f}  {self.angle[row]:5.1f}°{last}")
         return "\n".join(lines + [f"from the first stream to the last: {self.total_angle:.1f}°"])
 
 
@@ -345,7 +347,7 @@ def _degrees(a: Array, b: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Contextual:
+class Contextual(Brief):
     """How alike streams of one word are in different places; made by :func:`contextual`. Axis 0: start, then layers."""
 
     same: Array

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
+from ..brief import Brief
 from ..errors import ConfigError, ShapeError
 from ..inputs import as_array, check_type
 from ..model import Model
@@ -23,7 +24,7 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 @dataclass(frozen=True)
-class Nearest:
+class Nearest(Brief):
     """The nearest rows to each vector, best first; made by :func:`nearest`."""
 
     ids: NDArray[np.int32]

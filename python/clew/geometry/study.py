@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import corpus
 from ..errors import TokenError
-from ..experiment import Claim, Experiment, verdict
+from ..experiment import Claim, Experiment, measured, tell, verdict
 from ..model import Model
 from .attention import rewrite_attention
 from .heads import (
@@ -158,18 +158,19 @@ def experiment(model: Model, text: Any = None, quick: bool = True, seed: int = 0
     pairs = 10 if quick else 20
     scores = token_scores(model)
     prompt: Any = PROMPT if model.tokenizer is not None else cut.tokens[0, : min(12, length)]
+    tell("identities")
     parts: dict[str, Any] = dict(zip(("norm_error", "attention_error"), _identities(model, cut.tokens[0]), strict=True))
-    parts |= dict(
-        embedding_norms=embedding_norms(model),
-        nouns=_nouns(model),
-        svd=tuple(svd_heads(model, n, kind, pairs) for kind in kinds for n in layers),
-        biases=bias_tokens(model, 0) if has_qk else None,
-        trajectory=trajectory(model, prompt, seed=seed),
-        distances=distances(model, cut),
-        refinement=refinement(model, cut),
-        contextual=contextual(model, cut, seed=seed),
-        coherence=tuple(head_coherence(model, kind, pairs, seed=seed) for kind in kinds),
-    )
+    parts |= measured({
+        "embedding_norms": lambda: embedding_norms(model),
+        "nouns": lambda: _nouns(model),
+        "svd": lambda: tuple(svd_heads(model, n, kind, pairs) for kind in kinds for n in layers),
+        "biases": lambda: bias_tokens(model, 0) if has_qk else None,
+        "trajectory": lambda: trajectory(model, prompt, seed=seed),
+        "distances": lambda: distances(model, cut),
+        "refinement": lambda: refinement(model, cut),
+        "contextual": lambda: contextual(model, cut, seed=seed),
+        "coherence": lambda: tuple(head_coherence(model, kind, pairs, seed=seed) for kind in kinds),
+    })  # fmt: skip
     return GeometryExperiment(
         3, "Traveling words", config.model_name, seed, quick, _claims(model, parts), cut.source,
         (cut.tokens.shape[0], cut.tokens.shape[1]), token_scores=scores,
@@ -257,13 +258,16 @@ def _claims(model: Model, parts: dict[str, Any]) -> tuple[Claim, ...]:
         far.mean[-1] > 0 and rises == len(far.mean) - 1,
         "distances",
     )
-    steps = parts["refinement"].divergence
+    steps = parts["refinement"].divergence[:-1]  # the last is 0 by definition
     falls = int((np.diff(steps) < 0).sum())
     same = parts["contextual"].corrected
     claim(
         "predictions are refined iteratively, and embeddings become contextual",
         "iterative refinement; contextual embeddings",
-        _OURS + f"KL to the output {steps[0]:.2f} nats after layer 0, falls in {falls} of {len(steps) - 1} layers; "
+        "nothing before the last layer"
+        if not len(steps)
+        else _OURS + f"KL to the output {steps[0]:.2f} nats after layer 0, falls in {falls} of {len(steps) - 1} layers "
+        "(the last, where it is 0 by definition, is not counted); "
         f"same-word cosine, corrected for anisotropy, {same[0]:.2f} at the start, {same[-1]:.2f} at the end",
         falls == len(steps) - 1 and same[-1] < same[0] if len(steps) > 1 else None,
         "refinement",

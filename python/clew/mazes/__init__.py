@@ -8,6 +8,22 @@ tokens are those of the `maze-dataset` package.
 >>> tok = mazes.Tokenizer(grid=7)
 >>> tok.decode(tok.encode(ms[0]))[:4]
 ['<ADJLIST_START>', '(5,0)', '<-->', '(4,0)']
+
+What is here; the paper's parts are marked with its figures and tables:
+
+- Mazes: `generate`, `Maze`, `Mazes`, `unique`, `split`, `KINDS`; `from_maze_dataset`, `to_maze_dataset`.
+- Tokens: `Tokenizer`; `tokenizer_of(model)` is the one that a model was trained with.
+- Pictures: `text`, `draw` (a path, attention or what probes say over the maze).
+- Training: `hallway_config`, `jirpy_config`, `Curriculum` of `Stage`s, `examples`.
+- Walking: `solve`, `rollouts`, `judge`, `evaluate`, `table` (Table 1; `PAPER` holds the paper's, `TASKS` the rows).
+- Reading: `embedding_distances` (Fig. 4), `logit_attribution` (Fig. 5), `adjacency_heads` and `attention_over`
+  (Figs. 6, 7), `wall_probes` (Figs. 8, 9; `inner_walls`, `walls_of`, `spanning_trees`, `untrained`), `route_probes`,
+  `lens_masses` with `path_lens` and `path_steps` (Fig. 9b).
+- Over training, and between seeds: `snapshot`, `over_training` with `kept_checkpoints` (Fig. 10), `compare`;
+  `stored_dynamics`, `stored_consistency` come with the package.
+- Interventions, beyond the paper: `ablate_heads`, `patch_heads` (`matched_heads`, `output_norms`, `minimal_pairs`),
+  `flip_walls`, `patch_path_start`.
+- All of it on one model, its claims judged: `experiment`; on a terminal, `clew mazes`.
 """
 
 from __future__ import annotations

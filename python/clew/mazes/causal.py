@@ -26,11 +26,13 @@ from numpy.typing import ArrayLike, NDArray
 from .. import edit
 from ..descent.steps import spearman
 from ..errors import ConfigError, ShapeError
+from ..inputs import check_seed, real_array
 from ..metrics import Metric
-from ..train.data import check_seed, generator
-from .counterfactual import apart, legal_steps, mazes_of, start_prompts, walks
-from .evaluate import Rate, judge
-from .heads import Head, adjacency_heads
+from ..train.data import generator
+from .checks import Head, Heads, apart, check_heads, head_name, heads_within, mazes_of, names_of, share_of, whole_number
+from .counterfactual import legal_steps, start_prompts, walks
+from .evaluate import Rate, judge, rate_of
+from .heads import adjacency_heads
 from .maze import Maze, Mazes
 from .prompts import Estimate, Prompts, bootstrap, check_length, path_prompts
 from .rollout import tokenizer_of
@@ -43,12 +45,13 @@ if TYPE_CHECKING:
     from ..model import Model
 
 Array = NDArray[Any]
-Heads = tuple[Head, ...]
 
 PIECE = 64
 """Prompts whose activations are held at a time."""
 METHODS = ("mean", "resample")
 """What takes a head's place: its mean over reference mazes, or what it wrote in one of them."""
+MOST_GROUPS = 1000
+"""Of random heads, which are compared with the adjacency heads."""
 
 
 # ---- Measures -------------------------------------------------------------------------------------------------------
@@ -90,9 +93,9 @@ def standardised(changes: Array) -> float:
     return float(changes.mean() / spread) if spread > 0 else 0.0
 
 
-def rate(found: Array) -> Rate:
-    """The share of True, with its Wilson interval."""
-    return Rate(int(np.count_nonzero(found)), len(found))
+def effect_of(changes: Array, seed: int) -> Estimate:
+    """Cohen's d of paired changes [n] with its bootstrap interval."""
+    return bootstrap(changes[:, None], lambda x: standardised(x[:, 0]), seed=seed)
 
 
 def share(estimate: Estimate) -> str:
@@ -107,27 +110,6 @@ def pieces(n: int, size: int = PIECE) -> Iterator[slice]:
 
 
 # ---- Heads and what they write --------------------------------------------------------------------------------------
-
-
-def check_heads(model: Model, heads: Iterable[Head]) -> Heads:
-    """(layer, head) pairs, each once. Raises ConfigError naming one that there is not, or that comes twice."""
-    n_layers, n_heads = model.config.n_layers, model.config.n_heads
-    out: list[Head] = []
-    for item in heads:
-        pair = tuple(item) if isinstance(item, list | tuple | np.ndarray) else (item,)
-        if len(pair) != 2 or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in pair):
-            raise ConfigError(f"heads: {item!r} is no pair (layer, head)")
-        layer, head = int(pair[0]), int(pair[1])
-        if not (0 <= layer < n_layers and 0 <= head < n_heads):
-            raise ConfigError(
-                f"L{layer}H{head}: {model.config.model_name} has layers 0 to {n_layers - 1} of heads 0 to {n_heads - 1}"
-            )
-        if (layer, head) in out:
-            raise ConfigError(f"heads: L{layer}H{head} comes twice")
-        out.append((layer, head))
-    if not out:
-        raise ConfigError("heads is empty: name one at least")
-    return tuple(out)
 
 
 @dataclass(frozen=True)
@@ -206,15 +188,19 @@ def matched_heads(norms: ArrayLike, heads: Iterable[Head], seed: int | None = No
         None: the pairs whose norms are closest, on a logarithmic scale (greedily, the closest pair of a layer first).
         A number: heads of the same layers at random.
 
-    Raises ConfigError where a layer has too few other heads.
+    Raises ShapeError for norms of another shape, ConfigError for norms that are none, heads that are not there, or a
+    layer that has too few others.
 
     >>> norms = np.array([[1.0, 5.0, 1.1, 4.0]])
     >>> matched_heads(norms, [(0, 0)]), matched_heads(norms, [(0, 1), (0, 0)])
     (((0, 2),), ((0, 3), (0, 2)))
     """
-    table, wanted = np.asarray(norms, float), [(int(a), int(b)) for a, b in heads]
+    table = real_array(norms, "matched_heads: norms")
     if table.ndim != 2:
         raise ShapeError(f"matched_heads: norms {list(table.shape)}, expected [layer, head]")
+    if not (np.isfinite(table) & (table >= 0)).all():
+        raise ConfigError("matched_heads: norms hold a negative number, NaN or infinity")
+    wanted = heads_within(heads, table.shape[0], table.shape[1], "the table of norms")
     found: dict[Head, Head] = {}
     for layer in sorted({layer for layer, _ in wanted}):
         mine = [head for at, head in wanted if at == layer]
@@ -245,19 +231,13 @@ def choose_heads(
     if not isinstance(heads, int | np.integer):
         return check_heads(model, heads), found.score
     most = model.config.n_layers * (model.config.n_heads // 2)
-    if not 1 <= heads <= most:
+    if isinstance(heads, bool) or not 1 <= heads <= most:
         raise ConfigError(f"heads = {heads}: 1 to {most}, so that as many are left to match them")
     out: list[Head] = []
     for head in found.ranked(least_mass):  # half of a layer's heads at most: the others are its controls
         if sum(layer == head[0] for layer, _ in out) < model.config.n_heads // 2:
             out.append(head)
     return tuple(out[:heads]), found.score
-
-
-def check_draws(draws: int, what: str) -> None:
-    """Raises ConfigError for a number of random groups that is none."""
-    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 0:
-        raise ConfigError(f"{what}: draws = {draws!r}: a whole number, at least 0")
 
 
 def control_groups(norms: Array, heads: Heads, draws: int, seed: int) -> list[tuple[str, Heads]]:
@@ -275,7 +255,7 @@ def control_groups(norms: Array, heads: Heads, draws: int, seed: int) -> list[tu
 
 def names(heads: Iterable[Head]) -> str:
     """Heads as they are written: L3H1."""
-    return ", ".join(f"L{layer}H{head}" for layer, head in heads)
+    return ", ".join(map(head_name, heads))
 
 
 # ---- Ablation -------------------------------------------------------------------------------------------------------
@@ -378,6 +358,9 @@ class HeadAblation:
                 lines.append(f"adjacency − {group}, {method}: margin {found['margin']}; points: {rates}")
         lines.append(f"Spearman's ρ of score and loss of margin over all heads: {self.score_correlation}")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
 
     def figure(self) -> Figure:
         """Adjacency score against loss of margin, every head; needs matplotlib (`clew[plot]`)."""
@@ -522,10 +505,9 @@ def ablate_heads(
     ([('adjacency', 'mean'), ('adjacency', 'resample'), ('matched', 'mean')], (2, 4))
     """
     what = "ablate_heads"
-    strange = [m for m in methods if m not in METHODS]
-    if strange or not methods:
-        raise ConfigError(f"{what}: methods = {list(methods)!r}: of {', '.join(METHODS)}")
-    check_draws(draws, what)
+    methods = names_of(methods, f"{what}: methods", METHODS)
+    draws = whole_number(draws, f"{what}: draws", 0, MOST_GROUPS)
+    least_mass = share_of(least_mass, f"{what}: least_mass")
     tok = tokenizer_of(model, tokenizer)
     batch, other = mazes_of(ms, what), mazes_of(reference, f"{what}: reference")
     apart(batch, other, what)
@@ -575,16 +557,16 @@ def ablate_heads(
         exact, valid, legal = (bootstrap(column, seed=seed) for column in (after - before).T)
         rows.append(Ablation(
             name, method, hs, float(sum(pool.norms[h] for h in hs)), float(sum(pool.spread[h] for h in hs)),
-            bootstrap(change, seed=seed), bootstrap(change[:, None], lambda x: standardised(x[:, 0]), seed=seed),
-            rate(likely > 0), rate(after[:, 0] > 0), rate(after[:, 1] > 0), bootstrap(after[:, 2], seed=seed), exact,
-            valid, legal, change, after,
+            bootstrap(change, seed=seed), effect_of(change, seed),
+            rate_of(likely > 0), rate_of(after[:, 0] > 0), rate_of(after[:, 1] > 0), bootstrap(after[:, 2], seed=seed),
+            exact, valid, legal, change, after,
         ))  # fmt: skip
     each = [bootstrap(c, seed=seed) for c in single]
     by_head = [np.array([getattr(e, end) for e in each]).reshape(n_layers, n_heads) for end in ("value", "low", "high")]
     correlation = bootstrap(np.stack([scores.ravel(), -by_head[0].ravel()], 1), rank_correlation, seed=seed)
     return HeadAblation(
-        chosen, scores, pool.norms, len(batch), len(prompts), bootstrap(plain, seed=seed), rate(right > 0),
-        rate(before[:, 0] > 0), rate(before[:, 1] > 0), bootstrap(before[:, 2], seed=seed), tuple(rows),
+        chosen, scores, pool.norms, len(batch), len(prompts), bootstrap(plain, seed=seed), rate_of(right > 0),
+        rate_of(before[:, 0] > 0), rate_of(before[:, 1] > 0), bootstrap(before[:, 2], seed=seed), tuple(rows),
         _contrasts(rows, methods, seed), by_head[0], by_head[1], by_head[2], correlation,
     )  # fmt: skip
 

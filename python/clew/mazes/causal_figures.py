@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plot import _MORE_SERIES, _axes
+from .checks import Head
 from .figures import _panels
-from .heads import Head
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..experiment import Claim, verdict
+from .checks import head_name
 from .embedding import PAPER_R
 from .evaluate import PAPER, TASKS, Rate
 
@@ -41,11 +42,6 @@ def claims(parts: Parts) -> tuple[Claim, ...]:
     ):
         part(parts, say)
     return tuple(out)
-
-
-def name(head: tuple[int, int]) -> str:
-    """L3H1: layer 3, head 1."""
-    return f"L{head[0]}H{head[1]}"
 
 
 def percent(value: float) -> str:
@@ -126,8 +122,9 @@ def _attribution(parts: Parts, say: Say) -> None:
         "some heads write the next cell's logit directly",
         "Fig. 5: the contribution C of each head by direct logit attribution (a picture; the criterion is ours: the "
         "highest head's interval above 0, a quarter of the heads with most of what is positive)",
-        f"{', '.join(f'{name(head)} {found.heads[head]:+.2f}' for head in order[:3])} of {found.total:+.2f} in all; "
-        f"the highest quarter of the heads has {share:.0%} of the positive contributions; MLPs {found.mlps.sum():+.2f}",
+        f"{', '.join(f'{head_name(head)} {found.heads[head]:+.2f}' for head in order[:3])} of {found.total:+.2f} in "
+        f"all; the highest quarter of the heads has {share:.0%} of the positive contributions; MLPs "
+        f"{found.mlps.sum():+.2f}",
         found.total > 0 and found.low[best] > 0 and share > 0.5,
         "attribution",
     )
@@ -140,8 +137,8 @@ def _adjacency(parts: Parts, say: Say) -> None:
         "adjacency heads look at the cells that one step reaches",
         "Figs. 6, 7: attention of hallway's L5H3 sits at path length 1 (the score is ours: × uniform attention to "
         "connected neighbours less × to neighbours behind walls, in the adjacency list)",
-        f"{name(head)}, chosen on other mazes: {near:.2f} × uniform at path length 1, {wall:.2f} × behind walls, score "
-        f"{found.score[head]:+.2f} [{found.low[head]:+.2f}, {found.high[head]:+.2f}]; attention to the list "
+        f"{head_name(head)}, chosen on other mazes: {near:.2f} × uniform at path length 1, {wall:.2f} × behind walls, "
+        f"score {found.score[head]:+.2f} [{found.low[head]:+.2f}, {found.high[head]:+.2f}]; attention to the list "
         f"{found.mass_by_place[0][head]:.0%}",
         found.low[head] > 0 and near > 1,
         "adjacency_head",
@@ -154,8 +151,8 @@ def _adjacency(parts: Parts, say: Say) -> None:
         "(ours: a confound) the previous cell of the path is always at path length 1, so a previous-token head shows "
         "the same curve",
         f"counted apart: {above} of {found.score.size} heads have a score above 0 within the adjacency list alone "
-        f"({by_chance:.1f} by chance); in the path {name((previous[0], previous[1]))} looks most at path length 1, "
-        f"{path[previous]:.2f} × uniform",
+        f"({by_chance:.1f} by chance); in the path {head_name((previous[0], previous[1]))} looks most at path length "
+        f"1, {path[previous]:.2f} × uniform",
         above >= 2 and above > by_chance + 2.33 * np.sqrt(by_chance),
         "adjacency_scores",
     )
@@ -259,9 +256,9 @@ def _causal(parts: Parts, say: Say) -> None:
         say(
             text,
             beyond + "mean ablation from <PATH_START> on against heads of the same layers and of like output norm",
-            f"{', '.join(map(name, row.heads))}: margin of the next cell {row.margin} nats of "
+            f"{', '.join(map(head_name, row.heads))}: margin of the next cell {row.margin} nats of "
             f"{ablation.margin.value:.2f}, legal steps {row.legal.value:.1%} of {ablation.legal.value:.1%}, exact "
-            f"{row.exact.value:.1%} of {ablation.exact.value:.1%}; {', '.join(map(name, control.heads))}: margin "
+            f"{row.exact.value:.1%} of {ablation.exact.value:.1%}; {', '.join(map(head_name, control.heads))}: margin "
             f"{control.margin}, exact {control.exact.value:.1%}; difference of the margins {contrast['margin']}",
             contrast["margin"].high < 0,
             "ablation",
@@ -270,9 +267,9 @@ def _causal(parts: Parts, say: Say) -> None:
         say(
             "what adjacency heads write decides which edge is taken",
             beyond + "outputs at the last position moved between mazes that differ in one edge",
-            f"{', '.join(map(name, row.heads))} recover {row.recovered} of the way to the other maze's choice, "
-            f"{', '.join(map(name, control.heads))} {control.recovered}; difference {patching.contrast['matched']} "
-            f"({patching.n} pairs)",
+            f"{', '.join(map(head_name, row.heads))} recover {row.recovered} of the way to the other maze's choice, "
+            f"{', '.join(map(head_name, control.heads))} {control.recovered}; difference "
+            f"{patching.contrast['matched']} ({patching.n} pairs)",
             patching.contrast["matched"].low > 0,
             "patching",
         )

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, LoadError
 from ..experiment import write
+from .checks import head_name
 from .embedding import embedding_distances
 from .maze import Maze, Mazes
-from .probes import wall_probes
+from .probes import one_grid, wall_probes
 from .rollout import tokenizer_of
-from .snapshot import Snapshot, _snapshot, read, restored
+from .snapshot import Snapshot, _snapshot, about_of, read, restored
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -75,7 +76,7 @@ class Consistency:
                  "adjacency heads"]  # fmt: skip
         for shape, ones in self.models.items():
             for i, one in enumerate(ones):
-                heads = ", ".join(f"L{layer}H{head}" for layer, head in one.adjacency_heads()[:3]) or "none"
+                heads = ", ".join(map(head_name, one.adjacency_heads()[:3])) or "none"
                 layers = " ".join(f"{x:.3f}" for x in one.accuracy)
                 lines.append(
                     f"{shape}, {i:<6}  {one.loss:6.3f}  {one.exact:5.1%}  {one.valid:5.1%}  {one.target:6.1%}  "
@@ -92,6 +93,9 @@ class Consistency:
                     f"{np.mean([p.embedding for p in pairs]):.2f}"
                 )
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything as JSON, numbers rounded to five digits. Raises OSError."""
@@ -158,10 +162,15 @@ def compare(
     >>> len(found.models["small"]), len(found.pairs)
     (2, 1)
     """
+    if not isinstance(models, Mapping) or not all(isinstance(ones, Sequence) for ones in models.values()):
+        raise ConfigError("compare: models: a mapping of shapes to lists of models")
     if not models or not all(models.values()):
         raise ConfigError("compare: no models, or a shape without any")
-    learn, held = Mazes.of(train), Mazes.of(test)
-    side = int(held.grids[0])
+    for ones in models.values():
+        for model in ones:
+            tokenizer_of(model)
+    kept, learn, held = about_of(about, "compare"), Mazes.of(train), Mazes.of(test)
+    side = one_grid(learn, held, "compare")
     snapshots: dict[str, list[Snapshot]] = {shape: [] for shape in models}
     seen: list[tuple[tuple[str, int], Snapshot, list[Array], Array, Array]] = []
     for shape, ones in models.items():
@@ -180,7 +189,7 @@ def compare(
     tok = tokenizer_of(next(iter(models.values()))[0])
     bag = wall_probes("bag of tokens", learn, held, methods=["ridge"], seed=seed, tokenizer=tok)["ridge"].accuracy[0]
     shapes = {shape: tuple(ones) for shape, ones in snapshots.items()}
-    return Consistency(shapes, tuple(pairs), float(bag), dict(about or {}))
+    return Consistency(shapes, tuple(pairs), float(bag), kept)
 
 
 def stored_consistency() -> Consistency | None:

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..errors import ConfigError, ShapeError, TokenError
+from ..errors import ConfigError, TokenError
 from ..train.data import generator
+from .checks import mazes_of
 from .maze import Maze, Mazes
 from .probes import inner_walls
-from .prompts import Prompts, path_prompts
+from .prompts import Prompts, path_prompts, tokens_until
 from .rollout import BATCH, tokenizer_of, walk_cells
 from .tokens import Tokenizer
 
@@ -25,50 +26,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Edits = Callable[[Array, Array], "list[Edit]"]
 """(rows [n], the positions of each from <PATH_START> on [n, room]) → edits"""
-
-
-# ---- Checks ---------------------------------------------------------------------------------------------------------
-
-
-def mazes_of(ms: Mazes | Iterable[Maze] | Maze, what: str, least: int = 2) -> Mazes:
-    """Mazes that have paths, of one grid. Raises ConfigError (too few, or a maze without a path), ShapeError."""
-    batch = Mazes.of(ms)
-    if len(batch) < least:
-        raise ConfigError(f"{what}: {len(batch)} mazes: at least {least}")
-    if (bad := np.flatnonzero(batch.path_lengths == 0)).size:
-        raise ConfigError(f"{what}: maze {bad[0]} has no way from its origin to its target")
-    sizes = np.unique(batch.grids)
-    if len(sizes) > 1:
-        raise ShapeError(f"{what}: mazes of {' and '.join(f'{g} × {g}' for g in sizes)}: one size at a time")
-    return batch
-
-
-def apart(ms: Mazes, reference: Mazes, what: str) -> None:
-    """Raises ConfigError where walls of one batch are in the other: what was learned there would be tested there; and
-    ShapeError for mazes of two sizes."""
-    if ms.grids[0] != reference.grids[0]:
-        raise ShapeError(
-            f"{what}: mazes of {ms.grids[0]} × {ms.grids[0]}, reference of {reference.grids[0]} × {reference.grids[0]}"
-        )
-    both = np.intersect1d(ms.hashes, reference.hashes)
-    if len(both):
-        raise ConfigError(
-            f"{what}: {len(both)} mazes' walls are in the mazes and in the reference: make them with split='test' and "
-            "split='train'"
-        )
-
-
-def layers_of(layers: Iterable[int] | int | None, n_layers: int, what: str) -> list[int]:
-    """Numbers of layers, checked; None: all. Raises ConfigError naming the one that there is not."""
-    if layers is None:
-        return list(range(n_layers))
-    out = [layers] if isinstance(layers, int | np.integer) else list(layers)
-    for layer in out:
-        if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not 0 <= layer < n_layers:
-            raise ConfigError(f"{what}: layer {layer!r}: there are layers 0 to {n_layers - 1}")
-    if not out:
-        raise ConfigError(f"{what}: layers is empty")
-    return [int(layer) for layer in out]
 
 
 # ---- Walking --------------------------------------------------------------------------------------------------------
@@ -141,13 +98,8 @@ def legal_steps(paths: Sequence[Array], ms: Mazes) -> Array:
     [0.5]
     """
     cells = padded(paths)
-    inside: Array = np.all((cells >= 0) & (cells < ms.grids[:, None, None]), axis=-1)
     real: Array = np.all(cells != -2, axis=-1)
-    step = np.diff(cells, axis=1)
-    way = np.select([(step == s).all(-1) for s in ((-1, 0), (0, -1), (0, 1), (1, 0))], [0, 1, 2, 3], -1)
-    here = np.where(inside[..., None], cells, 0)[:, :-1]
-    joined = ms.connections()[np.arange(len(ms))[:, None], here[..., 0], here[..., 1], way]
-    good = joined & (way >= 0) & inside[:, :-1] & inside[:, 1:] & real[:, 1:]
+    good = ms.open_steps(cells) & real[:, 1:]
     count = real[:, 1:].sum(1)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(count > 0, good.sum(1) / np.maximum(count, 1), np.nan))
@@ -198,6 +150,9 @@ class MinimalPairs:
 
     def __len__(self) -> int:
         return len(self.a)
+
+    def __repr__(self) -> str:
+        return f"{len(self)} pairs that differ in one edge, of {self.a.mazes!r}"
 
 
 def minimal_pairs(
@@ -272,10 +227,7 @@ def minimal_pairs(
     rewired = rebuilt(chosen[kept], changed[kept])
     path = rewired.batch[4].astype(int)
     following = path[np.arange(len(kept)), prompts.step[kept] + 1]
-    tokens = [
-        row[: len(row) - k - 1 + s + 1]
-        for row, k, s in zip(tok.encode_batch(rewired), rewired.path_lengths, prompts.step[kept], strict=True)
-    ]
+    tokens = tokens_until(rewired, tok, prompts.step[kept])
     a = Prompts(
         chosen[kept], [prompts.tokens[i] for i in kept], prompts.step[kept], prompts.here[kept],
         prompts.following[kept], prompts.targets[kept],

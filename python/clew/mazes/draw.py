@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ShapeError
-from .maze import Cell, Maze
+from ..errors import ConfigError, ShapeError
+from ..inputs import real_array
+from .checks import one_maze, path_within
+from .maze import Cell, Maze, cell_pair
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +23,9 @@ Array = NDArray[Any]
 def text(maze: Maze, path: ArrayLike | None = None) -> str:
     """A maze in characters: walls, O the origin, T the target, · a path between them (None: the solution).
 
+    Cells (−1, −1), tokens that are none, are left out. Raises ShapeError for what is no path, ConfigError for what is
+    no maze, or a cell outside it.
+
     >>> print(text(Maze(2, [[(0, 0), (0, 1)]], (0, 0), (0, 1)), path=[]))
     +---+---+
     | O   T |
@@ -28,7 +33,8 @@ def text(maze: Maze, path: ArrayLike | None = None) -> str:
     |   |   |
     +---+---+
     """
-    cells = maze.solution if path is None else np.asarray(path, int).reshape(-1, 2)
+    one_maze(maze, "text")
+    cells = maze.solution if path is None else path_within(path, maze, "text: path")
     marks = {tuple(cell): "·" for cell in cells.tolist()}
     marks[maze.origin], marks[maze.target] = "O", "T"
     down, right = maze.connections
@@ -60,12 +66,13 @@ def draw(
     maze
         Its walls are black lines, the origin a circle, the target a cross.
     path
-        Cells that a model walked [k, 2], drawn blue; steps through walls are dotted. Tokens that are no cells are left
-        out.
+        Cells that a model walked [k, 2], drawn blue; steps through walls are dotted. (−1, −1), a token that is no cell,
+        is left out.
     solution
         Draws the maze's solution, orange.
     values
-        A number of each cell [grid, grid], such as attention: shades of blue, with a colour bar.
+        A number of each cell [grid, grid], such as attention: shades of blue, with a colour bar. Cells whose value is
+        masked (`numpy.ma`) are hatched: they have none.
     values_label
         What they are.
     cell_labels
@@ -79,8 +86,17 @@ def draw(
     title
         Above it.
 
-    Returns a figure; nothing opens a window. Raises ShapeError naming the shape that was expected, ImportError without
-    matplotlib.
+    Returns a figure; nothing opens a window.
+
+    Raises
+    ------
+    ShapeError
+        Arrays of another shape, naming the one that was expected; what is no path.
+    ConfigError
+        What is no maze; cells outside it; values that are NaN or infinite; probabilities outside 0 to 1; words that are
+        no text; axes that are none.
+    ImportError
+        matplotlib is missing.
 
     >>> from clew import mazes
     >>> figure = draw(mazes.generate(1)[0], values=np.eye(6), values_label="attention")
@@ -89,9 +105,18 @@ def draw(
     """
     from ..plot import _axes
 
-    n = maze.grid
+    n = one_maze(maze, "draw").grid
     shade = None if values is None else _shaped(values, (n, n), "values")
     said = None if walls is None else _shaped(walls, (2, n, n), "walls")
+    if said is not None and ((said < 0) | (said > 1)).any():
+        raise ConfigError(f"draw: walls: a probability lies in 0 to 1, not {said.min():g} to {said.max():g}")
+    walked = None if path is None else path_within(path, maze, "draw: path")
+    words = _labels(cell_labels, maze)
+    for name, word in (("title", title), ("values_label", values_label)):
+        if word is not None and not isinstance(word, str):
+            raise ConfigError(f"draw: {name} = {word!r}: a text")
+    if ax is not None and not hasattr(ax, "get_figure"):
+        raise ConfigError(f"draw: ax: matplotlib's axes, not {type(ax).__name__}")
     figure, ax = _axes(ax, 1.2 + 0.55 * n, 0.9 + 0.55 * n)
     ax.set_xlim(-0.6, n - 0.4)
     ax.set_ylim(n - 0.4, -0.6)
@@ -104,25 +129,59 @@ def draw(
     if shade is not None:
         image = ax.imshow(shade, cmap="Blues", extent=(-0.5, n - 0.5, n - 0.5, -0.5), zorder=0)
         figure.colorbar(image, ax=ax, shrink=0.8, label=values_label)
+        for r, c in np.argwhere(np.ma.getmaskarray(shade)).tolist():
+            ax.fill_between(
+                [c - 0.5, c + 0.5], r - 0.5, r + 0.5, fc="white", ec="#909090", hatch="////", lw=0, zorder=0
+            )
     _draw_walls(ax, maze, said)
     if solution and len(maze.solution):
         ax.plot(maze.solution[:, 1], maze.solution[:, 0], color="#E69F00", lw=5, alpha=0.6, zorder=2, label="solution")
-    if path is not None:
-        _draw_path(ax, maze, np.asarray(path, int).reshape(-1, 2))
+    if walked is not None:
+        _draw_path(ax, maze, walked)
     ax.plot(maze.origin[1], maze.origin[0], "o", color="black", ms=9, mfc="white", mew=2, zorder=4)
     ax.plot(maze.target[1], maze.target[0], "x", color="black", ms=9, mew=2.5, zorder=4)
-    for (r, c), word in (cell_labels or {}).items():
+    for (r, c), word in words.items():
         ax.text(c, r, word, ha="center", va="center", fontsize=7, zorder=5)
     if title:
         ax.set_title(title, fontsize=10)
     return figure
 
 
+def as_walked(path: Array, maze: Maze) -> Array:
+    """A model's path as `draw` and `text` take it: cells that only larger mazes have are (−1, −1)."""
+    outside: Array = np.any((path < 0) | (path >= maze.grid), axis=1)
+    return np.where(outside[:, None], -1, path)
+
+
 def _shaped(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
-    array = np.asarray(value, float)
+    """Finite numbers of a shape, float64; masked where they are masked."""
+    mask = np.ma.getmaskarray(value) if isinstance(value, np.ma.MaskedArray) else None
+    array = real_array(np.asarray(value) if mask is not None else value, f"draw: {what}")
     if array.shape != shape:
         raise ShapeError(f"draw: {what} of shape {list(array.shape)}, the maze needs {list(shape)}")
-    return array
+    shown = array.ravel() if mask is None else array[~mask]
+    if not np.isfinite(shown).all():
+        raise ConfigError(f"draw: {what} hold NaN or infinity: numbers must be finite")
+    return array if mask is None else np.ma.masked_array(array, mask)
+
+
+def _labels(value: Mapping[Cell, str] | None, maze: Maze) -> dict[Cell, str]:
+    """Words by cell, checked; ConfigError, ShapeError."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"draw: cell_labels: a mapping of cells to words, not {type(value).__name__}")
+    out: dict[Cell, str] = {}
+    for key, word in value.items():
+        cell = cell_pair(key)
+        if not isinstance(word, str):
+            raise ConfigError(f"draw: cell_labels: the label of ({cell[0]},{cell[1]}) is {word!r}, no text")
+        if not all(0 <= i < maze.grid for i in cell):
+            raise ConfigError(
+                f"draw: cell_labels: ({cell[0]},{cell[1]}) lies outside a grid of {maze.grid} × {maze.grid}"
+            )
+        out[cell] = word
+    return out
 
 
 def _bar(r: int, c: int, right: bool) -> tuple[list[float], list[float]]:
@@ -142,7 +201,7 @@ def _draw_walls(ax: Axes, maze: Maze, said: Array | None) -> None:
                     if not open_:
                         ax.plot(x, y, color="black", lw=3, solid_capstyle="projecting", zorder=3)
                     continue
-                shown = float(np.clip(said[int(right), r, c], 0, 1))
+                shown = float(said[int(right), r, c])
                 if (shown > 0.5) != open_:
                     ax.plot(x, y, color="black", lw=9, solid_capstyle="butt", zorder=3)
                 ax.plot(x, y, color=(1, shown, shown), lw=6, solid_capstyle="butt", zorder=3)

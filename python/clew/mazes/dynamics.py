@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from ..descent.steps import spearman
 from ..errors import ConfigError, LoadError
 from ..experiment import write
+from ..inputs import check_path
 from ..model import Model, load
+from .checks import head_name, whole_number
 from .maze import Maze, Mazes
-from .snapshot import FIELDS, Snapshot, read, restored, snapshot
+from .snapshot import FIELDS, Snapshot, about_of, read, restored, snapshot
 
 Array = NDArray[Any]
 
@@ -58,12 +60,15 @@ class Dynamics:
         """A line for each checkpoint."""
         lines = ["   step    loss  exact  valid  target  streak  probes (layer)  majority  adjacency heads"]
         for step, one in zip(self.steps.tolist(), self.snapshots, strict=True):
-            heads = ", ".join(f"L{layer}H{head}" for layer, head in one.adjacency_heads()[:3]) or "none"
+            heads = ", ".join(map(head_name, one.adjacency_heads()[:3])) or "none"
             lines.append(
                 f"{step:>7}  {one.loss:6.3f}  {one.exact:5.1%}  {one.valid:5.1%}  {one.target:6.1%}  {one.streak:6.2f}"
                 f"  {one.accuracy.max():7.1%} ({one.best})     {one.majority:7.1%}  {heads}"
             )
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything as JSON, numbers rounded to five digits. Raises OSError."""
@@ -88,6 +93,7 @@ def kept_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
     Traceback (most recent call last):
     clew.errors.LoadError: nowhere: no directory step-N with a model (config.json) in it
     """
+    check_path(folder=folder)
     found = {}
     for path in Path(folder).glob("step-*"):
         number = path.name.removeprefix("step-")
@@ -137,18 +143,23 @@ def over_training(
     >>> found.steps.tolist(), found["accuracy"].shape
     ([0, 10], (2, 2))
     """
-    kept: dict[int, Any]
-    kept = dict(kept_checkpoints(checkpoints) if isinstance(checkpoints, str | os.PathLike) else checkpoints)
-    if not kept:
+    given = kept_checkpoints(checkpoints) if isinstance(checkpoints, str | os.PathLike) else checkpoints
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"over_training: checkpoints: a mapping of steps to models, not {type(given).__name__}")
+    if not given:
         raise ConfigError("over_training: no checkpoints")
-    learn, held = Mazes.of(train), Mazes.of(test)
-    steps = sorted(int(step) for step in kept)
+    kept = {whole_number(step, "over_training: a step"): source for step, source in given.items()}
+    for source in kept.values():
+        if not isinstance(source, Model | str | os.PathLike):
+            raise ConfigError(f"over_training: a checkpoint is a model or a path, not {type(source).__name__}")
+    told, learn, held = about_of(about, "over_training"), Mazes.of(train), Mazes.of(test)
+    steps = sorted(kept)
     snapshots = []
     for step in steps:
         source = kept[step]
         model = source if isinstance(source, Model) else load(source)
         snapshots.append(snapshot(model, learn, held, walks=walks, seed=seed))
-    return Dynamics(np.array(steps), tuple(snapshots), dict(about or {}))
+    return Dynamics(np.array(steps), tuple(snapshots), told)
 
 
 def stored_dynamics() -> Dynamics | None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, ShapeError
+from ..inputs import as_array
+from .checks import path_of
 from .maze import Maze, Mazes
 
 
@@ -17,7 +19,8 @@ def from_maze_dataset(value: Any) -> Maze | Mazes:
 
     `maze-dataset` itself is not needed: what is read is `connection_list`, `start_pos`, `end_pos` and `solution`.
 
-    Raises ConfigError for a maze without start and end, ShapeError for one that is not a square.
+    Raises ConfigError for a maze without start and end, ShapeError for one that is not a square or whose arrays hold
+    other things.
 
     >>> from types import SimpleNamespace
     >>> walls = np.zeros((2, 2, 2), bool)
@@ -34,41 +37,48 @@ def from_maze_dataset(value: Any) -> Maze | Mazes:
 
 
 def _one(value: Any) -> Maze:
-    walls = np.asarray(getattr(value, "connection_list", None))
+    walls = as_array(getattr(value, "connection_list", None), "from_maze_dataset: connection_list")
     if walls.ndim != 3 or walls.shape[0] != 2 or walls.shape[1] != walls.shape[2]:
         raise ShapeError(f"from_maze_dataset: connection_list {list(walls.shape)}, expected [2, grid, grid]")
+    if walls.dtype.kind not in "biuf" or not ((walls == 0) | (walls == 1)).all():
+        raise ShapeError(f"from_maze_dataset: connection_list must hold True and False, not other {walls.dtype}")
     solution = getattr(value, "solution", None)
-    ends = [getattr(value, name, None) for name in ("start_pos", "end_pos")]
-    if solution is not None and len(solution):
-        ends = [solution[0], solution[-1]]
+    path = None if solution is None else path_of(solution, "from_maze_dataset: solution")
+    ends: list[Any] = [getattr(value, name, None) for name in ("start_pos", "end_pos")]
+    if path is not None and len(path):
+        ends = [path[0], path[-1]]
     if any(end is None for end in ends):
         raise ConfigError("from_maze_dataset: the maze has no start and end: give a SolvedMaze or TargetedLatticeMaze")
     grid = walls.shape[1]
     r, c, way = np.nonzero(np.moveaxis(walls.astype(bool), 0, -1))
     here = np.stack([r, c], axis=1)
     there = here + np.stack([way == 0, way == 1], axis=1)
-    solution = None if solution is None or len(solution) == 0 else np.asarray(solution).astype(int)
-    origin, target = (np.asarray(end).astype(int) for end in ends)
-    return Maze(grid, np.stack([here, there], axis=1), origin, target, solution)
+    known = path if path is not None and len(path) else None
+    return Maze(grid, np.stack([here, there], axis=1), ends[0], ends[1], known)
 
 
 def to_maze_dataset(maze: Maze | Mazes | Iterable[Maze]) -> Any:
     """A `maze_dataset.SolvedMaze`, or a list of them.
 
-    Raises ImportError without `maze-dataset`, ConfigError for a maze without a path.
+    Raises ConfigError for what is no maze, or a maze without a path; ImportError without `maze-dataset`.
 
     >>> from clew import mazes
     >>> to_maze_dataset(mazes.generate(1)[0]).connection_list.shape            # doctest: +SKIP
     (2, 6, 6)
     """
+    ms = Mazes.of(maze)
+    if (bad := np.flatnonzero(ms.path_lengths == 0)).size:
+        raise ConfigError(f"to_maze_dataset: {ms[int(bad[0])]!r}: a SolvedMaze has a path")
     try:
-        from maze_dataset import SolvedMaze  # type: ignore[import-not-found]
+        import maze_dataset  # type: ignore[import-not-found]  # noqa: F401
     except ImportError as error:
         raise ImportError("to_maze_dataset needs maze-dataset: pip install maze-dataset 'muutils<0.9'") from error
-    if not isinstance(maze, Maze):
-        return [to_maze_dataset(item) for item in maze]
-    if len(maze.solution) == 0:
-        raise ConfigError(f"to_maze_dataset: {maze!r}: a SolvedMaze has a path")
+    return _solved(maze) if isinstance(maze, Maze) else [_solved(item) for item in ms]
+
+
+def _solved(maze: Maze) -> Any:
+    from maze_dataset import SolvedMaze
+
     meta = {"func_name": "clew", "grid_shape": np.array([maze.grid] * 2), "fully_connected": False}
     cells = {tuple(cell) for cell in np.argwhere(maze.distances()[np.dot(maze.origin, [maze.grid, 1])].reshape(
         maze.grid, maze.grid) >= 0).tolist()}  # fmt: skip

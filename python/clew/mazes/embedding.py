@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..train.data import generator
+from .checks import MOST_DRAWS, whole_number
 from .rollout import tokenizer_of
 from .tokens import Tokenizer
 
@@ -41,6 +42,12 @@ class EmbeddingDistances:
     def p(self) -> float:
         """Share of shuffles, this order among them, whose correlation is as large (Mantel 1967)."""
         return float((1 + (self.control >= self.r).sum()) / (1 + len(self.control)))
+
+    def __repr__(self) -> str:
+        return (
+            f"EmbeddingDistances, {self.metric}, of {len(self.distance):,} pairs of {self.grid} × {self.grid} cells: "
+            f"r = {self.r:.3f} with Manhattan distance, p = {self.p:.3g} of {len(self.control)} shuffles"
+        )
 
     def by_distance(self) -> tuple[Array, Array, Array]:
         """Manhattan distances, and mean and standard deviation of the embeddings' distances there."""
@@ -83,6 +90,7 @@ def embedding_distances(
     (1176, True)
     """
     tok = tokenizer_of(model, tokenizer)
+    draws = whole_number(draws, "embedding_distances: draws", 1, MOST_DRAWS)
     side = tok.grid if grid is None else grid
     if isinstance(side, bool) or not isinstance(side, int | np.integer) or not 2 <= side <= tok.grid:
         raise ConfigError(f"grid = {grid!r}: the vocabulary has cells of 2 to {tok.grid} rows")

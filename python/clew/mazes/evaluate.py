@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..errors import ConfigError, SiteError
+from ..inputs import check_seed
 from ..train.data import generator
-from .generate import generate
+from .checks import names_of, path_of, whole_number
+from .generate import KINDS, generate
 from .maze import Maze, Mazes
+from .prompts import NORMAL_95
 from .rollout import BATCH, rollouts, tokenizer_of, walk_cells
 from .tokens import Tokenizer
 
@@ -55,7 +58,7 @@ PAPER: dict[str, dict[str, dict[str, float]]] = {
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of successes with its Wilson interval (Wilson 1927).
+    """A share of successes with its Wilson interval (Wilson 1927). Raises ConfigError for more successes than trials.
 
     >>> rate = Rate(8, 10)
     >>> f"{rate.value:.2f} in {rate.low:.3f} … {rate.high:.3f}"
@@ -64,8 +67,11 @@ class Rate:
 
     successes: int
     n: int
-    z: float = 1.959963984540054
+    z: float = NORMAL_95
     """Standard deviations: 95 %."""
+
+    def __post_init__(self) -> None:
+        whole_number(self.successes, "Rate: successes", 0, whole_number(self.n, "Rate: n"))
 
     @property
     def value(self) -> float:
@@ -109,11 +115,17 @@ class Judgement:
     streak: Array
     """Cells at its beginning that agree with the solution, int."""
 
+    def __repr__(self) -> str:
+        return (
+            f"Judgement of {len(self.exact)} paths: {self.exact.sum()} exact, {self.valid.sum()} valid, "
+            f"{self.target.sum()} to the target, {self.shortest.sum()} shortest"
+        )
+
 
 def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgement:
     """Compares paths [k, 2] with their mazes; (−1, −1) stands for a token that is no cell.
 
-    Raises ConfigError where the numbers of paths and mazes differ.
+    Raises ConfigError where the numbers of paths and mazes differ, ShapeError for what is no path.
 
     Example
     -------
@@ -125,6 +137,9 @@ def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgemen
     ([True, False, False], [True, True, True], [True, True, False])
     """
     batch = Mazes.of(ms)
+    if isinstance(paths, str) or not isinstance(paths, Iterable):
+        raise ConfigError(f"judge: paths: a list of paths, not {type(paths).__name__}")
+    paths = [path_of(path, f"judge: path {i}") for i, path in enumerate(paths)]
     if len(paths) != len(batch):
         raise ConfigError(f"judge: {len(paths)} paths, {len(batch)} mazes")
     n = len(batch)
@@ -139,11 +154,7 @@ def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgemen
     rows = np.arange(n)
     real: Array = np.less(np.arange(width), lengths[:, None])
     cells: Array = np.all((walked >= 0) & (walked < batch.grids[:, None, None]), axis=-1)
-    connections = batch.connections()
-    step = np.diff(walked, axis=1)
-    way = np.select([np.equal(step, s).all(-1) for s in ((-1, 0), (0, -1), (0, 1), (1, 0))], [0, 1, 2, 3], -1)
-    here = np.where(cells[..., None], walked, 0)[:, :-1]
-    joined = (way >= 0) & connections[rows[:, None], here[..., 0], here[..., 1], way]
+    joined = batch.open_steps(walked)
     valid = (lengths > 0) & (cells | ~real).all(1) & (joined | ~real[:, 1:]).all(1)
     last = walked[rows, np.maximum(lengths - 1, 0)]
     target = (lengths > 0) & (last == batch.ends[:, 1]).all(-1)
@@ -171,13 +182,15 @@ class Evaluation(Mapping[str, Rate]):
         """Bool [n]: did <PATH_END> end the path?"""
         self.tasks = tasks
         """Task → int [n]: 1 right, 0 wrong, −1 the maze has no such token."""
-        self._rows = {name: _rate(self._path(name)) for name in PATHS}
-        self._rows |= {name: _rate(found[found >= 0] == 1) for name, found in tasks.items()}
+        self._rows = {name: rate_of(self._path(name)) for name in PATHS}
+        self._rows |= {name: rate_of(found[found >= 0] == 1) for name, found in tasks.items()}
 
     def _path(self, name: str) -> Array:
         return self.ended if name == "ended" else np.asarray(getattr(self.judgement, name))
 
     def __getitem__(self, row: str) -> Rate:
+        if not isinstance(row, str) or row not in self._rows:
+            raise SiteError(f"row {row!r}: there are {', '.join(self._rows)}")
         return self._rows[row]
 
     def __iter__(self) -> Iterator[str]:
@@ -195,7 +208,8 @@ class Evaluation(Mapping[str, Rate]):
         """Cells of the solution → exact, valid, target, shortest, ended."""
         lengths = self.mazes.path_lengths
         return {
-            int(k): {name: _rate(self._path(name)[lengths == k]) for name in PATHS} for k in np.unique(lengths).tolist()
+            int(k): {name: rate_of(self._path(name)[lengths == k]) for name in PATHS}
+            for k in np.unique(lengths).tolist()
         }
 
     def __repr__(self) -> str:
@@ -207,7 +221,8 @@ class Evaluation(Mapping[str, Rate]):
         return f"<table><caption>{escape(repr(self.mazes))}</caption>{cells}</table>"
 
 
-def _rate(found: Array) -> Rate:
+def rate_of(found: Array) -> Rate:
+    """The share of True, with its interval."""
     return Rate(int(np.count_nonzero(found)), len(found))
 
 
@@ -311,13 +326,17 @@ class Table:
         """Kind of maze → evaluation; how the mazes were made."""
 
     def __getitem__(self, kind: str) -> Evaluation:
+        if not isinstance(kind, str) or kind not in self.columns:
+            raise SiteError(f"kind {kind!r}: there are {', '.join(self.columns)}")
         return self.columns[kind]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.columns)
 
     def below(self, model: str = "hallway") -> list[tuple[str, str]]:
-        """(kind, row) of every figure that lies below the paper's model."""
+        """(kind, row) of every figure that lies below the paper's model, "hallway" or "jirpy". Raises ConfigError."""
+        if not isinstance(model, str) or model not in PAPER:
+            raise ConfigError(f"model = {model!r}: one of {', '.join(PAPER)}")
         return [
             (kind, row)
             for kind, column in self.columns.items()
@@ -374,8 +393,9 @@ def table(
     >>> mazes.table(model, 8, grid=3)["rdfs"]["target"].n
     8
     """
+    check_seed(seed)
     columns = {
         kind: evaluate(model, generate(n, grid, kind, seed, split=split), tokenizer=tokenizer, seed=seed)
-        for kind in kinds
+        for kind in names_of(kinds, "table: kinds", KINDS)
     }
     return Table(columns, f"{n} mazes of {grid} × {grid} of each kind, seed {seed}, split {split!r}")

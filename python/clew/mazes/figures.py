@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..plot import _axes, _bar, _Figure, curves
-from .draw import draw
+from .draw import as_walked, draw
 from .evaluate import PAPER, TASKS
 
 if TYPE_CHECKING:
@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+ROW_WORDS = {
+    "exact": "path: the solution", "valid": "path: through no wall", "target": "path: ends at the target",
+    "path_start": "token: <PATH_START>", "origin_after_path_start": "token: the origin",
+    "first_path_choice": "token: the first step", "rand_path_token": "token: some next cell",
+    "rand_path_token_nonend": "token: a cell amid the path", "final_before_path_end": "token: the target",
+    "path_end": "token: <PATH_END>",
+}  # fmt: skip
+"""Rows of Table 1 as figures name them."""
+KIND_WORDS = {
+    "forkless": "forkless: one corridor", "rdfs": "rdfs: a tree, with forks", "prdfs": "prdfs: a tree and more edges",
+}  # fmt: skip
+PAPER_MODELS = {"hallway": "paper: hallway, 1.2 M parameters", "jirpy": "paper: jirpy, 9.6 M parameters"}
+
 
 def _panels(n: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, list[Any]]:
     figure = _Figure(figsize=(width, height), dpi=120, layout="constrained")
@@ -39,33 +52,38 @@ def solved(shown: Shown) -> Figure:
     n = len(shown.paths)
     figure, axes = _panels(n, 0.6 + 3.2 * n, 3.6)
     for ax, maze, path, kind, exact in zip(axes, shown.mazes, shown.paths, shown.kinds, shown.exact, strict=True):
-        draw(maze, path=path, ax=ax, title=f"{kind}: {'solved' if exact else 'not solved'}")
+        draw(maze, path=as_walked(path, maze), ax=ax)
+        ax.set_title(f"{kind}: {'solved' if exact else 'not solved'}", fontsize=14)  # legible on a telephone too
     return figure
 
 
 def evaluation(table: Table) -> Figure:
-    """Rows of Table 1 by kind of maze, with 95 % intervals, beside the paper's two models."""
+    """Rows of Table 1 by kind of maze, one below the other, with 95 % intervals, beside the paper's two models."""
     rows = ["exact", "valid", "target", *TASKS]
-    figure, axes = _panels(len(table.columns), 1.6 + 2.7 * len(table.columns), 4.2, sharey=True)
+    n = len(table.columns)
+    figure = _Figure(figsize=(5.4, 1.2 + 2.3 * n), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = np.atleast_1d(figure.subplots(n, 1, sharex=True))
     y = np.arange(len(rows))[::-1]
     for ax, (kind, column) in zip(axes, table.columns.items(), strict=True):
         rates = [column[row] for row in rows]
         value = np.array([100 * rate.value for rate in rates])
         off = np.abs(np.array([(100 * rate.low, 100 * rate.high) for rate in rates]).T - value)
-        ax.errorbar(value, y, xerr=off, fmt="o", color="#000000", markersize=5, capsize=3, label="here", zorder=3)
+        ax.errorbar(value, y, xerr=off, fmt="o", color="#000000", ms=5, capsize=3, label="this model, 95 %", zorder=3)
         for (name, columns), (colour, marker) in zip(PAPER.items(), (("#0072B2", "s"), ("#D55E00", "^")), strict=True):
             if kind in columns:
-                ax.plot(
-                    [columns[kind][row] for row in rows], y, marker, color=colour, mfc="none", label=f"paper: {name}"
-                )
-        ax.set_title(kind, fontsize=10)
+                percent = [columns[kind][row] for row in rows]
+                ax.plot(percent, y, marker, color=colour, mfc="none", label=PAPER_MODELS[name])
+        ax.set_title(KIND_WORDS.get(kind, kind), fontsize=10)
+        ax.set_yticks(y, [ROW_WORDS[row] for row in rows])
+        ax.axhline(len(TASKS) - 0.5, color="#909090", lw=0.8)  # whole paths above, single tokens below
         ax.set_xlim(-3, 103)
-        ax.set_xlabel("%")
         ax.grid(color="#DDDDDD", linewidth=0.8)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(y, rows)
-    axes[0].legend(fontsize=8, framealpha=1.0, edgecolor="none")
+    axes[-1].set_xlabel("% right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center")
     return figure
 
 
@@ -122,12 +140,18 @@ def adjacency_scores(found: AdjacencyHeads) -> Figure:
 
 
 def adjacency_head(shown: Shown) -> Figure:
-    """Attention of a head, from the cell that a ring marks, over the maze."""
+    """Attention of a head, from the cell that a ring marks, over the maze.
+
+    A head looks at its own cell most, which would leave the rest pale: that cell is hatched, and has no colour.
+    """
     layer, head = shown.head
+    values = np.ma.masked_array(shown.attention, np.zeros(shown.attention.shape, bool))
+    values[shown.here] = np.ma.masked
     figure = draw(
-        shown.maze, values=shown.attention, values_label="attention to the cell's tokens",
+        shown.maze, values=values, values_label="attention to the cell's tokens",
         path=shown.maze.solution[: shown.step + 1], solution=False,
-        title=f"Layer {layer}, head {head}: where it looks",
+        title=f"Layer {layer}, head {head}: where it looks from the ring\n"
+        f"(its own cell, hatched: {shown.attention[shown.here]:.0%}, left out)",
     )  # fmt: skip
     figure.axes[0].plot(shown.here[1], shown.here[0], "o", color="#D55E00", ms=13, mfc="none", mew=2, zorder=6)
     return figure

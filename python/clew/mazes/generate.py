@@ -9,14 +9,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError
-from ..inputs import as_array
-from ..train.data import check_seed
+from ..inputs import as_array, check_seed
+from .checks import room_for, whole_number
 from .maze import Batch, Maze, Mazes, check_grid
 
 Array = NDArray[Any]
 
 KINDS = ("rdfs", "forkless", "prdfs", "wilson", "percolation")
 """Kinds of mazes, in the order of the core's enumeration."""
+MOST_MAZES = 2**63 - 1
+"""Numbers of mazes end here: the core counts in 64 bits."""
 _PARTS = (None, "train", "test")
 _ENDS = ("anywhere", "dead end")
 _P = {"prdfs": 0.1, "percolation": 0.4}
@@ -74,6 +76,8 @@ def generate(
     ------
     ConfigError
         A size, kind or rule that does not exist, or rules that none of 10,000 mazes in a row fits; an empty split.
+    MemoryError
+        More mazes than the machine has memory for, before any is made.
 
     Example
     -------
@@ -82,10 +86,7 @@ def generate(
     >>> len(ms), ms[0].edges.shape, ms[7] == mazes.generate(8, grid=5, kind="wilson", seed=3)[7]
     (100, (24, 2, 2), True)
     """
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
-        raise ConfigError(f"generate: n = {n!r}, must be a whole number, at least 0")
-    if isinstance(first, bool) or not isinstance(first, int | np.integer) or first < 0:
-        raise ConfigError(f"generate: first = {first!r}, must be a whole number, at least 0")
+    n, first = whole_number(n, "generate: n"), whole_number(first, "generate: first", 0, MOST_MAZES)
     side = check_grid(grid)
     if kind not in KINDS:
         raise ConfigError(f"generate: kind = {kind!r}; known: {', '.join(KINDS)}")
@@ -105,10 +106,12 @@ def generate(
             raise ConfigError(
                 "generate: start and target allow one cell, the same: with distinct=True there is no maze"
             )
-    batch = _empty(int(n), side, kind)
+    if not isinstance(distinct, bool | np.bool_):
+        raise ConfigError(f"generate: distinct = {distinct!r}: True or False")
+    batch = _empty(n, side, kind)
     try:
         _core.maze_generate(
-            batch, int(first), KINDS.index(kind), side, float(p), ends[0][0], ends[1][0], ends[0][1], ends[1][1],
+            batch, first, KINDS.index(kind), side, float(p), ends[0][0], ends[1][0], ends[0][1], ends[1][1],
             bool(distinct), _PARTS.index(split), below, check_seed(seed) % 2**64,
         )  # fmt: skip
     except ConfigError as error:
@@ -120,6 +123,7 @@ def generate(
 
 def _empty(n: int, side: int, kind: str) -> Batch:
     edges = 2 * side * (side - 1) if kind in _P else side * side - 1
+    room_for(n * (4 * edges + 2 * side * side + 13), f"generate: {n:,} mazes of {side} × {side}")
     return (
         np.zeros(n, np.uint8),
         np.empty((n, edges, 2, 2), np.uint8),

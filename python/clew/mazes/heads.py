@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from ..attribution import apply_ln_to_stack
 from ..errors import ConfigError, SiteError
 from ..train.data import generator
+from .checks import MOST_DRAWS, Head, head_pair, one_maze, one_size, share_of, whole_number
 from .maze import Maze, Mazes
-from .prompts import check_length, path_prompts
+from .prompts import NORMAL_95, check_length, path_prompts
 from .rollout import tokenizer_of
-from .tokens import Tokenizer
+from .tokens import ADJLIST_END, PADDING, PATH_START, Tokenizer
 
 if TYPE_CHECKING:
     from ..model import Model
     from .prompts import Prompts
 
 Array = NDArray[Any]
-Head = tuple[int, int]
 
 PLACES = ("adjacency list", "origin and target", "path")
 """Where cells stand in a prompt."""
@@ -67,6 +67,26 @@ class LogitAttribution:
     def ranked(self) -> list[Head]:
         """(layer, head), the largest contribution first."""
         return _order(self.heads)
+
+    def table(self, k: int | None = None) -> str:
+        """The k heads with the largest contributions, and the other parts, as text; None: all heads."""
+        lines = [
+            f"logit of the right cell over the mean of the others, {self.n} prompts ({self.position}): "
+            f"{self.total:.3f}, of which",
+            "head    adds [95 %]",
+        ]
+        for layer, head in self.ranked()[: None if k is None else whole_number(k, "table: k")]:
+            at = (layer, head)
+            lines.append(f"L{layer}H{head:<3} {self.heads[at]:+.3f} [{self.low[at]:+.3f}, {self.high[at]:+.3f}]")
+        lines += [f"MLP {layer}  {value:+.3f}" for layer, value in enumerate(self.mlps)]
+        lines.append(
+            f"biases of attention {self.biases.sum():+.3f}, embedding {self.embedding:+.3f}, constant "
+            f"{self.constant:+.3f}"
+        )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
 
 
 def logit_attribution(
@@ -133,7 +153,7 @@ def logit_attribution(
     each, n = np.concatenate(parts, axis=1), len(prompts)
     mean, error = each.mean(1), each.std(1, ddof=1 if n > 1 else 0) / np.sqrt(n)
     count = n_layers * n_heads
-    heads, width = mean[:count].reshape(n_layers, n_heads), 1.959964 * error[:count].reshape(n_layers, n_heads)
+    heads, width = mean[:count].reshape(n_layers, n_heads), NORMAL_95 * error[:count].reshape(n_layers, n_heads)
     return LogitAttribution(
         position, heads, heads - width, heads + width, mean[count : count + n_layers],
         mean[count + n_layers : count + 2 * n_layers], float(mean[-1]), float(np.concatenate(constants).mean()),
@@ -182,13 +202,17 @@ class AdjacencyHeads:
     """[place, distance]"""
 
     def ranked(self, least_mass: float = 0.0) -> list[Head]:
-        """(layer, head), the highest score first; heads with less attention to the adjacency list's cells come last."""
+        """(layer, head), the highest score first; heads with less attention to the adjacency list's cells come last.
+
+        Raises ConfigError for a mass that is no share.
+        """
+        least_mass = share_of(least_mass, "least_mass")
         return _order(np.where(self.mass_by_place[0] >= least_mass, self.score, -np.inf))
 
     def table(self, k: int | None = None) -> str:
         """The k highest heads as text; None: all."""
         lines = ["head    score  [95 %]             path length 1  behind walls  mass  (× uniform; mass: all cells)"]
-        for layer, head in self.ranked()[:k]:
+        for layer, head in self.ranked()[: None if k is None else whole_number(k, "table: k")]:
             at = (layer, head)
             span = f"[{self.low[at]:+.2f}, {self.high[at]:+.2f}]"
             lines.append(
@@ -196,6 +220,9 @@ class AdjacencyHeads:
                 f"{self.walled_over_uniform[at]:12.2f}  {self.mass[at]:.2f}"
             )
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
 
 
 def adjacency_heads(
@@ -231,9 +258,10 @@ def adjacency_heads(
     ((2, 4), 8, True)
     """
     tok = tokenizer_of(model, tokenizer)
+    draws = whole_number(draws, "adjacency_heads: draws", 1, MOST_DRAWS)
     prompts = path_prompts(ms, tok, position, seed)
     check_length(model, prompts)
-    side = int(prompts.mazes.grids[0])
+    side = one_size(prompts.mazes, "adjacency_heads")
     bins = side * side
     by_path, by_manhattan, count_path, count_manhattan, behind, count_behind = _sums(model, prompts, tok, bins)
     n = len(prompts)
@@ -282,12 +310,12 @@ def _sums(model: Model, prompts: Prompts, tok: Tokenizer, bins: int) -> tuple[Ar
         part = prompts.mazes[rows]
         steps = part.distances()
         width = pattern.shape[-1]
-        ids = np.full((len(tokens), width), 10)
+        ids = np.full((len(tokens), width), PADDING)
         for i, row in enumerate(tokens):
             ids[i, : len(row)] = row
         cells = tok.cells_of(ids)
         there = cells[..., 0] >= 0
-        past = np.cumsum(ids == 1, axis=1) + np.cumsum(ids == 6, axis=1)  # <ADJLIST_END>, <PATH_START>
+        past = np.cumsum(ids == ADJLIST_END, axis=1) + np.cumsum(ids == PATH_START, axis=1)  # number of the place
         here = prompts.here[rows]
         at = np.arange(len(tokens))[:, None]
         number = np.where(there, cells @ [side, 1], 0)
@@ -314,8 +342,8 @@ def attention_over(model: Model, maze: Maze, head: Head, step: int = 0, *, token
     From path cell number `step` (0: the origin), the true path before it; summed over all of a cell's tokens up to
     there. What goes to other tokens is missing: the sum lies below 1. `clew.mazes.draw(maze, values=...)` shows it.
 
-    Raises ConfigError for a step that the path does not have, SiteError for a head that the model does not have,
-    TokenError as :func:`adjacency_heads`.
+    Raises ConfigError for what is no single maze, no pair or no step of the path, SiteError for a head that the model
+    does not have, TokenError as :func:`adjacency_heads`.
 
     >>> import clew
     >>> from clew import mazes
@@ -325,12 +353,13 @@ def attention_over(model: Model, maze: Maze, head: Head, step: int = 0, *, token
     ((4, 4), True)
     """
     tok = tokenizer_of(model, tokenizer)
-    if not 0 <= step < len(maze.solution):
-        raise ConfigError(f"attention_over: step {step}: the path has cells 0 to {len(maze.solution) - 1}")
-    layer, n = head
+    k = len(one_maze(maze, "attention_over").solution)
+    if isinstance(step, bool) or not isinstance(step, int | np.integer) or not 0 <= step < k:
+        raise ConfigError(f"attention_over: step {step!r}: the path has cells 0 to {k - 1}")
+    layer, n = head_pair(head)
     if not 0 <= n < model.config.n_heads:
         raise SiteError(f"attention_over: head {n}: the model has heads 0 to {model.config.n_heads - 1}")
-    ids = tok.encode(maze)[: step - len(maze.solution)]
+    ids = tok.encode(maze)[: step - k]
     run = model.run(ids, capture=[("pattern", layer)], positions=[-1], logits=None)
     cells = tok.cells_of(ids)
     there = cells[:, 0] >= 0

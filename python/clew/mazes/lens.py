@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..lens import TunedLens, unembed
+from ..model import check_model
 from ..probe import Moments
+from .checks import mazes_of
 from .maze import Maze, Mazes
-from .prompts import cell_mass, neighbours, softmax
+from .prompts import NORMAL_95, cell_mass, neighbours, softmax
 from .rollout import rollouts, tokenizer_of, walk_cells
 from .tokens import Tokenizer
 
@@ -49,6 +51,9 @@ class Steps:
 
     def __len__(self) -> int:
         return len(self.maze)
+
+    def __repr__(self) -> str:
+        return f"{len(self)} steps on the paths of {self.mazes!r}"
 
     def streams(self, model: Model, size: int = 64) -> Iterator[tuple[slice, Array]]:
         """(places, the stream after every layer there [layer, places, d_model]), `size` mazes at a time."""
@@ -108,7 +113,7 @@ def path_lens(model: Model, steps: Steps, lam: float = 1e-3) -> tuple[TunedLens,
     """The tuned lens learned on paths alone, and its control: the same with every stream led to another place's end.
 
     Both by ridge regression of the difference between the last layer's stream and each layer's, so that λ pulls
-    towards the logit lens. Raises ConfigError for a negative lam.
+    towards the logit lens. Raises ConfigError for a negative lam, or what are no places on paths.
 
     >>> import clew
     >>> from clew import mazes
@@ -117,6 +122,9 @@ def path_lens(model: Model, steps: Steps, lam: float = 1e-3) -> tuple[TunedLens,
     >>> tuned.weight.shape, bool((tuned.weight[-1] == np.eye(128)).all())
     ((2, 128, 128), True)
     """
+    if not isinstance(steps, Steps):
+        raise ConfigError(f"path_lens: steps: places on paths, as path_steps gives, not {type(steps).__name__}")
+    check_model(model)
     sums = Moments()
     for _, x in steps.streams(model):
         x = x.astype(np.float64)
@@ -185,6 +193,9 @@ class LensMasses:
             )
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return self.table()
+
 
 def lens_masses(
     model: Model,
@@ -206,7 +217,7 @@ def lens_masses(
         Mazes whose solutions the tuned lens learns from, or a tuned lens; there is no "shuffled" control of a given
         one: its rows are NaN.
     test
-        Mazes to look at, of one grid.
+        Mazes to look at, of one grid, at least two: each is the other one's control.
     paths
         "solution": along the mazes' own paths; "model": along the model's, as the paper's 50 rollouts.
     lam
@@ -215,7 +226,9 @@ def lens_masses(
     Raises
     ------
     ConfigError
-        Walls that are in both parts, another name of paths, no path of two cells.
+        Walls that are in both parts, another name of paths, no path of two cells, fewer than two mazes.
+    ShapeError
+        Mazes of several grids to look at.
     TokenError
         A model of other tokens, mazes larger than its vocabulary or its positions.
 
@@ -231,7 +244,7 @@ def lens_masses(
     """
     tok = tokenizer_of(model, tokenizer)
     lenses: dict[str, TunedLens | None] = {"logit": None}
-    n_train, held = 0, Mazes.of(test)
+    n_train, held = 0, mazes_of(test, "lens_masses")
     if isinstance(train, TunedLens):
         if train.model is not model:
             raise ConfigError("lens_masses: the tuned lens was made for another model")
@@ -294,7 +307,7 @@ def _interval(values: Array, maze: Array) -> tuple[Array, Array]:
     m = int(group.max()) + 1
     off = np.stack([np.bincount(group, row, m) for row in values - mean[:, None]])
     # of a ratio of sums over mazes (Cochran 1977, eq. 6.13)
-    width = 1.959964 * np.sqrt(np.square(off).sum(-1) * m / max(1, m - 1)) / values.shape[1]
+    width = NORMAL_95 * np.sqrt(np.square(off).sum(-1) * m / max(1, m - 1)) / values.shape[1]
     return mean - width, mean + width
 
 

@@ -17,6 +17,8 @@ Array = NDArray[Any]
 Cell = tuple[int, int]
 Batch = tuple[Array, Array, Array, Array, Array, Array]
 
+WAYS = np.array([(-1, 0), (0, -1), (0, 1), (1, 0)])
+"""Up, left, right, down: the last axis of :meth:`Mazes.connections`."""
 LARGEST = 20
 """Rows and columns that a maze has at most."""
 
@@ -61,7 +63,7 @@ class Maze:
     ) -> None:
         side = check_grid(grid)
         pairs = _cells(edges, "edges", side).reshape(-1, 2, 2)
-        ends = np.stack([_cells(origin, "origin", side).reshape(2), _cells(target, "target", side).reshape(2)])
+        ends = np.stack([_cell(origin, "origin", side), _cell(target, "target", side)])
         if (np.abs(np.diff(pairs.astype(int), axis=1)).sum((1, 2)) != 1).any():
             first = int(np.flatnonzero(np.abs(np.diff(pairs.astype(int), axis=1)).sum((1, 2)) != 1)[0])
             raise ConfigError(f"Maze: edge {first} joins {_name(pairs[first, 0])} and {_name(pairs[first, 1])}, which "
@@ -138,11 +140,7 @@ class Maze:
 
         Raises ShapeError for what is no cell.
         """
-        cells = [as_array(cell, "a cell") for cell in (a, b)]
-        for cell in cells:
-            if cell.shape != (2,) or cell.dtype.kind not in "iu":
-                raise ShapeError(f"a cell is (row, column), not {cell.dtype} {list(cell.shape)}")
-        (r, c), (s, d) = sorted(tuple(cell.tolist()) for cell in cells)
+        (r, c), (s, d) = sorted([cell_pair(a), cell_pair(b)])
         if not (0 <= r and 0 <= c < self.grid and 0 <= d < self.grid and s < self.grid) or s - r + abs(d - c) != 1:
             return False
         return bool(self.connections[int(s == r), r, c])
@@ -203,6 +201,10 @@ class Mazes(Sequence[Maze]):
     """
 
     def __init__(self, batch: Batch) -> None:
+        if not isinstance(batch, tuple) or len(batch) != 6 or not all(isinstance(a, np.ndarray) for a in batch):
+            raise ConfigError(
+                "Mazes: a batch is six arrays as the core has them; mazes.generate makes one, Mazes.of a list of mazes"
+            )
         for array in batch:
             array.flags.writeable = False
         self.batch = batch
@@ -231,7 +233,9 @@ class Mazes(Sequence[Maze]):
 
     @classmethod
     def join(cls, parts: Sequence[Mazes]) -> Mazes:
-        """Batches behind each other; their grids may differ."""
+        """Batches behind each other; their grids may differ. Raises ConfigError for what are none, or no parts."""
+        if not isinstance(parts, Sequence) or not parts or not all(isinstance(part, Mazes) for part in parts):
+            raise ConfigError("Mazes.join: a list of at least one Mazes; Mazes.of packs single mazes")
         arrays: list[Array] = []
         for i in range(6):
             columns = [part.batch[i] for part in parts]
@@ -253,7 +257,11 @@ class Mazes(Sequence[Maze]):
             if not -len(self) <= i < len(self):
                 raise IndexError(f"maze {i} of {len(self)}")
             return Maze._trusted(int(grids[i]), edges[i, : n_edges[i]], ends[i], path[i, : n_path[i]])
-        rows: slice | Array = key if isinstance(key, slice) else np.asarray(key)
+        rows: slice | Array = key if isinstance(key, slice) else as_array(key, "numbers of mazes")
+        if not isinstance(rows, slice):
+            rows = rows.astype(int) if rows.shape == (0,) else rows  # an empty list has no dtype of its own
+            if rows.ndim != 1 or rows.dtype.kind not in "iub":
+                raise IndexError(f"mazes: {key!r} is no number, slice, list of numbers or mask")
         return Mazes((grids[rows], edges[rows], n_edges[rows], ends[rows], path[rows], n_path[rows]))
 
     def __len__(self) -> int:
@@ -293,10 +301,19 @@ class Mazes(Sequence[Maze]):
         maze, number = np.nonzero(np.arange(edges.shape[1]) < n_edges[:, None])
         a, b = edges[maze, number, 0].astype(int), edges[maze, number, 1].astype(int)
         for here, there in ((a, b), (b, a)):
-            step = there - here
-            way = np.select([step[:, 0] == -1, step[:, 1] == -1, step[:, 1] == 1], [0, 1, 2], 3)
-            out[maze, here[:, 0], here[:, 1], way] = True
+            out[maze, here[:, 0], here[:, 1], way_of(there - here)] = True
         return out
+
+    def open_steps(self, paths: Array) -> Array:
+        """Does each step of the mazes' paths [n, k, 2] go from a cell to a connected one? bool [n, k − 1].
+
+        Steps from and to what is no cell of the maze do not.
+        """
+        inside: Array = np.all((paths >= 0) & (paths < self.grids[:, None, None]), axis=-1)
+        here = np.where(inside[..., None], paths, 0)[:, :-1]
+        way = way_of(np.diff(paths, axis=1))
+        joined = self.connections()[np.arange(len(self))[:, None], here[..., 0], here[..., 1], way]
+        return np.asarray(joined & (way >= 0) & inside[:, :-1] & inside[:, 1:])
 
     def distances(self) -> Array:
         """Steps between all cells of each maze, int16 [n, cells, cells]; −1: no way. Mazes of one grid only.
@@ -310,11 +327,28 @@ class Mazes(Sequence[Maze]):
         return f"{len(self)} mazes of {sizes}" if len(self) else "no mazes"
 
 
+def way_of(step: Array) -> Array:
+    """Number of each step [..., 2] among WAYS, int [...]; −1 for a step that leads to no neighbour.
+
+    >>> way_of(np.array([(1, 0), (0, -1), (1, 1)])).tolist()
+    [3, 1, -1]
+    """
+    return np.select([(step == way).all(-1) for way in WAYS], [0, 1, 2, 3], -1)
+
+
 def check_grid(grid: Any) -> int:
     """A size of mazes; raises ConfigError."""
     if isinstance(grid, bool) or not isinstance(grid, int | np.integer) or not 2 <= grid <= LARGEST:
         raise ConfigError(f"grid = {grid!r}: a maze has 2 to {LARGEST} rows")
     return int(grid)
+
+
+def cell_pair(cell: ArrayLike) -> Cell:
+    """A cell, wherever it lies; ShapeError."""
+    array = as_array(cell, "a cell")
+    if array.shape != (2,) or array.dtype.kind not in "iu":
+        raise ShapeError(f"a cell is two whole numbers (row, column), not {array.dtype} {list(array.shape)}")
+    return int(array[0]), int(array[1])
 
 
 def _name(cell: ArrayLike) -> str:
@@ -336,6 +370,14 @@ def _cells(value: ArrayLike, what: str, grid: int) -> Array:
     if outside.size:
         raise ConfigError(f"Maze: {what}: {_name(flat[outside[0]])} lies outside a grid of {grid} × {grid}")
     return np.ascontiguousarray(array, np.uint8)
+
+
+def _cell(value: ArrayLike, what: str, grid: int) -> Array:
+    """One cell, checked, uint8 [2]; ShapeError, ConfigError."""
+    cell = _cells(value, what, grid)
+    if cell.shape != (2,):
+        raise ShapeError(f"Maze: {what} must be one cell (row, column), not {list(as_array(value, what).shape)}")
+    return cell
 
 
 def _read_only(array: Array) -> Array:

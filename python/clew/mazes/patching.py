@@ -15,35 +15,21 @@ from ..errors import ConfigError
 from ..metrics import logit_diff
 from ..train.data import generator
 from .causal import (
+    MOST_GROUPS,
     PIECE,
-    Heads,
     Likeliest,
-    check_draws,
     choose_heads,
     control_groups,
+    effect_of,
     names,
     pieces,
     pool_of,
     rank_correlation,
-    rate,
     share,
-    standardised,
 )
-from .counterfactual import (
-    MinimalPairs,
-    apart,
-    layers_of,
-    mazes_of,
-    minimal_pairs,
-    padded,
-    rebuilt,
-    same,
-    shuffled,
-    start_prompts,
-    walks,
-)
-from .evaluate import Rate, judge
-from .heads import Head
+from .checks import Head, Heads, apart, layers_of, mazes_of, names_of, share_of, whole_number
+from .counterfactual import MinimalPairs, minimal_pairs, padded, rebuilt, same, shuffled, start_prompts, walks
+from .evaluate import Rate, judge, rate_of
 from .maze import Maze, Mazes
 from .prompts import Estimate, bootstrap, check_length
 from .rollout import tokenizer_of
@@ -126,6 +112,9 @@ class HeadPatching:
         lines.append(f"Spearman's ρ of score and recovered share over all heads: {self.score_correlation}")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def figure(self) -> Figure:
         """Share that each head recovers, by layer; needs matplotlib (`clew[plot]`)."""
         from .causal_figures import head_patching
@@ -174,7 +163,8 @@ def patch_heads(
     """
     what = "patch_heads"
     tok = tokenizer_of(model, tokenizer)
-    check_draws(draws, what)
+    draws = whole_number(draws, f"{what}: draws", 0, MOST_GROUPS)
+    least_mass = share_of(least_mass, f"{what}: least_mass")
     other = mazes_of(reference, f"{what}: reference")
     if isinstance(ms, MinimalPairs):
         pairs = ms
@@ -201,8 +191,8 @@ def patch_heads(
 
     open_ = base < 0
     rows = [
-        Patch(name, hs, part(i), bootstrap(changes[i][:, None], lambda x: standardised(x[:, 0]), seed=seed),
-              rate(flips[i][open_]), changes[i])
+        Patch(name, hs, part(i), effect_of(changes[i], seed),
+              rate_of(flips[i][open_]), changes[i])
         for i, (name, hs) in enumerate(groups)
     ]  # fmt: skip
     contrast = {}
@@ -215,7 +205,7 @@ def patch_heads(
     by_head = [np.array([getattr(e, end) for e in each]).reshape(n_layers, n_heads) for end in ("value", "low", "high")]
     correlation = bootstrap(np.stack([scores.ravel(), by_head[0].ravel()], 1), rank_correlation, seed=seed)
     return HeadPatching(
-        chosen, scores, n, bootstrap(gap / 2, seed=seed), rate(right), tuple(rows), contrast, by_head[0], by_head[1],
+        chosen, scores, n, bootstrap(gap / 2, seed=seed), rate_of(right), tuple(rows), contrast, by_head[0], by_head[1],
         by_head[2], correlation,
     )  # fmt: skip
 
@@ -324,6 +314,9 @@ class PathStartPatching:
                 lines.append(f"walks that change, other maze − {control}, points: {shown}")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def figure(self) -> Figure:
         """Whose way is walked, by layer; needs matplotlib (`clew[plot]`)."""
         from .causal_figures import start_patches
@@ -417,9 +410,7 @@ def patch_path_start(
     batch, others = mazes_of(ms, what), mazes_of(reference, f"{what}: reference")
     apart(batch, others, what)
     chosen = layers_of(layers, model.config.n_layers, what)
-    for name, given, known in (("kinds", kinds, PAIR_KINDS), ("sources", sources, SOURCES)):
-        if not given or any(g not in known for g in given):
-            raise ConfigError(f"{what}: {name} = {list(given)!r}: of {', '.join(map(repr, known))}")
+    kinds, sources = names_of(kinds, f"{what}: kinds", PAIR_KINDS), names_of(sources, f"{what}: sources", SOURCES)
     mean = _streams(model, start_prompts(others, tok), chosen).mean(1, keepdims=True)
     rows: list[StartPatch] = []
     n, exact, differ = {}, {}, {}
@@ -434,8 +425,8 @@ def patch_path_start(
         }
         cells = int(own.grids[0]) ** 2
         before, elsewhere = walks(model, prompts, tok, cells), walks(model, theirs, tok, cells)
-        n[kind], exact[kind] = len(own), rate(judge(before, own).exact)
-        differ[kind] = rate(~same(before, elsewhere))
+        n[kind], exact[kind] = len(own), rate_of(judge(before, own).exact)
+        differ[kind] = rate_of(~same(before, elsewhere))
         contrast[kind] = {s: [] for s in sources if s != "other maze"} if "other maze" in sources else {}
         for k, layer in enumerate(chosen):
             found = {}
@@ -481,9 +472,10 @@ def _whose(
     if kind == "ends":
         begins = (padded(after)[:, 0] == other.ends[:, 0]).all(1)
     return StartPatch(
-        kind, layer, source, rate(same(after, before)), rate(same(after, elsewhere)[differ]),
-        rate(judge(after, own).exact), rate(judge(after, other).exact), rate(begins),
-        rate((first[2] == first[1]).all(1)[steps]), rate((first[2] == first[0]).all(1)[steps]), ~same(after, before),
+        kind, layer, source, rate_of(same(after, before)), rate_of(same(after, elsewhere)[differ]),
+        rate_of(judge(after, own).exact), rate_of(judge(after, other).exact), rate_of(begins),
+        rate_of((first[2] == first[1]).all(1)[steps]), rate_of((first[2] == first[0]).all(1)[steps]),
+        ~same(after, before),
     )  # fmt: skip
 
 

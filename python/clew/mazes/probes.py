@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError
+from ..inputs import check_seed, check_type, real_array
+from ..model import check_model
 from ..probe import Moments, Probe, logistic
-from .maze import Maze, Mazes
-from .prompts import Prompts, path_prompts, residuals
-from .rollout import BATCH, tokenizer_of
+from .checks import names_of, one_size, place_in
+from .maze import Maze, Mazes, cell_pair, check_grid, way_of
+from .prompts import NORMAL_95, Prompts, path_prompts, residuals
+from .rollout import tokenizer_of
 from .tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Features = Iterator[tuple[slice, Array]]
 
+METHODS = ("ridge", "logistic")
 KEPT = 1 << 14
 """Mazes that logistic regression learns from at most: their activations are kept."""
 
@@ -34,9 +38,12 @@ KEPT = 1 << 14
 def inner_walls(grid: int) -> Array:
     """Pairs of cells that a wall may part, int [2 · grid · (grid − 1), 2, 2]: below each other first, then beside.
 
+    Raises ConfigError for a size that no maze has.
+
     >>> inner_walls(2).tolist()
     [[[0, 0], [1, 0]], [[0, 1], [1, 1]], [[0, 0], [0, 1]], [[1, 0], [1, 1]]]
     """
+    grid = check_grid(grid)
     r, c = np.divmod(np.arange(grid * grid), grid)
     cells = np.stack([r, c], axis=1)
     return np.concatenate(
@@ -44,25 +51,32 @@ def inner_walls(grid: int) -> Array:
     )
 
 
-def walls_of(ms: Mazes) -> Array:
-    """Is each inner wall there? bool [n, walls], in the order of :func:`inner_walls`."""
+def walls_of(ms: Mazes | Iterable[Maze] | Maze) -> Array:
+    """Is each inner wall there? bool [n, walls], in the order of :func:`inner_walls`.
 
-    open_ = ms.connections()
-    return ~np.concatenate([open_[:, :-1, :, 3].reshape(len(ms), -1), open_[:, :, :-1, 2].reshape(len(ms), -1)], axis=1)
+    Raises ConfigError without mazes, ShapeError for mazes of several grids.
+    """
+    batch = Mazes.of(ms)
+    one_size(batch, "walls_of")
+    n, open_ = len(batch), batch.connections()
+    return ~np.concatenate([open_[:, :-1, :, 3].reshape(n, -1), open_[:, :, :-1, 2].reshape(n, -1)], axis=1)
 
 
 def spanning_trees(openness: ArrayLike, grid: int) -> Array:
     """The spanning tree whose edges have the largest sum of openness, of each maze (Kruskal 1956, greedily).
 
     openness: float [n, walls], the larger the likelier is the edge open. Returns the *walls*, bool [n, walls]: True
-    where the tree has no edge. Of equal values the first wall counts as open. Raises ShapeError.
+    where the tree has no edge. Of equal values the first wall counts as open. Raises ShapeError; ConfigError for NaN or
+    a size that no maze has.
 
     >>> spanning_trees([[0.9, 0.8, 0.7, 0.1]], 2).tolist()
     [[False, False, False, True]]
     """
-    scores, walls = np.asarray(openness, float), inner_walls(grid)
+    scores, walls = real_array(openness, "spanning_trees: openness"), inner_walls(grid)
     if scores.ndim != 2 or scores.shape[1] != len(walls):
         raise ShapeError(f"spanning_trees: {list(scores.shape)} for {grid} × {grid} mazes, expected [n, {len(walls)}]")
+    if np.isnan(scores).any():
+        raise ConfigError("spanning_trees: openness holds NaN")
     n, rows = len(scores), np.arange(len(scores))
     ends = walls @ [grid, 1]
     component = np.broadcast_to(np.arange(grid * grid), (n, grid * grid)).copy()
@@ -91,9 +105,14 @@ def _stream(source: Model | str, prompts: Prompts, vocab: int) -> Features:
 
 
 def untrained(model: Model, seed: int = 0) -> Model:
-    """A model of the same shape with the random weights that its configuration starts from: a baseline."""
+    """A model of the same shape with the random weights that its configuration starts from: a baseline.
+
+    Raises ConfigError for what is no model, or no seed.
+    """
     from ..model import Model as Class
 
+    check_model(model)
+    check_seed(seed)
     return Class.from_config(model.config, seed=seed, dtype=model.dtype.name)
 
 
@@ -159,6 +178,13 @@ class WallScores:
         """The layer with the highest accuracy."""
         return int(self.accuracy.argmax())
 
+    def __repr__(self) -> str:
+        i = self.best
+        return (
+            f"WallScores of {len(self.accuracy)} layers: best is layer {i}, {self.accuracy[i]:.1%} "
+            f"[{self.low[i]:.1%}, {self.high[i]:.1%}] of inner walls"
+        )
+
 
 @dataclass(frozen=True)
 class WallProbes:
@@ -180,13 +206,37 @@ class WallProbes:
     probes: dict[str, Probe] = field(repr=False, metadata={"json": False})
     """Method → the maps; weight [layer, d_model, walls]. A score above the boundary says "wall"."""
 
+    def table(self) -> str:
+        """Accuracy of every method and layer as text, in percent."""
+        lines = [
+            f"walls of {self.grid} × {self.grid} mazes at {self.position}, {self.n_train:,} mazes to learn from, "
+            f"{self.n_test:,} held out; % of inner walls:",
+            f"what is commoner for each wall {100 * self.majority:.1f}, always a wall {100 * self.always_wall:.1f}",
+            "method    layer  right [95 %]         other mazes' walls  whole mazes, raw  as a spanning tree",
+        ]
+        for name, one in self.scores.items():
+            for i, right in enumerate(100 * one.accuracy):
+                span = f"{right:5.1f} [{100 * one.low[i]:.1f}, {100 * one.high[i]:.1f}]"
+                tree = "–" if np.isnan(one.tree_exact[i]) else f"{100 * one.tree_exact[i]:.1f}"
+                lines.append(
+                    f"{name:<8}  {i:>5}  {span:<20} {100 * one.control[i]:18.1f}  {100 * one.exact[i]:16.1f}  "
+                    f"{tree:>18}"
+                )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
+
     def __getitem__(self, method: str) -> WallScores:
-        return self.scores[method]
+        if method is None:
+            raise ConfigError(f"method = None: there are {', '.join(self.scores)}")
+        return self.scores[self._method(method)]
 
     def _method(self, method: str | None) -> str:
+        """A method by its name; None: the better one."""
         if method is None:
             return max(self.scores, key=lambda name: float(self.scores[name].accuracy.max()))
-        if method not in self.probes:
+        if not isinstance(method, str) or method not in self.probes:
             raise ConfigError(f"method = {method!r}: there are {', '.join(self.probes)}")
         return method
 
@@ -204,9 +254,15 @@ class WallProbes:
 
     def openness(self, resid: ArrayLike, layer: int, method: str | None = None) -> Array:
         """What a probe says of streams [n, d_model]: that neighbours are connected, [n, 2, grid, grid] (down, right),
-        as `clew.mazes.draw(walls=...)` takes it; 0 where there is no inner wall."""
-        name = self._method(method)
-        score = self.probes[name].layer(layer)(resid)
+        as `clew.mazes.draw(walls=...)` takes it; 0 where there is no inner wall.
+
+        Raises ShapeError for streams of another width, ConfigError for a layer or method that there is not, or streams
+        that hold NaN or infinity.
+        """
+        name, x = self._method(method), real_array(resid, "openness: streams")
+        if not np.isfinite(x).all():
+            raise ConfigError("openness: streams hold NaN or infinity")
+        score = self.probes[name].layer(self._layer(layer))(x)
         open_ = 1 / (1 + np.exp(score)) if name == "logistic" else np.clip(1 - score, 0, 1)
         out = np.zeros((len(open_), 2, self.grid, self.grid))
         half = len(self.walls) // 2
@@ -215,30 +271,36 @@ class WallProbes:
         return out
 
     def direction(self, wall: int, layer: int, method: str = "ridge") -> Array:
-        """The vector [d_model] whose product with the stream says that a wall is there."""
-        return np.asarray(self.probes[self._method(method)].weight[layer, :, wall])
+        """The vector [d_model] whose product with the stream says that a wall is there.
+
+        Raises ConfigError for a wall (see :meth:`wall`), layer or method that there is not.
+        """
+        number = place_in(wall, len(self.walls), "wall")
+        return np.asarray(self.probes[self._method(method)].weight[self._layer(layer), :, number])
+
+    def _layer(self, layer: int) -> int:
+        return place_in(layer, len(next(iter(self.probes.values())).weight), "layer")
 
     def wall(self, a: ArrayLike, b: ArrayLike) -> int:
         """Number of the wall between two neighbours. Raises ConfigError for cells that are none."""
-        pair = np.sort(np.array([a, b]), axis=0)
+        pair = np.array(sorted([cell_pair(a), cell_pair(b)]))
         found = np.flatnonzero((self.walls == pair).all((1, 2)))
         if len(found) == 0:
             raise ConfigError(f"{np.asarray(a).tolist()} and {np.asarray(b).tolist()} are no neighbours here")
         return int(found[0])
 
 
-def _one_grid(train: Mazes, test: Mazes, what: str) -> int:
+def one_grid(train: Mazes, test: Mazes, what: str) -> int:
+    """The grid of mazes to learn from and of held-out ones. Raises ConfigError (too few, walls in both), ShapeError."""
     if len(train) < 2 or len(test) == 0:
         raise ConfigError(f"{what}: {len(train)} mazes to learn from and {len(test)} held out: an empty split?")
-    grids = np.unique(np.concatenate([train.grids, test.grids]))
-    if len(grids) > 1:
-        raise ShapeError(f"{what}: mazes of {' and '.join(f'{g} × {g}' for g in grids)}: one size at a time")
+    grid = one_size(Mazes.join([train, test]), what)
     both = np.intersect1d(train.hashes, test.hashes)
     if len(both):
         raise ConfigError(
             f"{what}: {len(both)} mazes' walls are in both parts: make them with split='train' and split='test'"
         )
-    return int(grids[0])
+    return grid
 
 
 def wall_probes(
@@ -292,17 +354,17 @@ def wall_probes(
     >>> found["ridge"].accuracy.shape, found["ridge"].per_wall.shape, 0.5 < found.majority < 0.8
     ((2,), (2, 24), True)
     """
-    strange = [m for m in methods if m not in ("ridge", "logistic")]
-    if strange or not methods:
-        raise ConfigError(f'methods = {list(methods)!r}: "ridge", "logistic"')
+    methods = names_of(methods, "wall_probes: methods", METHODS)
+    check_seed(seed)
     if isinstance(model, str):
         if model != "bag of tokens" or tokenizer is None:
             raise ConfigError(f'{model!r}: a model, or "bag of tokens" and a tokenizer')
+        check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
         tok = tokenizer
     else:
         tok = tokenizer_of(model, tokenizer)
     learn, held = (path_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test))))
-    grid = _one_grid(learn.mazes, held.mazes, "wall_probes")
+    grid = one_grid(learn.mazes, held.mazes, "wall_probes")
     truth, other = walls_of(learn.mazes), walls_of(held.mazes)
     fit = _fit(_stream(model, learn, len(tok.vocab)), truth.astype(np.float32), methods, lam)
     frequent = truth.mean(0) >= 0.5
@@ -334,7 +396,7 @@ def _judged(scores: Array, control: Array, truth: Array, boundary: float, grid: 
 def _scores(columns: list[Array]) -> WallScores:
     right, control, tree, tree_exact = columns
     by_maze = right.mean(-1)
-    width = 1.959964 * by_maze.std(1) / np.sqrt(by_maze.shape[1])
+    width = NORMAL_95 * by_maze.std(1) / np.sqrt(by_maze.shape[1])
     accuracy = by_maze.mean(1)
     return WallScores(
         accuracy, np.maximum(0, accuracy - width), np.minimum(1, accuracy + width), right.mean(1), control.mean(1),
@@ -372,6 +434,27 @@ class RouteProbes:
     """Accuracy of going towards the target as the crow flies, along the axis that is further off."""
     step_control: Array
 
+    def table(self) -> str:
+        """Every layer as text."""
+        lines = [
+            f"the way at {self.position}, {self.n_train:,} mazes to learn from, {self.n_test:,} held out",
+            "layer  cells of the way, AUC  cells right  length, R²  next step right",
+        ]
+        for i, auc in enumerate(self.path_auc):
+            lines.append(
+                f"{i:>5}  {auc:21.3f}  {self.path_accuracy[i]:11.1%}  {self.distance_r2[i]:10.2f}  "
+                f"{self.step_accuracy[i]:15.1%}"
+            )
+        lines.append(
+            f"without the model: cells right {self.path_majority:.1%} (the commoner), R² of the Manhattan distance "
+            f"{self.distance_manhattan_r2:.2f}, next step {self.step_majority:.1%} (the commonest), "
+            f"{self.step_greedy:.1%} (towards the target)"
+        )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table()
+
 
 def _auc(scores: Array, truth: Array) -> float:
     """Probability that a true one scores higher than a false one (Mann and Whitney 1947)."""
@@ -392,8 +475,7 @@ def _route_targets(prompts: Prompts) -> tuple[Array, Array, Array]:
     on[np.nonzero(inside)[0], path[inside]] = True
     ahead = ms.batch[4].astype(int)[np.arange(n), np.minimum(np.maximum(prompts.step, 0) + 1, k - 1)]
     step = ahead - prompts.here
-    way = np.select([step[:, 0] < 0, step[:, 1] < 0, step[:, 1] > 0], [0, 1, 2], 3)
-    return on, k - 1 - np.maximum(prompts.step, 0), way
+    return on, k - 1 - np.maximum(prompts.step, 0), way_of(step)
 
 
 def route_probes(
@@ -421,11 +503,12 @@ def route_probes(
     (2,)
     """
     tok = tokenizer_of(model, tokenizer)
+    check_seed(seed)
     learn, held = (path_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test))))
     enough = [p.mazes.path_lengths > 1 for p in (learn, held)]
     if not all(e.all() for e in enough):
         raise ConfigError("route_probes: a maze whose origin is its target has no next step")
-    grid = _one_grid(learn.mazes, held.mazes, "route_probes")
+    grid = one_grid(learn.mazes, held.mazes, "route_probes")
     cells = grid * grid
 
     def targets(prompts: Prompts) -> Array:
@@ -466,6 +549,6 @@ def route_probes(
 
 
 __all__ = [
-    "BATCH", "KEPT", "RouteProbes", "WallProbes", "WallScores", "inner_walls", "route_probes", "spanning_trees",
+    "KEPT", "RouteProbes", "WallProbes", "WallScores", "inner_walls", "route_probes", "spanning_trees",
     "untrained", "wall_probes", "walls_of",
 ]  # fmt: skip

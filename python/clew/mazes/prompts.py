@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, TokenError
 from ..train.data import generator
-from .maze import Maze, Mazes
+from .maze import WAYS, Maze, Mazes
 from .rollout import BATCH
 from .tokens import Tokenizer
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+NORMAL_95 = 1.959963984540054
+"""Standard deviations around a normal variable's mean that hold 95 % of it."""
 POSITIONS = ("path_start", "origin", "path")
 """Where a residual stream is read: at <PATH_START>, at the path's first cell, at a random cell of it but the last."""
 
@@ -42,6 +44,9 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return f"prompts of {self.mazes!r}"
 
     def batches(self, size: int = BATCH) -> Iterator[tuple[slice, list[Array]]]:
         """(rows, tokens) piece by piece."""
@@ -79,9 +84,15 @@ def path_prompts(ms: Mazes | Iterable[Maze] | Maze, tok: Tokenizer, position: st
         step = first + np.floor(rng.random(len(batch)) * (k - margin - first)).astype(int)
     rows, path = np.arange(len(batch)), batch.batch[4].astype(int)
     following = path[rows, step + 1]
-    tokens = [row[: len(row) - n - 1 + s + 1] for row, n, s in zip(tok.encode_batch(batch), k, step, strict=True)]
+    tokens = tokens_until(batch, tok, step)
     here = path[rows, np.maximum(step, 0)]
     return Prompts(batch, tokens, step, here, following, tok.cell_ids[following[:, 0], following[:, 1]].astype(int))
+
+
+def tokens_until(ms: Mazes, tok: Tokenizer, step: Array) -> list[Array]:
+    """Ids of each maze up to cell number `step` [n] of its path; −1: up to <PATH_START>."""
+    rows = zip(tok.encode_batch(ms), ms.path_lengths, step, strict=True)
+    return [row[: len(row) - k + s] for row, k, s in rows]  # behind the path comes <PATH_END>
 
 
 def residuals(model: Model, prompts: Prompts, size: int = BATCH) -> Iterator[tuple[slice, Array]]:
@@ -101,7 +112,7 @@ def check_length(model: Model, prompts: Prompts) -> None:
 
 def neighbours(ms: Mazes, here: Array) -> tuple[Array, Array, Array]:
     """Of each maze the four cells around a cell [n, 2]: cells [n, 4, 2], inside the grid? connected? bool [n, 4]."""
-    around = here[:, None] + np.array([(-1, 0), (0, -1), (0, 1), (1, 0)])
+    around = here[:, None] + WAYS
     inside = ((around >= 0) & (around < ms.grids[:, None, None])).all(-1)
     connected = ms.connections()[np.arange(len(ms)), here[:, 0], here[:, 1]]
     return around, inside, connected & inside

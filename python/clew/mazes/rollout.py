@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, TokenError
+from ..inputs import check_type
 from ..model import Model, check_model
 from ..weights import whole
 from .maze import Maze, Mazes
-from .tokens import SPECIALS, Tokenizer
+from .tokens import PATH_END, PATH_START, SPECIALS, Tokenizer
 
 if TYPE_CHECKING:
     from ..edit import Edit
@@ -30,6 +31,8 @@ def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
     ------
     TokenError
         A model whose vocabulary is another one.
+    ConfigError
+        What is no model, or no tokenizer.
 
     Example
     -------
@@ -39,8 +42,8 @@ def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
     Tokenizer of 7 × 7 mazes, uniform: 60 tokens
     """
     check_model(model)
-    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-        raise ConfigError(f"tokenizer: a Tokenizer of mazes, not {type(tokenizer).__name__}")
+    if tokenizer is not None:
+        check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
     d_vocab, d_out = model.config.d_vocab, model.config.d_vocab_out
     if tokenizer is None:
         named = model.config.extra.get("mazes")
@@ -113,8 +116,8 @@ def solve(
 
 def walk_cells(tokens: Array) -> Array:
     """The tokens between <PATH_START> and <PATH_END>."""
-    begin = 1 if len(tokens) and tokens[0] == 6 else 0
-    return tokens[begin:-1] if len(tokens) and tokens[-1] == 7 else tokens[begin:]
+    begin = 1 if len(tokens) and tokens[0] == PATH_START else 0
+    return tokens[begin:-1] if len(tokens) and tokens[-1] == PATH_END else tokens[begin:]
 
 
 def rollouts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import LoadError
+from ..errors import ConfigError, LoadError
+from ..inputs import check_path, check_seed
 from ..train.step import evaluate as loss_of
+from .checks import whole_number
 from .embedding import embedding_distances
 from .evaluate import Judgement, judge
 from .heads import adjacency_heads
 from .maze import Maze, Mazes
-from .probes import wall_probes
+from .probes import one_grid, wall_probes
 from .rollout import solve, tokenizer_of
 from .tokens import Tokenizer
 from .training import examples
@@ -62,6 +64,13 @@ class Snapshot:
     embedding_r: float
     """Correlation of L1 distances between embeddings with Manhattan distances."""
     embedding_p: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Snapshot of {self.n} walks: exact {self.exact:.1%}, valid {self.valid:.1%}, target {self.target:.1%}, "
+            f"loss {self.loss:.3f}; walls read at layer {self.best}: {self.accuracy.max():.1%} (majority "
+            f"{self.majority:.1%})"
+        )
 
     @property
     def best(self) -> int:
@@ -119,7 +128,9 @@ def _snapshot(
 ) -> tuple[Snapshot, list[Array], Judgement]:
     """The snapshot, the paths that were walked, and what is true of them."""
     tok = tokenizer_of(model, tokenizer)
-    walked = test[:walks]
+    check_seed(seed)
+    one_grid(train, test, "snapshot")
+    walked = test[: whole_number(walks, "walks", 1)]
     paths = solve(model, walked, tokenizer=tok)
     judged = judge(paths, walked)
     probes = wall_probes(model, train, test, methods=["ridge"], seed=seed, tokenizer=tok)
@@ -135,8 +146,17 @@ def _snapshot(
     return found, paths, judged
 
 
+def about_of(about: Any, what: str) -> dict[str, Any]:
+    """Words and numbers to keep with a result, copied; None: none. Raises ConfigError for what is no mapping."""
+    if about is not None and not isinstance(about, Mapping):
+        raise ConfigError(f"{what}: about: a mapping, not {type(about).__name__}")
+    return dict(about or {})
+
+
 def read(path: str | os.PathLike[str], fields: Iterable[str]) -> dict[str, Any]:
-    """What :func:`write` wrote, by field. Raises LoadError for a file that is missing or holds other things."""
+    """What :func:`write` wrote, by field. Raises LoadError for a file that is missing or holds other things,
+    ConfigError for what is no path."""
+    check_path(path=path)
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -157,4 +177,4 @@ def restored(data: dict[str, Any]) -> Snapshot:
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Snapshot))
 
-__all__ = ["FIELDS", "Snapshot", "read", "restored", "snapshot"]
+__all__ = ["FIELDS", "Snapshot", "about_of", "read", "restored", "snapshot"]

@@ -13,12 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from .. import edit
 from ..errors import ConfigError, ShapeError
 from ..train.data import generator
-from .causal import Margin, along_the_way, asked, behind, pieces, rate, share, standardised
-from .counterfactual import crosses, layers_of, legal_steps, mazes_of, rebuilt, start_prompts, walks
-from .evaluate import Rate, judge
+from .causal import Margin, along_the_way, asked, behind, effect_of, pieces, share
+from .checks import layers_of, mazes_of, names_of
+from .counterfactual import crosses, legal_steps, rebuilt, start_prompts, walks
+from .evaluate import Rate, judge, rate_of
 from .maze import Maze, Mazes
 from .probes import WallProbes, inner_walls, walls_of
-from .prompts import Estimate, Prompts, bootstrap, check_length
+from .prompts import Estimate, Prompts, bootstrap, check_length, tokens_until
 from .rollout import tokenizer_of
 from .tokens import Tokenizer
 
@@ -142,6 +143,9 @@ class WallFlips:
                 lines.append(f"flip − {control}, points: {shown}")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def figure(self) -> Figure:
         """Rates by layer and change; needs matplotlib (`clew[plot]`)."""
         from .causal_figures import wall_flips
@@ -204,9 +208,7 @@ def _case(ms: Mazes, kind: str, tok: Tokenizer, seed: int) -> _Case:
         slot = ((np.sort(edges @ [side, 1], 2) == ends[wall][:, None]).all(-1)).argmax(1)
         edges[rows, slot] = edges[rows, n_edges - 1]
         changed = rebuilt(own, edges, n_edges=n_edges - 1)
-    tokens = [
-        row[: len(row) - k - 1 + s + 1] for row, k, s in zip(tok.encode_batch(own), own.path_lengths, step, strict=True)
-    ]
+    tokens = tokens_until(own, tok, step)
     targets = tok.cell_ids[pair[:, 1, 0], pair[:, 1, 1]].astype(int)
     return _Case(own, changed, wall, pair, Prompts(own, tokens, step, pair[:, 0], pair[:, 1], targets))
 
@@ -295,11 +297,11 @@ def flip_walls(
     tok = tokenizer_of(model, tokenizer)
     batch = mazes_of(ms, what)
     chosen = layers_of(layers, model.config.n_layers, what)
-    for name, given, known in (("kinds", kinds, WALL_KINDS), ("changes", changes, CHANGES)):
-        if not given or any(g not in known for g in given):
-            raise ConfigError(f"{what}: {name} = {list(given)!r}: of {', '.join(map(repr, known))}")
+    kinds, changes = names_of(kinds, f"{what}: kinds", WALL_KINDS), names_of(changes, f"{what}: changes", CHANGES)
     if isinstance(scale, bool) or not isinstance(scale, int | float | np.floating) or not 0 < scale < np.inf:
         raise ConfigError(f"{what}: scale = {scale!r}: a number above 0")
+    if not isinstance(probes, WallProbes):
+        raise ConfigError(f"{what}: probes: WallProbes, as wall_probes makes them, not {type(probes).__name__}")
     if "ridge" not in probes.probes or probes.position != "path_start":
         held = ", ".join(probes.probes)
         raise ConfigError(f"{what}: probes by {held} at {probes.position!r}: ridge probes at 'path_start' are needed")
@@ -323,8 +325,8 @@ def flip_walls(
         before = walks(model, start_prompts(case.mazes, tok), tok, side * side)
         took = crosses(before, case.pair)
         eligible = ~took if kind == "open" else took
-        n[kind], crossed[kind] = len(case.wall), rate(took)
-        valid[kind] = rate(judge(before, case.mazes).valid)
+        n[kind], crossed[kind] = len(case.wall), rate_of(took)
+        valid[kind] = rate_of(judge(before, case.mazes).valid)
         contrast[kind] = {c: [] for c in changes if c in ("other wall", "random")} if "flip" in changes else {}
         is_wall = kind == "open"
         accuracy[kind] = np.stack(
@@ -455,9 +457,9 @@ def _walked(flips: _Flips, kind: str, layer: int, change: str, changes: Array, e
     as_is, as_read = judge(paths, case.mazes), judge(paths, case.changed)
     legal = legal_steps(paths, case.changed if kind == "open" else case.mazes)
     return WallFlip(
-        kind, layer, change, rate(moved), rate(as_is.valid), rate(as_read.valid), rate(as_read.exact),
+        kind, layer, change, rate_of(moved), rate_of(as_is.valid), rate_of(as_read.valid), rate_of(as_read.exact),
         bootstrap(np.append(legal, 0.0) if np.isnan(legal).all() else legal, seed=seed), bootstrap(changes, seed=seed),
-        bootstrap(changes[:, None], lambda x: standardised(x[:, 0]), seed=seed), flips.read(layer, change), moved,
+        effect_of(changes, seed), flips.read(layer, change), moved,
         changes,
     )  # fmt: skip
 

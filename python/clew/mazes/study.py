@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, TokenError
-from ..experiment import Experiment
+from ..experiment import Experiment, measured, tell
+from ..inputs import check_seed
 from ..model import Model
 from .causal import HeadAblation, ablate_heads
+from .checks import Head
 from .claims import claims
 from .consistency import Consistency, stored_consistency
 from .dynamics import Dynamics, stored_dynamics
@@ -18,9 +21,9 @@ from .embedding import EmbeddingDistances, embedding_distances
 from .evaluate import Rate, Table, judge
 from .evaluate import table as evaluations
 from .generate import generate
-from .heads import AdjacencyHeads, Head, LogitAttribution, adjacency_heads, attention_over, logit_attribution
+from .heads import AdjacencyHeads, LogitAttribution, adjacency_heads, attention_over, logit_attribution
 from .lens import LensMasses, lens_masses
-from .maze import Cell, Maze, Mazes
+from .maze import Cell, Maze, Mazes, check_grid
 from .patching import HeadPatching, PathStartPatching, patch_heads, patch_path_start
 from .probes import RouteProbes, WallProbes, route_probes, untrained, wall_probes
 from .prompts import path_prompts, residuals
@@ -122,9 +125,12 @@ class MazeExperiment(Experiment):
             out["consistency"] = figures.consistency(self.consistency)
         return out
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def details(self) -> str:
         """The tables of all parts, one after the other."""
-        parts = [repr(self.table1), self.adjacency.table(8), self.lens.table()]
+        parts = [repr(self.table1), self.adjacency.table(8), self.walls.table(), self.route.table(), self.lens.table()]
         more = (self.ablation, self.patching, self.flips, self.start, self.dynamics, self.consistency)
         parts += [part.table() for part in more if part is not None]
         return "\n\n".join(parts)
@@ -192,16 +198,23 @@ def experiment(
     if text is not None:
         raise ConfigError("clew mazes takes no text: it makes its own mazes")
     tok = tokenizer_of(model)
-    side = min(6, tok.grid) if grid is None else grid
+    check_seed(seed)
+    if not isinstance(quick, bool | np.bool_):
+        raise ConfigError(f"quick = {quick!r}: True or False")
+    side = min(6, tok.grid) if grid is None else check_grid(grid)
     n_table, n_train, n_test, n_lens, n_heads = (150, 2000, 500, 200, 200) if quick else (1000, 15000, 2000, 2000, 1000)
     n_causal, n_route = (60, 1000) if quick else (500, 15000)
     if side > tok.grid:
         raise TokenError(f"mazes of {side} × {side}: the vocabulary of {model.config.model_name} has {tok.grid} rows")
+    tell("mazes")
     train = generate(n_train, side, "rdfs", seed + 1, split="train")
     test = generate(max(n_test, n_heads), side, "rdfs", seed + 2, split="test")
+    tell("heads")
     head = adjacency_heads(model, train[:n_heads], seed=seed, draws=2).ranked(LEAST_MASS)[0]
+    tell("table 1")
     table1 = evaluations(model, n_table, side, kinds=KINDS, seed=seed)
     methods = ("ridge",) if quick else ("ridge", "logistic")
+    tell("wall probes")
     walls = wall_probes(model, train, test[:n_test], methods=methods, seed=seed)
     layers = [walls["ridge"].best] if quick else None
     spare = model.config.n_layers * (model.config.n_heads // 2)
@@ -214,24 +227,26 @@ def experiment(
                "causal tests": n_causal, "route, train": n_route},
         table1=table1,
         rows={kind: dict(column) for kind, column in table1.columns.items()},
-        embedding={name: embedding_distances(model, name, grid=side, seed=seed) for name in ("l1", "cosine")},
-        attribution=logit_attribution(model, test[:n_heads], seed=seed),
-        adjacency=adjacency_heads(model, test[:n_heads], seed=seed),
         adjacency_head=head,
         walls=walls,
-        walls_untrained=wall_probes(untrained(model, seed), train, test[:n_test], methods=["ridge"], seed=seed,
-                                    tokenizer=tok),
-        walls_bag=wall_probes("bag of tokens", train, test[:n_test], methods=["ridge"], seed=seed, tokenizer=tok),
-        route=route_probes(model, train[:n_route], test[:n_test], seed=seed),
-        lens=_lens(model, train[:n_lens], test[:50]),
-        ablation=ablate_heads(model, asked, reference, **settings) if spare else None,
-        patching=patch_heads(model, asked, reference, **settings) if spare else None,
-        flips=flip_walls(model, asked, walls, layers=layers, seed=seed),
-        start=patch_path_start(model, asked, reference, layers=layers, seed=seed),
-        dynamics=stored_dynamics() if model.config.model_name == "maze-6x6" else None,
-        consistency=stored_consistency(),
-        shown=picture(model, walls, head, side, seed, tok),
     )  # fmt: skip
+    blank: Any = dict(methods=["ridge"], seed=seed, tokenizer=tok)
+    parts |= measured({
+        "embedding": lambda: {n: embedding_distances(model, n, grid=side, seed=seed) for n in ("l1", "cosine")},
+        "attribution": lambda: logit_attribution(model, test[:n_heads], seed=seed),
+        "adjacency": lambda: adjacency_heads(model, test[:n_heads], seed=seed),
+        "walls_untrained": lambda: wall_probes(untrained(model, seed), train, test[:n_test], **blank),
+        "walls_bag": lambda: wall_probes("bag of tokens", train, test[:n_test], **blank),
+        "route": lambda: route_probes(model, train[:n_route], test[:n_test], seed=seed),
+        "lens": lambda: _lens(model, train[:n_lens], test[:50]),
+        "ablation": lambda: ablate_heads(model, asked, reference, **settings) if spare else None,
+        "patching": lambda: patch_heads(model, asked, reference, **settings) if spare else None,
+        "flips": lambda: flip_walls(model, asked, walls, layers=layers, seed=seed),
+        "start": lambda: patch_path_start(model, asked, reference, layers=layers, seed=seed),
+        "dynamics": lambda: stored_dynamics() if model.config.model_name == "maze-6x6" else None,
+        "consistency": stored_consistency,
+        "shown": lambda: picture(model, walls, head, side, seed, tok),
+    })  # fmt: skip
     title = "Structured world representations in maze-solving transformers"
     return MazeExperiment(5, title, model.config.model_name, seed, quick, claims(parts), **parts)
 

@@ -20,6 +20,9 @@ SPECIALS = (
     "<PATH_START>", "<PATH_END>", "<-->", ";", "<PADDING>",
 )  # fmt: skip
 """Tokens that are no cells, in order of their ids."""
+ADJLIST_END, PATH_START, PATH_END, PADDING = map(
+    SPECIALS.index, ("<ADJLIST_END>", "<PATH_START>", "<PATH_END>", "<PADDING>")
+)
 
 
 def cells_in_order(grid: int, order: str) -> list[Cell]:

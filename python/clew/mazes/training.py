@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import ConfigError
-from ..train.data import check_seed, generator
+from ..inputs import check_seed, check_type
+from ..train.data import generator
 from ..train.step import Examples
+from .checks import whole_number
 from .generate import KINDS, generate, threshold
-from .maze import Mazes, check_grid
+from .maze import Maze, Mazes, check_grid
 from .tokens import Tokenizer
 
 Array = NDArray[Any]
@@ -50,17 +52,27 @@ def jirpy_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**{**fields, **changes})
 
 
-def examples(ms: Mazes, tokenizer: Tokenizer) -> Examples:
+MOST = 2**31 - 1
+"""Steps of a training, and mazes of a batch."""
+
+
+def examples(ms: Mazes | Iterable[Maze] | Maze, tokenizer: Tokenizer) -> Examples:
     """Mazes as a trainer takes them: ragged tokens, and a loss on the path alone, <PATH_START> and <PATH_END> included.
+
+    Raises ConfigError without mazes or without a tokenizer, TokenError as :meth:`clew.mazes.Tokenizer.encode`.
 
     >>> from clew import mazes
     >>> batch = examples(mazes.generate(2, grid=3), mazes.Tokenizer(grid=3))
     >>> [int(mask.sum()) - 2 for mask in batch.loss_mask] == mazes.generate(2, grid=3).path_lengths.tolist()
     True
     """
-    tokens = tokenizer.encode_batch(ms)
+    batch = Mazes.of(ms)
+    check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
+    if len(batch) == 0:
+        raise ConfigError("examples: no mazes: an empty split?")
+    tokens = tokenizer.encode_batch(batch)
     masks = []
-    for row, cells in zip(tokens, ms.path_lengths.tolist(), strict=True):
+    for row, cells in zip(tokens, batch.path_lengths.tolist(), strict=True):
         mask = np.zeros(len(row), np.float32)
         mask[-cells - 3 : -1] = 1  # what comes next is <PATH_START>, a cell of the path or <PATH_END>
         masks.append(mask)
@@ -71,7 +83,8 @@ def examples(ms: Mazes, tokenizer: Tokenizer) -> Examples:
 class Stage:
     """A part of a curriculum: up to a step, mazes of which grids and kinds, with which weights.
 
-    Weights count mazes within the batch; each size gets its share of the batch's tokens.
+    Weights count mazes within the batch; each size gets its share of the batch's tokens. Raises ConfigError for sizes,
+    kinds or shares that are none.
     """
 
     until: int
@@ -84,16 +97,21 @@ class Stage:
     """Size of its batches instead of the trainer's."""
 
     def __post_init__(self) -> None:
+        whole_number(self.until, "Stage: until", 1)
+        for name, shares in (("grids", self.grids), ("kinds", self.kinds)):
+            if not isinstance(shares, Mapping) or not shares or not all(map(_is_share, shares.values())):
+                raise ConfigError(f"Stage: {name} = {shares!r}: a mapping to shares, which must be above 0")
         for grid in self.grids:
             check_grid(grid)
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(f"Stage: kind {kind!r}; known: {', '.join(KINDS)}")
-        if self.batch is not None and self.batch < 1:
-            raise ConfigError(f"Stage: batch = {self.batch!r}: at least 1")
-        for name, shares in (("grids", self.grids), ("kinds", self.kinds)):
-            if not shares or any(not share > 0 for share in shares.values()):
-                raise ConfigError(f"Stage: {name} = {shares!r}: shares must be above 0")
+        if self.batch is not None:
+            whole_number(self.batch, "Stage: batch", 1, MOST)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float | np.floating) and not isinstance(value, bool) and 0 < float(value) < np.inf
 
 
 class Curriculum:
@@ -113,6 +131,9 @@ class Curriculum:
     test_share
         Held back; see :func:`clew.mazes.generate`.
 
+    Raises ConfigError for stages that are none or come in no order, a seed or a share that is none, and mazes larger
+    than the vocabulary.
+
     Example
     -------
     >>> source = Curriculum([Stage(100, {3: 1.0}, {"rdfs": 1.0}), Stage(200, {4: 1.0}, {"rdfs": 1.0})], Tokenizer(4))
@@ -121,7 +142,11 @@ class Curriculum:
     """
 
     def __init__(self, stages: Sequence[Stage], tokenizer: Tokenizer, seed: int = 0, test_share: float = 0.1) -> None:
-        self.stages, self.tokenizer, self.seed, self.test_share = list(stages), tokenizer, check_seed(seed), test_share
+        listed = list(stages) if isinstance(stages, Iterable) else [stages]
+        if not isinstance(stages, Iterable) or not all(isinstance(stage, Stage) for stage in listed):
+            raise ConfigError(f"Curriculum: stages = {stages!r}: a list of Stage")
+        check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
+        self.stages, self.tokenizer, self.seed, self.test_share = listed, tokenizer, check_seed(seed), test_share
         if not self.stages or any(a.until >= b.until for a, b in zip(self.stages[:-1], self.stages[1:], strict=True)):
             raise ConfigError("Curriculum: stages must come in order, at least one")
         threshold(test_share, "train")
@@ -133,7 +158,8 @@ class Curriculum:
             )
 
     def mazes(self, step: int, size: int) -> Mazes:
-        """The mazes of a step."""
+        """The mazes of a step. Raises ConfigError for a step or a size that is none."""
+        step, size = whole_number(step, "Curriculum: step"), whole_number(size, "Curriculum: size", 1, MOST)
         stage = next((s for s in self.stages if step < s.until), self.stages[-1])
         size = stage.batch or size
         rng = generator(self.seed, step)

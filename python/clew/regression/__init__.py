@@ -16,6 +16,7 @@ one.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -57,4 +58,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("constructed", "learners", "tasks"):  # on first use: they need models and training
         return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    near = difflib.get_close_matches(name, __all__)
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

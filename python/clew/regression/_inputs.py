@@ -85,8 +85,10 @@ def examples(x: ArrayLike, y: ArrayLike) -> Examples:
     """
     a, b = real_array(x, "X"), real_array(y, "y")
     if a.ndim != 3 or b.ndim != 2 or a.shape[:2] != b.shape:
+        one = "; one prompt is a batch of one: X[None], y[None]" if a.ndim == 2 and b.ndim == 1 else ""
         raise ShapeError(
             f"X {list(a.shape)} and y {list(b.shape)}: X must be [batch, n, d] and y [batch, n] of the same batch and n"
+            f"{one}"
         )
     if 0 in a.shape:
         empty = ["batch", "n", "d"][a.shape.index(0)]
@@ -107,20 +109,58 @@ def query_array(value: ArrayLike, given: Examples) -> Array:
 def number(value: Any, name: str, *, least: float = 0.0, above: bool = False, why: str = "") -> float:
     """A finite number of at least (or above) `least`; ConfigError otherwise."""
     try:
+        if isinstance(value, bool | np.bool_ | str | bytes):
+            raise TypeError
         out = float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{name} = {value!r} is no number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} = {value!r:.60} is no number") from None
     if not math.isfinite(out) or out < least or (above and out == least):
         bound = "" if least == -math.inf else f" {'above' if above else 'at least'} {least:g}"
         raise ConfigError(f"{name} = {value!r}: must be a finite number{bound}{why}")
     return out
 
 
-def count(value: Any, name: str, least: int = 1) -> int:
-    """A whole number of at least `least`; ConfigError otherwise."""
+def count(value: Any, name: str, least: int = 1, most: int = 2**31 - 1) -> int:
+    """A whole number from `least` to `most`; ConfigError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ConfigError(f"{name} = {value!r}: must be a whole number, at least {least}")
+    if value > most:
+        raise ConfigError(f"{name} = {value}: at most {most}")
     return int(value)
+
+
+def check_flags(**given: Any) -> None:
+    """Raises ConfigError, with its name, for an argument that is neither True nor False."""
+    for name, value in given.items():
+        if not isinstance(value, bool | np.bool_):
+            said = ", whether the estimator's weights are returned" if name == "weights" else ""
+            raise ConfigError(f"{name} = {value!r:.40}: True or False{said}")
+
+
+def check_room(what: str, *shape: int) -> None:
+    """MemoryError, with the bytes, for float64 arrays that no process can hold; smaller ones are NumPy's to refuse."""
+    if (size := 8 * math.prod(shape)) >= 2**47:
+        raise MemoryError(f"{what} {list(shape)}: {size} bytes in float64, more than a process can address")
+
+
+def float_dtype(value: Any) -> np.dtype[Any]:
+    """float32 or float64; ConfigError otherwise."""
+    try:
+        out: np.dtype[Any] | None = None if value is None else np.dtype(value)
+    except TypeError:
+        out = None
+    if out is None or out not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ConfigError(f"dtype {value if out is None else out}: float32 or float64")
+    return out
+
+
+def finite_array(value: ArrayLike, name: str) -> Array:
+    """As a float64 array of any shape; ShapeError for what is no real number, ConfigError for NaN and infinity."""
+    array = real_array(value, name).astype(np.float64)
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        raise ConfigError(f"{name}{bad[0].tolist() or ''} is {array[tuple(bad[0])]}")
+    return array
 
 
 def per_step(value: Any, steps: int, name: str) -> Array:

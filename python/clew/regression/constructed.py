@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..config import ModelConfig
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array
+from ..inputs import as_array, check_type
 from ..loaders.checkpoint import Checkpoint
 from ..model import Model
 from .tasks import _covariance, _number, _pair, _whole
@@ -88,6 +88,9 @@ class Construction:
         if q.ndim != 3 or q.shape[0] != len(x) or q.shape[2] != self.d or q.shape[1] == 0 or q.dtype.kind not in "iuf":
             raise ShapeError(f"Xq: {q.dtype} {list(q.shape)} with X {list(x.shape)}, expected [{len(x)}, m, {self.d}]")
         q = q.astype(np.float64)
+        bad = np.argwhere(~np.isfinite(q))
+        if len(bad):
+            raise ConfigError(f"Xq{bad[0].tolist()} is {q[tuple(bad[0])]}")
         if self.one_query:
             return [self.layout(x[b], t[b], q[b, i : i + 1]) for b in range(len(x)) for i in range(q.shape[1])]
         return [self.layout(x[b], t[b], q[b]) for b in range(len(x))]
@@ -118,10 +121,6 @@ class Construction:
             x, t = _pair(x, t)
         if x.shape[2] != self.d:
             raise ShapeError(f"X: {list(x.shape)} for a construction of d = {self.d}")
-        for name, array in (("X", x), ("y", t)):
-            bad = np.argwhere(~np.isfinite(array))
-            if len(bad):
-                raise ConfigError(f"{name}{bad[0].tolist()} is {array[tuple(bad[0])]}")
         return x.astype(np.float64), t.astype(np.float64)
 
     def _predictions(self, X: ArrayLike, y: ArrayLike, layers: bool) -> Array:  # noqa: N803
@@ -146,14 +145,27 @@ class Construction:
         stream = run.stack("resid_post")
         if layers:
             stream = np.concatenate([run["blocks.0.hook_resid_pre"][None], stream])
-        return np.asarray(stream @ self.model.W_U[:, 0])
+        with np.errstate(over="ignore", invalid="ignore"):
+            out = np.asarray(stream @ self.model.W_U[:, 0])
+        if not np.isfinite(out).all():
+            raise ConfigError(f"{self.name}: predictions are beyond the range of {self.model.dtype}: rescale X and y")
+        return out
+
+
+def _kind(dtype: Any) -> np.dtype[Any]:
+    """float32 or float64; ShapeError otherwise."""
+    try:
+        kind: np.dtype[Any] | None = None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        kind = None
+    if kind is None or kind not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ShapeError(f"dtype {dtype if kind is None else kind}: a model computes in float32 or float64")
+    return kind
 
 
 def _build(config: ModelConfig, layers: Sequence[Sequence[Heads]], read: Array, dtype: Any) -> Model:
     """A model of given heads by layer, whose output is the residual stream times `read`."""
-    kind, c = np.dtype(dtype), config
-    if kind not in (np.float32, np.float64):
-        raise ShapeError(f"dtype {kind}: a model computes in float32 or float64")
+    kind, c = _kind(dtype), config
     weights = {"embed.W_E": np.eye(c.d_model), "unembed.W_U": read[:, None]}
     for layer, heads in enumerate(layers):
         for place, letter in enumerate("QKVO"):
@@ -299,7 +311,7 @@ def attention(gamma: ArrayLike, dtype: Any = "float64") -> Construction:
     Raises ShapeError, ConfigError.
     """
     weights = as_array(gamma, "gamma")
-    if weights.ndim != 2 or weights.shape[1] != weights.shape[0] + 1 or weights.dtype.kind not in "iuf":
+    if weights.ndim != 2 or not 0 < weights.shape[0] == weights.shape[1] - 1 or weights.dtype.kind not in "iuf":
         raise ShapeError(f"gamma: {list(weights.shape)}, expected [d, d + 1]")
     if not np.isfinite(weights).all():
         raise ConfigError(f"gamma holds {weights[~np.isfinite(weights)][0]}")
@@ -378,7 +390,7 @@ def newton_schulz(d: int, steps: int, lam: float = 0.0, dtype: Any = "float64") 
     """
     d, steps = _whole("newton_schulz: d", d, 1), _whole("newton_schulz: steps", steps, 0)
     lam = _number("newton_schulz: lam", lam)
-    at = _Slots(d)
+    at, name = _Slots(d), f"newton_schulz(d={d}, steps={steps}, lam={lam:g})"
     config = ModelConfig(
         **_PLAIN, n_layers=2 * steps + 3, d_model=at.width, n_heads=2, d_head=d, d_in=at.width, d_out=1,
         attention_kind="linear", attention_dir="bidirectional", linear_attn_n=1, model_name="newton_schulz",
@@ -398,8 +410,11 @@ def newton_schulz(d: int, steps: int, lam: float = 0.0, dtype: Any = "float64") 
 
     def layout(inputs: Float, labels: Float, query: Float) -> Float:
         k = len(inputs)
-        norm = float(np.abs(inputs.T @ inputs + lam * np.eye(d)).sum(axis=0).max())
-        scale = 1 / norm**2 if norm > 0 else 1.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            norm = float(np.abs(inputs.T @ inputs + lam * np.eye(d)).sum(axis=0).max())
+        if not norm < 1e154:
+            raise ConfigError(f"{name}: ‖XᵀX + λI‖₁ = {norm:.3g}, whose square is beyond float64: rescale X")
+        scale = 1 / norm**2 if norm > 1e-154 else 1.0
         tokens = np.zeros((d + k + len(query), at.width))
         memory, examples = tokens[:d], tokens[d : d + k]
         memory[:, at.e], memory[:, at.v], memory[:, at.t] = np.eye(d), scale * lam * np.eye(d), scale * np.eye(d)
@@ -407,7 +422,6 @@ def newton_schulz(d: int, steps: int, lam: float = 0.0, dtype: Any = "float64") 
         tokens[d + k :, at.q] = query
         return tokens
 
-    name = f"newton_schulz(d={d}, steps={steps}, lam={lam:g})"
     return Construction(name, _build(config, layers, at.take(out=1)[:, 0], dtype), d, layout, one_query=False)
 
 
@@ -416,10 +430,13 @@ def iterates(construction: Construction, X: ArrayLike) -> Array:  # noqa: N803
 
     Raises ConfigError for another construction, ShapeError.
     """
+    check_type(Construction, "a Construction, such as newton_schulz(d, steps)", construction=construction)
     d, model = construction.d, construction.model
     if model.config.model_name != "newton_schulz":
         raise ConfigError(f"iterates of {construction.name}: only newton_schulz and ridge have any")
     x = as_array(X, "X")
+    if x.ndim != 3 or x.shape[2] != d or len(x) == 0:
+        raise ShapeError(f"X: {x.dtype} {list(x.shape)}, expected real numbers [batch, n, {d}]")
     prompts = construction.prompts(x, np.zeros(x.shape[:2]), np.zeros((len(x), 1, d)))
     run = model.run(prompts, capture="resid_post", positions=np.arange(d), logits=None)
     return np.asarray(run.stack("resid_post")[:-2:2, ..., _Slots(d).v].swapaxes(-1, -2))
@@ -436,8 +453,8 @@ def ridge(d: int, lam: float, condition: float = 1e4, dtype: Any = "float64") ->
     condition = _number("ridge: condition", condition, 1.0)
     if _number("ridge: lam", lam) == 0:
         raise ConfigError("ridge: lam = 0 has no bound on the condition: use newton_schulz")
-    digits = -math.log(np.finfo(np.dtype(dtype)).eps)
-    return newton_schulz(d, math.ceil(math.log2(condition**2 * digits)), lam, dtype)
+    digits = -math.log(np.finfo(_kind(dtype)).eps)
+    return newton_schulz(d, math.ceil(2 * math.log2(condition) + math.log2(digits)), lam, dtype)
 
 
 # ---- Nadaraya–Watson ------------------------------------------------------------------------------------------------

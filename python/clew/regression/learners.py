@@ -13,6 +13,7 @@ results here carry. `python/clew/data/icl` holds those of a few runs with the co
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..config import ModelConfig
 from ..errors import ConfigError, ShapeError
+from ..inputs import check_counts, check_numbers, check_type, whole
 from ..lens import unembed
 from ..loaders.checkpoint import Checkpoint
 from ..loaders.initialise import initialise
@@ -32,8 +34,9 @@ from ..train.data import check_seed
 from ..train.schedule import cosine
 from ..train.trainer import Trainer
 from . import tasks
+from ._inputs import finite_array
 from .constructed import Construction, attention
-from .tasks import Curriculum, Prompts, Setting, Stream, _number, _pair, _whole
+from .tasks import Curriculum, Prompts, Setting, Stream, _number, _pair, _whole, read_prompts
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -54,6 +57,11 @@ class Learner:
     record: Mapping[str, Any] = field(repr=False)
     """Setting, sizes, steps, seed: what the training was."""
 
+    def __repr__(self) -> str:
+        c = self.model.config
+        told = f"d {self.d}, n {self.n}, {c.n_layers} layers, width {c.d_model}, {c.n_heads} heads"
+        return f"Learner {self.kind!r} of {self.record.get('setting', 'prompts')}: {told}"
+
     @property
     def joined(self) -> bool:
         """Are tokens pairs (x, y), the last of which asks?"""
@@ -65,9 +73,9 @@ class Learner:
 
     def fit_last(self, X: ArrayLike, y: ArrayLike) -> Float:  # noqa: N803
         """The last of these predictions alone [batch], from one prompt of each sequence."""
-        x, t = _pair(X, y)
+        x, t = self._pair(X, y)
         tokens = tasks.joined(Prompts(x, t, t)).tokens if self.joined else self._tokens(x, t)[0][:, :-1]
-        return np.asarray(self.model.run(tokens, logits="last").logits[:, 0, 0], np.float64)
+        return self._finite(self.model.run(self._rounded(tokens), logits="last").logits[:, 0, 0])
 
     def layers(self, X: ArrayLike, y: ArrayLike) -> Float:  # noqa: N803
         """The same as every layer's stream reads (a logit lens), the embedding first: [n_layers + 1, batch, n]."""
@@ -78,7 +86,10 @@ class Learner:
         tokens, positions = self._tokens(X, y)
         last = self.model.config.n_layers - 1
         run = self.model.run(
-            tokens, capture=["blocks.0.hook_resid_pre", "resid_post"], positions=positions, stop_after_layer=last
+            self._rounded(tokens),
+            capture=["blocks.0.hook_resid_pre", "resid_post"],
+            positions=positions,
+            stop_after_layer=last,
         )
         stream = np.concatenate([run["blocks.0.hook_resid_pre"][None], run.stack("resid_post")])
         batch, n = np.shape(y)
@@ -86,7 +97,7 @@ class Learner:
 
     def sensitivity(self, X: ArrayLike, y: ArrayLike) -> Float:  # noqa: N803
         """∂ŷ/∂x of the last query [batch, d], exact: the weight vector that the model acts by (von Oswald et al.)."""
-        x, t = _pair(X, y)
+        x, t = self._pair(X, y)
         if self.joined:
             tokens = tasks.joined(Prompts(x, t, t)).tokens
             rows = slice(0, self.d)
@@ -97,17 +108,33 @@ class Learner:
         def answer(logits: Array) -> tuple[Array, Array]:
             return logits[:, -1, 0], np.ones_like(logits)
 
-        slope = self.model.gradients(tokens, answer, wrt=["hook_embed"])["hook_embed"]
-        return np.asarray(slope[:, -1].astype(np.float64) @ np.asarray(self.model.W_E[rows], np.float64).T)
+        slope = self.model.gradients(self._rounded(tokens), answer, wrt=["hook_embed"])["hook_embed"]
+        return self._finite(slope[:, -1].astype(np.float64) @ np.asarray(self.model.W_E[rows], np.float64).T)
 
-    def _tokens(self, X: ArrayLike, y: ArrayLike) -> tuple[Any, NDArray[np.int64]]:  # noqa: N803
+    def _pair(self, X: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:  # noqa: N803
         x, t = _pair(X, y)
         if x.shape[2] != self.d:
             raise ShapeError(f"X: {list(x.shape)} for a learner of d = {self.d}")
+        if not self.joined and x.shape[1] > self.n:
+            raise ShapeError(f"X: {list(x.shape)}: the learner has positions for {self.n} examples")
+        return x, t
+
+    def _rounded(self, tokens: Any) -> Any:
+        """Tokens in the model's dtype; what is beyond its range becomes infinite, without a warning."""
+        with np.errstate(over="ignore"):
+            if isinstance(tokens, list):
+                return [part.astype(self.model.dtype) for part in tokens]
+            return tokens.astype(self.model.dtype)
+
+    def _finite(self, values: Array) -> Float:
+        if not np.isfinite(values).all():
+            raise ConfigError(f"the learner's answers are beyond the range of {self.model.dtype}: rescale X and y")
+        return np.asarray(values, np.float64)
+
+    def _tokens(self, X: ArrayLike, y: ArrayLike) -> tuple[Any, NDArray[np.int64]]:  # noqa: N803
+        x, t = self._pair(X, y)
         n = x.shape[1]
         if not self.joined:
-            if n > self.n:
-                raise ShapeError(f"X: {list(x.shape)}: the learner has positions for {self.n} examples")
             return tasks.interleaved(Prompts(x, t, t)).tokens, np.arange(0, 2 * n, 2)
         rows = np.concatenate([x, t[..., None]], axis=-1)
         asked = np.concatenate([x, np.zeros_like(t)[..., None]], axis=-1)
@@ -116,10 +143,10 @@ class Learner:
 
     def _read(self, X: ArrayLike, y: ArrayLike, layers: bool) -> Float:  # noqa: N803
         if layers:
-            return np.asarray(unembed(self.model, self.residuals(X, y))[..., 0], np.float64)
+            return self._finite(unembed(self.model, self.residuals(X, y))[..., 0])
         tokens, positions = self._tokens(X, y)
-        logits = self.model.run(tokens, logits="last" if self.joined else "all").logits
-        return logits[:, positions, 0].astype(np.float64).reshape(1, *np.shape(y))
+        logits = self.model.run(self._rounded(tokens), logits="last" if self.joined else "all").logits
+        return self._finite(logits[:, positions, 0]).reshape(1, *np.shape(y))
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
@@ -132,7 +159,11 @@ def architecture(kind: Kind, d: int, n: int, n_layers: int, width: int | None = 
     Raventós et al.), width 64 unless given. "softmax" and "linear": pairs (x, y) and a query, attention only, no norms
     and no positions, width d + 1 unless given; linear attention sees the whole prompt but the query (von Oswald et al.;
     Ahn et al.).
+
+    Raises ConfigError for sizes that are no whole numbers of at least 1, and for another kind.
     """
+    d, n = _whole("d", d, 1), _whole("n", n, 1)
+    width = None if width is None else _whole("width", width, 1)
     common: dict[str, Any] = dict(
         n_layers=_whole("n_layers", n_layers, 1), n_heads=_whole("n_heads", n_heads, 1), d_in=d + 1, d_out=1
     )
@@ -156,6 +187,8 @@ def initial(config: ModelConfig, seed: int = 0, attention: float = 0.1) -> Model
     Attention-only learners begin with the tokens as they are: an embedding [I, 0] and an unembedding that reads minus
     the label's place; attention N(0, attention²). "gpt2" ones begin as `Model.from_config` does.
     """
+    check_type(ModelConfig, "a ModelConfig, such as architecture() gives", config=config)
+    seed, attention = check_seed(seed), _number("attention", attention)
     if not config.attn_only:
         return Model.from_config(config, seed)
     weights = initialise(config.replace(initializer_range=attention), seed, np.float32)
@@ -209,6 +242,11 @@ def train(
     (3, 4)
     """
     seed = check_seed(seed)
+    check_type(Setting, "a Setting, such as tasks.dense(d=5)", setting=setting)
+    check_numbers(lr=lr)
+    known = list(inspect.signature(Trainer).parameters)
+    if unknown := [name for name in settings if name not in known]:
+        raise ConfigError(f"train does not take {', '.join(unknown)}; a Trainer's settings are {', '.join(known)}")
     n_heads = n_heads if n_heads is not None else 4 if kind == "gpt2" else 1
     config = architecture(kind, setting.d, _whole("n", n, 1), n_layers, width, n_heads)
     model = initial(config, seed)
@@ -234,7 +272,7 @@ def attention_features(prompts: Prompts) -> Float:
 
     Raises ConfigError for prompts of one example.
     """
-    x, y = _pair(prompts.X, prompts.y)
+    x, y = read_prompts(prompts)
     if x.shape[1] < 2:
         raise ConfigError("prompts of 1 example: at least 2, the last of which asks")
     d, length = x.shape[2], x.shape[1] - 1
@@ -281,12 +319,23 @@ def _mean(values: Float) -> tuple[Float, Float]:
     return values.mean(axis=0), values.std(axis=0, ddof=1) / math.sqrt(len(values))
 
 
+def _check_learner(learner: Learner, prompts: Prompts, least: int = 1) -> None:
+    """Raises ConfigError for what is no learner or no prompts, and for fewer than `least` of these."""
+    check_type(Learner, "a Learner, such as train() gives", learner=learner)
+    read_prompts(prompts)
+    if len(prompts) < least:
+        raise ConfigError(f"{len(prompts)} prompts, at least {least} are needed")
+
+
 def _solved(solvers: Mapping[str, Solver], prompts: Prompts) -> dict[str, Float]:
+    check_type(Mapping, "a mapping from names to functions of (X, y)", solvers=solvers)
     if not solvers:
         raise ConfigError("solvers is empty: nothing to compare with")
     out = {}
     for name, solver in solvers.items():
-        values = np.asarray(solver(prompts.X, prompts.y), np.float64)
+        if not callable(solver):
+            raise ConfigError(f"solver {name}: a function of (X, y), not {type(solver).__name__}")
+        values = finite_array(solver(prompts.X, prompts.y), f"solver {name}: predictions")
         if values.shape != prompts.y.shape:
             raise ShapeError(f"solver {name}: predictions {list(values.shape)}, expected {list(prompts.y.shape)}")
         out[name] = values
@@ -331,6 +380,7 @@ def compare(learner: Learner, prompts: Prompts, solvers: Mapping[str, Solver]) -
 
     Raises ShapeError, ConfigError.
     """
+    _check_learner(learner, prompts, least=2)
     solved = _solved(solvers, prompts)
     own = learner.predict(prompts.X, prompts.y)
     d = learner.d
@@ -344,6 +394,7 @@ def compare(learner: Learner, prompts: Prompts, solvers: Mapping[str, Solver]) -
 
 def by_layer(learner: Learner, prompts: Prompts, solvers: Mapping[str, Solver]) -> dict[str, Float]:
     """Squared distance by d of what each layer's stream reads as to each solver: name → [n_layers + 1, n]."""
+    _check_learner(learner, prompts)
     solved = _solved(solvers, prompts)
     own = learner.layers(prompts.X, prompts.y)
     return {name: np.square(own - p).mean(axis=1) / learner.d for name, p in solved.items()}
@@ -363,6 +414,14 @@ class Steps:
         """Number of steps that each layer is likest to [n_layers + 1]."""
         return np.asarray(self.distance.argmin(axis=1))
 
+    def __repr__(self) -> str:
+        rows = ["layer  likest steps  distance   rate"]
+        rows += [
+            f"{layer:>5} {k:>13} {self.distance[layer, k]:>9.4f} {self.rate[layer, k]:>6.3f}"
+            for layer, k in enumerate(self.likest)
+        ]
+        return "\n".join(rows)
+
 
 def gradient_steps(learner: Learner, prompts: Prompts, steps: int = 6, rates: ArrayLike | None = None) -> Steps:
     """Compares each layer's reading for the last query with 0 … `steps` steps of gradient descent, at the best rate.
@@ -372,7 +431,10 @@ def gradient_steps(learner: Learner, prompts: Prompts, steps: int = 6, rates: Ar
     Raises ConfigError.
     """
     steps = _whole("steps", steps, 1)
-    grid = np.geomspace(0.01, 2, 60) if rates is None else np.atleast_1d(np.asarray(rates, np.float64))
+    _check_learner(learner, prompts)
+    grid = np.geomspace(0.01, 2, 60) if rates is None else np.atleast_1d(finite_array(rates, "rates"))
+    if grid.ndim != 1 or not len(grid):
+        raise ShapeError(f"rates {list(grid.shape)}: one step size or a list of them, [n]")
     x, y, q = prompts.X[:, :-1], prompts.y[:, :-1], prompts.X[:, -1]
     read = learner.layers(prompts.X, prompts.y)[:, :, -1]
     k = max(1, x.shape[1])
@@ -411,7 +473,8 @@ def likeness(learner: Learner, prompts: Prompts, weights: ArrayLike) -> Likeness
 
     Raises ShapeError naming both shapes.
     """
-    w = np.asarray(weights, np.float64)
+    _check_learner(learner, prompts)
+    w = finite_array(weights, "weights")
     if w.shape != (len(prompts), learner.d):
         raise ShapeError(f"weights: {list(w.shape)}, expected {[len(prompts), learner.d]}")
     own = learner.sensitivity(prompts.X, prompts.y)
@@ -423,12 +486,24 @@ def likeness(learner: Learner, prompts: Prompts, weights: ArrayLike) -> Likeness
 
 
 def second_moments(X: ArrayLike, position: int = -1) -> Float:  # noqa: N803
-    """(1/k) XᵀX of the k examples before a position, its upper triangle [batch, d (d + 1) / 2]: a target of `probe`."""
-    x = np.asarray(X, np.float64)
-    x = x[:, : range(x.shape[1])[position]]
+    """(1/k) XᵀX of the k examples before a position, its upper triangle [batch, d (d + 1) / 2]: a target of `probe`.
+
+    Raises ShapeError for another rank, ConfigError for NaN and for a position that X [batch, n, d] does not have.
+    """
+    x = finite_array(X, "X")
+    if x.ndim != 3:
+        raise ShapeError(f"X {list(x.shape)}: [batch, n, d]")
+    x = x[:, : _place(position, x.shape[1])]
     gram = np.einsum("bni,bnj->bij", x, x) / max(1, x.shape[1])
     rows, columns = np.triu_indices(x.shape[2])
     return np.asarray(gram[:, rows, columns])
+
+
+def _place(position: int, n: int) -> int:
+    """A position from 0, given one that may count from the end; raises ConfigError."""
+    if not -n <= whole(position, "position") < n:
+        raise ConfigError(f"position = {position}: there are {n} examples")
+    return position % n
 
 
 def probe(
@@ -442,17 +517,20 @@ def probe(
 
     Raises ShapeError, ConfigError.
     """
-    stream = learner.residuals(prompts.X, prompts.y)[:, :, position].astype(np.float64)
+    _check_learner(learner, prompts, least=4)
     half = len(prompts) // 2
-    if half < 2:
-        raise ConfigError(f"probe: {len(prompts)} prompts, at least 4 are needed")
     penalty = _number("penalty", penalty)
-    wanted = {name: np.asarray(value, np.float64) for name, value in targets.items()}
+    check_type(Mapping, "a mapping from names to arrays [batch, m]", targets=targets)
+    if not targets:
+        raise ConfigError("targets is empty: nothing to read off")
+    position = _place(position, np.shape(prompts.y)[1])
+    wanted = {name: finite_array(value, f"target {name}") for name, value in targets.items()}
     for name, value in wanted.items():
         if value.ndim != 2 or len(value) != len(prompts):
             raise ShapeError(f"target {name}: {list(value.shape)}, expected [{len(prompts)}, m]")
         if not np.square(value - value[:half].mean(axis=0))[half:].sum() > 0:
             raise ConfigError(f"target {name} does not vary")
+    stream = learner.residuals(prompts.X, prompts.y)[:, :, position].astype(np.float64)
     out: dict[str, list[float]] = {name: [] for name in wanted}
     for features in stream:
         centre = features[:half].mean(axis=0)
@@ -530,10 +608,18 @@ def diversity(
     """
     from .. import regression
 
+    check_counts(2, prompts=prompts)  # one has no standard error
+    check_type(Iterable, "whole numbers", seeds=seeds)
+    check_type(Sequence, "numbers of tasks, None for any", M=M)
+    if done is not None and not callable(done):
+        raise ConfigError(f"done: a function of a row, not {type(done).__name__}")
+    seeds = [check_seed(seed) for seed in seeds]
+    if not len(M) or not seeds:
+        raise ConfigError(f"M = {list(M)!r:.60} and seeds = {seeds}: at least one of each")
     rows: list[dict[str, Any]] = []
     record: dict[str, Any] = {}
     for seed in seeds:
-        fresh = tasks.mixture(d, None, noise_var).sample(prompts, K, seed=check_seed(seed) + 10_000)
+        fresh = tasks.mixture(d, None, noise_var).sample(prompts, K, seed=seed + 10_000)
         ridge = np.asarray(regression.ridge(fresh.X, fresh.y, noise_var))
         for m in M:
             setting = tasks.mixture(d, m, noise_var, seed)

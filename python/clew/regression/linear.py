@@ -19,6 +19,7 @@ range; estimates beyond the range of the dtype).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from numpy.typing import ArrayLike
 from ..errors import ConfigError, ShapeError
 from ._inputs import (
     Array,
+    check_flags,
     count,
     covariance_factor,
     examples,
@@ -40,10 +42,7 @@ from ._run import Kind, Stream, build, method
 
 
 def _prefixes(name: str, x: ArrayLike, y: ArrayLike, weights: bool, parameters: dict[str, Any]) -> Any:
-    if not isinstance(weights, bool | np.bool_):
-        raise ConfigError(
-            f"weights = {weights!r:.40}: True or False, whether the estimator's weights are returned as well"
-        )
+    check_flags(weights=weights)
     given = examples(x, y)
     return build(name, given.d, parameters).prefixes(given, weights)
 
@@ -150,6 +149,7 @@ def bayes(
     >>> yhat.round(9).tolist(), variance.round(9).tolist()
     ([[0.0, 1.0]], [[2.0, 1.5]])
     """
+    check_flags(weights=weights, covariance=covariance)
     given = examples(X, y)
     stream = _bayes(given.d, prior_cov, noise_var, prior_mean)
     batch, n, d = given.x.shape
@@ -274,9 +274,13 @@ def sgd(X: ArrayLike, y: ArrayLike, lr: float, *, weights: bool = False) -> Any:
     return _prefixes("sgd", X, y, weights, {"lr": lr})
 
 
+_MOST_SQUARINGS = 1 << 16
+"""Of Newton–Schulz: a step squares what is missing, and 2¹² of them are enough for any condition that float64 holds."""
+
+
 @method("newton_schulz")
 def _newton_schulz(d: int, steps: Any, lam: Any = 0.0) -> Stream:
-    return Stream(Kind.NEWTON, steps=count(steps, "steps", 0), lam=number(lam, "lam"))
+    return Stream(Kind.NEWTON, steps=count(steps, "steps", 0, _MOST_SQUARINGS), lam=number(lam, "lam"))
 
 
 def newton_schulz(X: ArrayLike, y: ArrayLike, steps: int, lam: float = 0.0, *, weights: bool = False) -> Any:
@@ -305,7 +309,7 @@ def _lasso(d: int, alpha: Any, tol: Any = 1e-12, max_iter: Any = 10_000) -> Stre
 def lasso(
     X: ArrayLike,
     y: ArrayLike,
-    alpha: float,
+    alpha: float | Sequence[float],
     *,
     tol: float = 1e-12,
     max_iter: int = 10_000,
@@ -313,13 +317,23 @@ def lasso(
 ) -> Any:
     """Lasso of every prefix, the least (1/2k)‖Xw − y‖² + alpha ‖w‖₁: yhat [batch, n]; with `weights` (yhat, w).
 
+    Several alphas give a path: each estimate gets an axis in front, in the order of the alphas.
+
     Coordinate descent along the prefixes, each from the last one's weights, with Newton steps over the coordinates that
     are not 0, until the duality gap is at most tol · (1/2k)‖y‖², or 8 (d + 4) eps in tol's place where that is more
     (rounding). An iteration costs O(d³); few are needed from one prefix to the next.
 
     Raises ConfigError when max_iter iterations do not bring the gap there, and for alpha that is not positive.
 
-    >>> lasso([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]], [[4.0, 0.5, 0.0]], alpha=0.5).round(9).tolist()
+    >>> X, y = [[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]], [[4.0, 0.5, 0.0]]
+    >>> lasso(X, y, alpha=0.5).round(9).tolist()
     [[0.0, 0.0, 3.0]]
+    >>> lasso(X, y, alpha=[1.0, 0.5]).shape
+    (2, 1, 3)
     """
-    return _prefixes("lasso", X, y, weights, {"alpha": alpha, "tol": tol, "max_iter": max_iter})
+    if isinstance(alpha, str) or np.ndim(alpha) == 0:
+        return _prefixes("lasso", X, y, weights, {"alpha": alpha, "tol": tol, "max_iter": max_iter})
+    if np.ndim(alpha) != 1 or np.size(alpha) == 0:
+        raise ConfigError(f"alpha {list(np.shape(alpha))}: a number, or one or more in a row")
+    path = [lasso(X, y, a, tol=tol, max_iter=max_iter, weights=weights) for a in np.asarray(alpha).tolist()]
+    return tuple(np.stack(part) for part in zip(*path, strict=True)) if weights else np.stack(path)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ._inputs import Array, Examples, check_finite, examples, in_slab, number, real_array
+from ._inputs import Array, Examples, check_finite, check_flags, examples, in_slab, number, real_array
 from ._run import method
 from .linear import _bayes, _log_evidence
 
@@ -97,6 +97,7 @@ def dmmse(
     >>> dmmse([[[1.0], [1.0], [1.0]]], [[1.0, 1.0, 1.0]], tasks=[[1.0], [-1.0]], noise_var=0.5).round(4).tolist()
     [[0.0, 0.964, 0.9993]]
     """
+    check_flags(weights=weights)
     given = examples(X, y)
     return _dmmse(given.d, tasks, noise_var, log_prior).prefixes(given, weights)
 
@@ -228,6 +229,7 @@ def mixture(
     >>> yhat.round(3).tolist(), p.round(3).tolist()
     ([[0.0, 2.0]], [[[0.5, 0.5], [1.0, 0.0]]])
     """
+    check_flags(weights=weights, posterior=posterior)
     given = examples(X, y)
     return _answer(_mixture(given.d, means, covs, noise_var, log_prior).all(given), weights, posterior)
 
@@ -288,6 +290,7 @@ def tree(
     >>> p[0].round(3).tolist()
     [[0.5, 0.5], [1.0, 0.0]]
     """
+    check_flags(weights=weights, posterior=posterior)
     given = examples(X, y)
     made = _tree(given.d, amplitudes, noise_var, leaf_var)
     if isinstance(made, Mixture):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from ._run import Compare, method
 
 @method("knn")
 def _knn(d: int, k: Any) -> Compare:
-    return Compare(1, float(min(count(k, "k"), 1 << 40)))
+    return Compare(1, float(min(count(k, "k", most=10**18), 1 << 40)))
 
 
 def knn(X: ArrayLike, y: ArrayLike, k: int) -> Array:
@@ -31,13 +30,15 @@ def knn(X: ArrayLike, y: ArrayLike, k: int) -> Array:
 
 @method("nadaraya_watson")
 def _nadaraya_watson(d: int, scale: Any) -> Compare:
-    return Compare(0, number(scale, "scale", least=-math.inf))
+    return Compare(0, number(scale, "scale"))
 
 
 def nadaraya_watson(X: ArrayLike, y: ArrayLike, scale: float) -> Array:
     """Kernel regression with the kernel exp(scale · x·x'), which is softmax attention: yhat [batch, n].
 
-    yhat_i = Σ_{j<i} softmax_j(scale · x_i·x_j) y_j. O(n d) an example.
+    yhat_i = Σ_{j<i} softmax_j(scale · x_i·x_j) y_j. O(n d) an example. scale is at least 0, where it is averaging of y.
+
+    Raises ConfigError for a negative scale: its weights would be largest for the inputs that are least alike.
 
     >>> nadaraya_watson([[[1.0], [1.0], [0.0]]], [[2.0, 4.0, 0.0]], scale=3.0).tolist()
     [[0.0, 2.0, 3.0]]

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ._inputs import Array, count, examples, in_slab, query_array, real_array
+from ._inputs import Array, check_room, count, examples, float_dtype, in_slab, query_array, real_array
 from ._run import Kind, Stream, build
 
 
@@ -47,17 +47,19 @@ class Online:
         self, method: str, d: int, *, batch: int = 1, dtype: DTypeLike = np.float64, **parameters: Any
     ) -> None:
         self.d, self.batch, self.count = count(d, "d"), count(batch, "batch"), 0
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise ConfigError(f"dtype {self.dtype}: float32 or float64")
+        self.dtype = float_dtype(dtype)
         self.method = method
         self._made = build(method, self.d, parameters)
+        check_room("Online: one example of each sequence", self.batch, self.d)
         self._x = np.empty((self.batch, 0, self.d), self.dtype)
         self._y = np.empty((self.batch, 0), self.dtype)
         self._state: Array | None = None
         if isinstance(self._made, Stream):
             self._settings = self._made.settings(self.dtype)
             self._state = _core.reg_state(self._settings, self.batch, self.d, self.dtype)
+
+    def __repr__(self) -> str:
+        return f"Online {self.method}: {self.batch} sequences of d = {self.d}, {self.count} examples, {self.dtype}"
 
     def _rows(self, x: ArrayLike, name: str) -> Array:
         array = real_array(x, name)

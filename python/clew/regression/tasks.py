@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array
+from ..inputs import as_array, check_counts, check_type
 from ..train.data import check_seed, generator
 from ..train.step import Examples
+from ._inputs import check_flags, check_room
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -40,7 +41,7 @@ def _generator(seed: Seed, *place: int) -> np.random.Generator:
 def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ConfigError(f"{name} = {value!r}, must be a whole number, at least {least}")
-    if most is not None and value > most:
+    if value > (most := 2**62 if most is None else most):
         raise ConfigError(f"{name} = {value}, at most {most}")
     return int(value)
 
@@ -55,7 +56,9 @@ def _number(name: str, value: Any, least: float = 0.0) -> float:
 def _covariance(name: str, value: ArrayLike, d: int) -> Float:
     """A covariance [d, d], from a matrix or from variances [d]; raises ShapeError, ConfigError."""
     array = as_array(value, name)
-    if array.shape not in ((d,), (d, d)) or array.dtype.kind not in "iuf":
+    if array.ndim == 0 or 0 in array.shape or array.dtype.kind not in "iuf":
+        raise ShapeError(f"{name}: {array.dtype} {list(array.shape)}, expected variances [d] or a matrix [d, d]")
+    if array.shape not in ((d,), (d, d)):
         raise ShapeError(f"{name}: {array.dtype} {list(array.shape)}, expected variances [{d}] or a matrix [{d}, {d}]")
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
@@ -67,6 +70,11 @@ def _covariance(name: str, value: ArrayLike, d: int) -> Float:
     if smallest <= 0:
         raise ConfigError(f"{name} is not positive definite: its smallest eigenvalue is {smallest:.3g}")
     return array
+
+
+def _said(array: Array | None) -> str:
+    """An array in a repr."""
+    return "None" if array is None else f"{list(np.shape(array))}"
 
 
 # ---- Prompts --------------------------------------------------------------------------------------------------------
@@ -94,6 +102,10 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.X)
 
+    def __repr__(self) -> str:
+        held = [name for name in ("X", "y", "f", "w", "latent", "Xq", "fq") if getattr(self, name) is not None]
+        return f"Prompts of {len(self)} functions: " + ", ".join(f"{n} {_said(getattr(self, n))}" for n in held)
+
     @property
     def queries(self) -> Float:
         """What prediction i is asked for [batch, n, d]."""
@@ -116,6 +128,9 @@ class Gaussian:
     scale: float = 1.0
     rotate: bool = False
 
+    def __repr__(self) -> str:
+        return f"Gaussian(cov={_said(self.cov)}, scale={self.scale:g}, rotate={self.rotate})"
+
     def draw(self, rng: np.random.Generator, batch: int, n: int, d: int) -> Float:
         """[batch, n, d]"""
         x = rng.standard_normal((batch, n, d))
@@ -131,6 +146,10 @@ class Uniform:
     """Each coordinate of x ~ U(−half, half)."""
 
     half: float = 1.0
+
+    def __post_init__(self) -> None:
+        if _number("uniform: half", self.half) > np.finfo(np.float64).max / 2:
+            raise ConfigError(f"uniform: half = {self.half:g}: the width of (−half, half) is beyond float64")
 
     def draw(self, rng: np.random.Generator, batch: int, n: int, d: int) -> Float:
         """[batch, n, d]"""
@@ -173,6 +192,9 @@ class GaussianWeights(LinearTarget):
     scale: float = 1.0
     nonzero: int | None = None
 
+    def __repr__(self) -> str:
+        return f"GaussianWeights(cov={_said(self.cov)}, scale={self.scale:g}, nonzero={self.nonzero})"
+
     def draw(self, rng: np.random.Generator, batch: int, d: int) -> tuple[Float, None]:
         w = rng.standard_normal((batch, d))
         if self.cov is not None:
@@ -188,6 +210,15 @@ class FiniteTasks(LinearTarget):
     """w is one of the rows of `tasks` [M, d], each equally likely."""
 
     tasks: Float
+
+    def __post_init__(self) -> None:
+        tasks = as_array(self.tasks, "tasks")
+        if tasks.ndim != 2 or 0 in tasks.shape or tasks.dtype.kind not in "iuf":
+            raise ShapeError(f"tasks: {tasks.dtype} {list(tasks.shape)}, expected real numbers [M, d], each at least 1")
+        object.__setattr__(self, "tasks", tasks)
+
+    def __repr__(self) -> str:
+        return f"FiniteTasks({_said(self.tasks)})"
 
     def draw(self, rng: np.random.Generator, batch: int, d: int) -> tuple[Float, NDArray[np.int64]]:
         latent = rng.integers(0, len(self.tasks), batch)
@@ -302,6 +333,18 @@ class Setting:
     def __post_init__(self) -> None:
         _whole(f"{self.name}: d", self.d, 1)
         _number(f"{self.name}: noise_var", self.noise_var)
+        check_type((Gaussian, Uniform), "a Gaussian or Uniform of this module", inputs=self.inputs)
+        check_type(Target, "a Target, such as GaussianWeights()", target=self.target)
+        if self.quadrants not in (None, "random", "opposite"):
+            raise ConfigError(f'{self.name}: quadrants = {self.quadrants!r}: None, "random" or "opposite"')
+        for what, part in (("inputs", self.inputs), ("target", self.target)):
+            cov = getattr(part, "cov", None)
+            if cov is not None and np.shape(cov) != (self.d, self.d):
+                raise ShapeError(f"{self.name}: cov of {what} {_said(cov)}, expected {[self.d, self.d]}")
+        if isinstance(self.target, FiniteTasks) and self.target.tasks.shape[1] != self.d:
+            raise ShapeError(f"{self.name}: tasks {_said(self.target.tasks)}, expected [M, {self.d}]")
+        if isinstance(self.target, TreeContexts) and len(self.target.variances) != self.d:
+            raise ShapeError(f"{self.name}: d = {self.d}, such a tree has {len(self.target.variances)} nodes")
 
     def sample(self, batch: int, n: int, seed: Seed = 0, dims: int | None = None) -> Prompts:
         """`batch` functions with `n` examples each.
@@ -319,7 +362,16 @@ class Setting:
         ((2, 8, 5), (2, 8), (2, 5))
         """
         batch, n = _whole("batch", batch, 1), _whole("n", n, 1)
+        check_room(f"{self.name}: X", batch, n, self.d)
         rng = _generator(seed, _PROMPTS)
+        with np.errstate(over="ignore", invalid="ignore"):
+            made = self._draw(rng, batch, n, dims)
+        for name, array in (("X", made.X), ("y", made.y), ("Xq", made.Xq), ("fq", made.fq)):
+            if array is not None and not np.isfinite(array).all():
+                raise ConfigError(f"{self.name}: {name} is beyond the range of float64: smaller scales or variances")
+        return made
+
+    def _draw(self, rng: np.random.Generator, batch: int, n: int, dims: int | None) -> Prompts:
         x = self.inputs.draw(rng, batch, n, self.d)
         parameters = self.target.draw(rng, batch, self.d)
         queries = None
@@ -359,7 +411,10 @@ def sparse(d: int, nonzero: int = 3, noise_var: float = 0.0) -> Setting:
 
 def skewed(d: int, power: float = 2.0) -> Setting:
     """x ~ N(0, Σ), Σ's eigenvalues ∝ 1/i^power with trace d, its eigenvectors drawn for each prompt (Garg et al.)."""
+    check_room("skewed: cov", _whole("skewed: d", d, 1), d)
     eigenvalues = np.arange(1, _whole("skewed: d", d, 1) + 1, dtype=np.float64) ** -_number("skewed: power", power)
+    if not eigenvalues[-1] > 0:
+        raise ConfigError(f"skewed: power = {power:g}: the least of {d} eigenvalues is 0 in float64")
     cov = np.diag(eigenvalues * d / eigenvalues.sum())
     return Setting("skewed", d, Gaussian(cov, rotate=True), GaussianWeights())
 
@@ -411,9 +466,11 @@ def mixture(d: int, M: int | None, noise_var: float = 0.25, seed: int = 0) -> Se
     (8, 4)
     """
     _whole("mixture: d", d, 1)
+    check_seed(seed)
     if M is None:
         return Setting("mixture of any tasks", d, Gaussian(), GaussianWeights(), noise_var)
-    tasks = generator(check_seed(seed), _SETS).standard_normal((_whole("mixture: M", M, 1), d))
+    check_room("mixture: tasks", _whole("mixture: M", M, 1), d)
+    tasks = generator(seed, _SETS).standard_normal((M, d))
     return Setting(f"mixture of {M} tasks", d, Gaussian(), FiniteTasks(tasks), noise_var)
 
 
@@ -454,6 +511,8 @@ def tree_contexts(
            [ 1. ,  0. , -0.5],
            [ 1. ,  0. ,  0.5]])
     """
+    if (array := as_array(amplitudes, "tree_contexts: amplitudes")).ndim != 1:
+        raise ShapeError(f"tree_contexts: amplitudes {list(array.shape)}: one number for each level, [K]")
     values = tuple(_number("tree_contexts: amplitude", a) for a in amplitudes)
     _whole("tree_contexts: depth", len(values), 1, 16)
     if prior not in ("tree", "flat", "codebook"):
@@ -487,7 +546,7 @@ class Curriculum:
     def __post_init__(self) -> None:
         for name in ("dims", "points"):
             value = getattr(self, name)
-            if len(value) != 3:
+            if not isinstance(value, Sequence) or len(value) != 3:
                 raise ConfigError(f"Curriculum: {name} = {value!r}, must be (first, last, increment)")
             first, last, increment = (_whole(f"Curriculum: {name}", v, 0) for v in value)
             if first < 1 or last < first or (increment < 1 and last > first):
@@ -511,8 +570,22 @@ def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
         raise ShapeError(f"X: {a.dtype} {list(a.shape)}, expected real numbers [batch, n, d], each at least 1")
     if b.shape != a.shape[:2] or b.dtype.kind not in "iuf":
         raise ShapeError(f"y: {b.dtype} {list(b.shape)} with X {list(a.shape)}, expected {list(a.shape[:2])}")
+    for name, array in (("X", a), ("y", b)):
+        bad = np.argwhere(~np.isfinite(array))
+        if len(bad):
+            raise ConfigError(f"{name}{bad[0].tolist()} is {array[tuple(bad[0])]}")
     kind = np.float32 if a.dtype == b.dtype == np.float32 else np.float64
     return a.astype(kind, copy=False), b.astype(kind, copy=False)
+
+
+def read_prompts(prompts: Prompts) -> tuple[Array, Array]:
+    """X and y of prompts, checked, and with them the shapes of their own queries; raises ShapeError, ConfigError."""
+    check_type(Prompts, "Prompts, such as a setting's sample() gives", prompts=prompts)
+    x, y = _pair(prompts.X, prompts.y)
+    for name, array, shape in (("Xq", prompts.Xq, x.shape), ("fq", prompts.fq, y.shape)):
+        if array is not None and np.shape(array) != shape:
+            raise ShapeError(f"{name}: {list(np.shape(array))} with X {list(x.shape)}, expected {list(shape)}")
+    return x, y
 
 
 def interleaved(prompts: Prompts, garg: bool = False) -> Examples:
@@ -524,10 +597,11 @@ def interleaved(prompts: Prompts, garg: bool = False) -> Examples:
 
     Raises ShapeError; ConfigError for prompts with queries of their own.
     """
+    x, y = read_prompts(prompts)
+    check_flags(garg=garg)
     if prompts.Xq is not None:
         raise ConfigError("interleaved: prompts with queries of their own have no one prompt for all prefixes; "
                           "use joined")  # fmt: skip
-    x, y = _pair(prompts.X, prompts.y)
     batch, n, d = x.shape
     tokens = np.zeros((batch, n, 2, d if garg else d + 1), x.dtype)
     tokens[:, :, 0, 0 if garg else 1 :] = x
@@ -547,7 +621,7 @@ def joined(prompts: Prompts) -> Examples:
 
     Raises ShapeError.
     """
-    x, y = _pair(prompts.X, prompts.y)
+    x, y = read_prompts(prompts)
     tokens = np.concatenate([x, y[..., None]], axis=-1)
     tokens[:, -1, :-1], tokens[:, -1, -1] = prompts.queries[:, -1], 0
     targets = np.zeros((*y.shape, 1), y.dtype)
@@ -589,6 +663,9 @@ class Stream:
     ) -> None:
         if layout not in ("interleaved", "garg", "joined"):
             raise ConfigError(f'Stream: layout = {layout!r}: "interleaved", "garg" or "joined"')
+        check_type(Setting, "a Setting, such as dense(d=5)", setting=setting)
+        if curriculum is not None:
+            check_type(Curriculum, "a Curriculum or None", curriculum=curriculum)
         self.setting, self.n, self.layout, self.curriculum = setting, _whole("Stream: n", n, 1), layout, curriculum
         if curriculum is not None and curriculum.dims[1] > setting.d:
             raise ConfigError(f"Stream: the curriculum leads to {curriculum.dims[1]} dims, the setting has {setting.d}")
@@ -598,6 +675,7 @@ class Stream:
 
     def batch(self, step: int, size: int) -> Examples:
         """Prompts of a step."""
+        check_counts(0, step=step)
         dims, n = (None, self.n) if self.curriculum is None else self.curriculum.at(step)
         prompts = self.setting.sample(size, n, generator(self.seed, step), dims)
         return joined(prompts) if self.layout == "joined" else interleaved(prompts, self.layout == "garg")

@@ -3,6 +3,13 @@
 The paper's notation was not at hand: definitions of walks, filters and aggregation are ours, consistent with its
 abstracts; the two tests are those of the author's published code.
 
+Walks (`decoding_walk`, `encoding_walk`, `measure`) and what their steps are made of (`split_decoding`,
+`split_encoding`, `splits`, `linear_recurrence`); where the composed vector lies and what it carries (`proximity`,
+`insertion`); concept vectors (`Concept`, `concept_vectors`) and their tests (`read_tasks`, `next_sentence_tasks`,
+`evaluate`, `compare`); what words' vectors know (`word_similarities`, `purity_of_tokens`, `composition`); what damage
+does (`ablate`, `dose_response`); what was measured beforehand (`stored_trainings`, `stored_semantics`); all of it on
+one model (`experiment`).
+
 >>> import clew
 >>> from clew import walk
 >>> walk.decoding_walk(clew.load("stories260K"), [1, 403, 407, 261]).points.shape

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import corpus, edit
+from ..brief import Brief
 from ..edit import Edit
 from ..errors import ConfigError, ShapeError
 from ..inputs import as_array, check_counts, check_type, whole
@@ -205,7 +206,7 @@ def ablation(model: Model, kind: Kind, tokens: Any, layers: Any = None, other: A
 
 
 @dataclass(frozen=True)
-class Ablations:
+class Ablations(Brief):
     """Losses of a model with its attention changed; made by :func:`ablate`."""
 
     loss: float

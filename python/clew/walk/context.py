@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import corpus, edit
+from ..brief import Brief
 from ..descent.steps import spearman
 from ..errors import ConfigError, ShapeError, TokenError, UnsupportedModelError
 from ..geometry import nearest_by
@@ -23,7 +24,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Proximity:
+class Proximity(Brief):
     """Composed vectors c_t among token vectors u_v (columns of W_U); made by :func:`proximity`."""
 
     logits_error: float
@@ -121,7 +122,7 @@ def _mean(x: Array) -> float:
 
 
 @dataclass(frozen=True)
-class Insertion:
+class Insertion(Brief):
     """Composed vectors of prompts with K examples, put into prompts without any; made by :func:`insertion`."""
 
     shots: NDArray[np.int64]

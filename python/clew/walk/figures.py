@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..plot import _MORE_SERIES, _axes, curves
 
@@ -51,17 +52,25 @@ def walk(found: Walk) -> Figure:
     axes = np.linalg.svd(middle, full_matrices=False)[2][:2]
     flat = middle @ axes.T
     flat = flat if flat.shape[1] > 1 else np.concatenate([flat, np.zeros_like(flat)], 1)
-    figure, ax = _axes(None, 6.4, 5.0)
-    ax.plot(flat[:, 0], flat[:, 1], color="#0072B2", marker="o", markersize=4, linewidth=0.9)
     near = found.nearest["dot"].tokens() if "dot" in found.nearest else None
-    for i, (x, y) in enumerate(flat):
-        text = found.labels[i] if near is None else f"{found.labels[i]} → {near[i][0]!r}"
-        ax.annotate(text, (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points", parse_math=False)
-    ax.margins(x=0.2)
+    names = [found.labels[i] if near is None else f"{found.labels[i]} → {near[i][0]!r}" for i in range(len(flat))]
+    rows = -(-len(names) // 2)
+    figure, ax = _axes(None, 4.8, 4.2 + 0.2 * rows)
+    ax.plot(flat[:, 0], flat[:, 1], color="#0072B2", linewidth=0.8, alpha=0.6)
+    ax.scatter(flat[:, 0], flat[:, 1], s=130, facecolor="white", edgecolor="#0072B2", zorder=2)
+    for i, (x, y) in enumerate(flat):  # words would cover each other: they stand below
+        ax.text(x, y, str(i + 1), fontsize=7.5, ha="center", va="center", zorder=3)
+    ax.margins(0.08)
     ax.set_xlabel("PCA 1")
     ax.set_ylabel("PCA 2")
-    ax.set_title("Context vectors: what was read → the nearest token")
+    ax.set_title("Context vectors: what was read → the nearest token", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
+    lines = [Line2D([], [], linestyle="none", label=f"{i}  {name}") for i, name in enumerate(names, 1)]
+    legend = figure.legend(
+        handles=lines, frameon=False, fontsize=8.5, loc="outside lower left", ncols=2, handlelength=0, handletextpad=0
+    )
+    for entry in legend.get_texts():
+        entry.set_parse_math(False)
     return figure
 
 

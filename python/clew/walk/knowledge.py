@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import corpus, edit, metrics
+from ..brief import Brief
 from ..edit import Edit
 from ..errors import ConfigError, ShapeError
 from ..inputs import as_array, check_counts, check_seed, real_array
@@ -28,7 +29,7 @@ BINS = 10
 
 
 @dataclass(frozen=True)
-class DoseResponse:
+class DoseResponse(Brief):
     """Rises of the loss by dose; made by :func:`dose_response`."""
 
     doses: Array

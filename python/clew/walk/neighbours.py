@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import corpus
+from ..brief import Brief
 from ..errors import ConfigError, ShapeError, TokenError
 from ..geometry import nearest
 from ..inputs import check_counts, check_seed, check_type, real_array, whole
@@ -131,7 +132,7 @@ def purity_of_tokens(model: Model, space: Space = "centred", k: int = 3, *, of: 
 
 
 @dataclass(frozen=True)
-class Composition:
+class Composition(Brief):
     """Do composed vectors stay with their word? Made by :func:`composition`. Arrays are [layer + 1], 0 the start."""
 
     own: Array

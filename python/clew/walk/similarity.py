@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import norm
+from ..brief import Brief
 from ..descent.steps import spearman
 from ..errors import ConfigError, LoadError, ShapeError, TokenError
 from ..inputs import check_counts, check_path, check_seed, check_type, real_array, whole
@@ -40,7 +41,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 @dataclass(frozen=True)
-class WordPairs:
+class WordPairs(Brief):
     """Pairs of words that people have scored; made by :func:`read_word_pairs`."""
 
     name: str
@@ -110,7 +111,7 @@ def read_word_sets(folder: str | os.PathLike[str], bad: Bad = "error") -> list[W
 
 
 @dataclass(frozen=True)
-class WordVectors:
+class WordVectors(Brief):
     """Vectors of words; made by :func:`word_vectors` and :func:`ppmi_vectors`."""
 
     words: tuple[str, ...]
@@ -326,7 +327,7 @@ def word_similarity(vectors: WordVectors, pairs: WordPairs, counts: Mapping[str,
 
 
 @dataclass(frozen=True)
-class WordSimilarities:
+class WordSimilarities(Brief):
     """Every set by every kind of vectors; made by :func:`word_similarities`."""
 
     rows: tuple[Similarity, ...]
@@ -361,8 +362,9 @@ def word_similarities(
         raise ConfigError(f"bad = {bad!r}: 'error' or 'skip'")
     if isinstance(sets, str | os.PathLike):
         sets = read_word_sets(sets, bad)
-    if not isinstance(sets, Sequence) or not all(isinstance(pairs, WordPairs) for pairs in sets):
-        raise ConfigError(f"sets: a folder, or a list of what read_word_pairs gives, not {sets!r:.60}")
+    check_type((list, tuple), "a folder, or a list of what read_word_pairs gives", sets=sets)
+    for pairs in sets:
+        check_type(WordPairs, "what read_word_pairs gives", a_set=pairs)
     check_counts(min_count=min_count, d=d, window=window)
     words = [word for pairs in sets for word in pairs.words]
     counts = None if text is None else word_counts(text)

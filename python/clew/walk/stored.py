@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..brief import Brief
 from ..errors import LoadError
 from ..model import Model, check_model
 
@@ -23,7 +24,7 @@ FOLDER = Path(__file__).parent.parent / "data" / "walk"
 
 
 @dataclass(frozen=True)
-class Trainings:
+class Trainings(Brief):
     """Matched small models with several kinds of attention; made by :func:`stored_trainings`."""
 
     about: dict[str, Any]

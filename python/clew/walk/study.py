@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import corpus
+from ..brief import Brief
 from ..config import ModelConfig
 from ..errors import ConfigError, TokenError
-from ..experiment import Claim, Experiment, verdict
+from ..experiment import Claim, Experiment, measured, verdict
 from ..info import bundled
 from ..inputs import check_seed
 from ..model import Model, check_model, load
@@ -34,7 +35,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Splits:
+class Splits(Brief):
     """How exactly steps are filtering and aggregation; made by :func:`splits`."""
 
     errors: dict[str, float]
@@ -44,7 +45,7 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class MultipleChoice:
+class MultipleChoice(Brief):
     """Both tests on the next of four sentences, with baseline and controls; made by :func:`experiment`."""
 
     accuracy: dict[str, tuple[float, float, float]]
@@ -231,21 +232,22 @@ def experiment(
     cut = corpus.windows(model, text, length, limit, seed)
     few = cut.tokens[np.linspace(0, len(cut.tokens) - 1, min(16 if quick else 64, len(cut.tokens))).round().astype(int)]
     counts = np.bincount(cut.tokens.reshape(-1), minlength=c.d_vocab)
-    words = None if word_sets is None else word_similarities(model, word_sets, training_text, seed=seed)
-    parts: dict[str, Any] = dict(
-        walk=decoding_walk(model, few[0]),
-        proximity=proximity(model, cut.tokens, seed=seed),
-        insertion=_insertion(model, np.flatnonzero(counts), 64 if quick else 256, seed),
-        dose_response=dose_response(model, few, counts=counts, draws=5 if quick else 10, seed=seed),
-        ablations=ablate(model, few, KINDS_HERE if len(few) > 1 else [k for k in KINDS_HERE if k != "frozen"]),
-        trainings=stored_trainings(),
-        splits=splits(model, few[:4], seed),
-        purity=_purity(model, seed),
-        composition=composition(model, few, min(10, c.d_vocab), seed),
-        choices=_choices(model, text, 200 if quick else 800, seed),
-        words=words,
-        semantics=stored_semantics(model),
-    )
+    parts = measured({
+        "walk": lambda: decoding_walk(model, few[0]),
+        "proximity": lambda: proximity(model, cut.tokens, seed=seed),
+        "insertion": lambda: _insertion(model, np.flatnonzero(counts), 64 if quick else 256, seed),
+        "dose_response": lambda: dose_response(model, few, counts=counts, draws=5 if quick else 10, seed=seed),
+        "ablations": lambda: ablate(
+            model, few, KINDS_HERE if len(few) > 1 else [k for k in KINDS_HERE if k != "frozen"]
+        ),
+        "trainings": stored_trainings,
+        "splits": lambda: splits(model, few[:4], seed),
+        "purity": lambda: _purity(model, seed),
+        "composition": lambda: composition(model, few, min(10, c.d_vocab), seed),
+        "choices": lambda: _choices(model, text, 200 if quick else 800, seed),
+        "words": lambda: None if word_sets is None else word_similarities(model, word_sets, training_text, seed=seed),
+        "semantics": lambda: stored_semantics(model),
+    })  # fmt: skip
     return WalkExperiment(
         1, "Movement through embedding space", c.model_name, seed, quick, _claims(model, parts), cut.source,
         (cut.tokens.shape[0], cut.tokens.shape[1]), **parts,

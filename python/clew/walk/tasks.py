@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..brief import Brief
 from ..errors import ConfigError, LoadError, TokenError
 from ..inputs import check_counts, check_path, check_seed, check_type
 
@@ -36,7 +37,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Tasks(Sequence[Task]):
+class Tasks(Brief, Sequence[Task]):
     """Tasks of a file; made by :func:`read_tasks`."""
 
     tasks: tuple[Task, ...]

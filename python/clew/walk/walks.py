@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..brief import Brief
 from ..errors import ConfigError, ShapeError, SiteError, TokenError
 from ..geometry import Nearest, nearest_by
 from ..geometry.search import METRICS
@@ -26,7 +27,7 @@ _FINAL = "ln_final.hook_out"
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(Brief):
     """Geometry of a path; made by :func:`measure`."""
 
     points: Array = field(repr=False)
@@ -176,14 +177,14 @@ def encoding_walk(model: Model, tokens: Any, position: int = -1, k: int = 5, met
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(Brief):
     """What steps are made of; made by :func:`split_encoding` and :func:`split_decoding`. step = Σ of the parts."""
 
-    step: Array = field(repr=False)
+    step: Array
     """[..., d]"""
-    aggregation: Array = field(repr=False)
+    aggregation: Array
     """What attention, the data-dependent weighted sum over positions, puts in."""
-    filtering: Array = field(repr=False)
+    filtering: Array
     """What maps of each position alone put in: MLPs; for walks over positions the embeddings too."""
     axes: tuple[str, ...]
 
