@@ -220,7 +220,7 @@ def test_loss_survives_huge_logits() -> None:
 def test_loss_keeps_no_logits() -> None:
     config = clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=1024, d_vocab=50000)
     model = clew.Model.from_config(config)
-    plan, _ = model._plan(np.array([1024], np.int32), None, None, None, None, 3, False)
+    plan, *_ = model._plan(np.array([1024], np.int32), None, None, None, None, 3, False)
     assert plan.keep_bytes == 1023 * 4
     assert plan.scratch_bytes < 1024 * 50000 * 4 / 20
 
