@@ -375,7 +375,7 @@ def resolve(
         edits = [edits]
     for edit in edits:
         if not isinstance(edit, Edit):
-            raise ConfigError(f"edits holds {edit!r}: make edits with clew.edit.zero, .set, .add, ...")
+            raise ConfigError(f"edits hold {edit!r}: make edits with clew.edit.zero, .set, .add, ...")
         for site, layer in _found(edit, model, start, stop):
             if edit.kind == _CALL:
                 core.append((site.index, layer, _CALL, None, None, None, None, None, (0, 0, 0, 0), len(calls)))
@@ -422,5 +422,5 @@ def as_edits(edits: Edit | Iterable[Edit] | None) -> tuple[Edit, ...]:
         raise ConfigError(f"edits = {edits!r}: expected a list of clew.edit's") from None
     for item in held:
         if not isinstance(item, Edit):
-            raise ConfigError(f"edits hold {item!r}: expected clew.edit's")
+            raise ConfigError(f"edits hold {item!r}: make edits with clew.edit.zero, .set, .add, ...")
     return held

@@ -37,7 +37,7 @@ MEANS = np.zeros((2, 2, 4))
 ORDINARY = ordinary.ordinary_model("linear", 1, False, 7, 40)
 
 ESTIMATORS: list[Case] = [
-    (lambda: regression.nadaraya_watson(X, Y, -1), ConfigError, "scale = -1: must be a finite number at least 0"),
+    (lambda: regression.nadaraya_watson(X, Y, "1"), ConfigError, "scale = '1' is no number"),
     (lambda: regression.ridge(X, Y, True), ConfigError, "lam = True is no number"),
     (lambda: regression.ridge(X, Y, "1"), ConfigError, "lam = '1' is no number"),
     (lambda: regression.gd(X, Y, 10**30, 0.1), ConfigError, f"steps = {10**30}: at most 2147483647"),
@@ -56,8 +56,8 @@ ESTIMATORS: list[Case] = [
     (lambda: regression.Online("knn", 3, k=2, batch=BIG), ConfigError, "batch = 1000000000000: at most"),
     (lambda: regression.Online("knn", 10**8, k=2, batch=10**8), MemoryError, "80000000000000000 bytes"),
     (lambda: regression.Online("ols", 10**6), MemoryError, "bytes for the state of 1 sequences"),
-    (lambda: regression.Online("ols", 3, dtype="z"), ConfigError, "dtype z: float32 or float64"),
-    (lambda: regression.Online("ols", 3, dtype=None), ConfigError, "dtype None: float32 or float64"),
+    (lambda: regression.Online("ols", 3, dtype="z"), ConfigError, "dtype z: must be float32 or float64"),
+    (lambda: regression.Online("ols", 3, dtype=None), ConfigError, "dtype None: must be float32 or float64"),
     (lambda: regression.gdd, AttributeError, "nearest: gd"),
 ]
 
@@ -227,12 +227,12 @@ NETWORKS: list[Case] = [
     (lambda: adaptive.Constrained(TREE, 0.3, 1, routing="z"), ConfigError, "routing = 'z': True or False"),
     (lambda: adaptive.Constrained(TREE, 0.3, 1, seed=-1), ConfigError, "seed = -1"),
     (lambda: adaptive.Constrained(TREE, 0.3, 1, seed="z"), ConfigError, "seed = 'z'"),
-    (lambda: adaptive.Constrained(TREE, 0.3, 1, dtype="z"), ConfigError, "dtype z: float32 or float64"),
+    (lambda: adaptive.Constrained(TREE, 0.3, 1, dtype="z"), ConfigError, "dtype z: must be float32 or float64"),
     (lambda: adaptive.Constrained(TREE, 0.3, 2, parameters="z"), ShapeError, "parameters must be real numbers"),
     (lambda: adaptive.Constrained(TREE, 0.3, 2, parameters=[NAN] * 1102), ConfigError, "parameters[0] is nan"),
     (lambda: NET.run(W * NAN), ConfigError, "estimate[0, 0] is nan"),
     (lambda: POLICY.run(W + 1e300), ConfigError, "estimate[0, 0] = 1e+300 is beyond the range of float32"),
-    (lambda: NET.run(W[:0]), ShapeError, "estimate [0, 7]: at least one context"),
+    (lambda: NET.gradient(W[:0], W[:0]), ShapeError, "w [0, 7]: at least one context, for an error's mean"),
     (lambda: NET.run(W, w=W * NAN), ConfigError, "w[0, 0] is nan"),
     (lambda: NET.run(W, start=1, messages="z"), ShapeError, "messages must be real numbers"),
     (lambda: NET.run(W, start=1, messages=np.full((4, 1), NAN)), ConfigError, "messages[0, 0] is nan"),

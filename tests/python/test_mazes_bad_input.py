@@ -129,7 +129,7 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: TABLE["z"], SiteError, "kind 'z': there are forkless, rdfs, prdfs"),
     (lambda: TABLE["rdfs"]["z"], SiteError, "row 'z': there are exact, valid"),
     (lambda: TABLE.below("z"), ConfigError, "model = 'z': one of hallway, jirpy"),
-    (lambda: mazes.solve(MODEL, TEST, edits=[1]), ConfigError, "edits hold 1: expected clew.edit's"),  # type: ignore[list-item]
+    (lambda: mazes.solve(MODEL, TEST, edits=[1]), ConfigError, "edits hold 1: make edits with clew.edit.zero"),  # type: ignore[list-item]
     (lambda: MODEL.to_tokens("abc"), TokenError, "this model reads mazes, not text: clew.mazes.tokenizer_of(model)"),
     # ---- probes
     (lambda: mazes.inner_walls(21), ConfigError, "grid = 21: a maze has 2 to 20 rows"),

@@ -197,7 +197,7 @@ def test_online() -> None:
         _ = stream.covariance
     with raises(ConfigError, "knn keeps its examples, not a weight vector"):
         _ = regression.Online("knn", d=2, k=1).w
-    with raises(ConfigError, "dtype int64: float32 or float64"):
+    with raises(ConfigError, "dtype int64: must be float32 or float64"):
         regression.Online("ols", d=2, dtype=np.int64)
     with raises(ConfigError, "d = 0: must be a whole number, at least 1"):
         regression.Online("ols", d=0)

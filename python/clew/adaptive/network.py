@@ -162,8 +162,6 @@ class Constrained:
         array = self._numbers(value, what)
         if array.ndim != 2 or array.shape[1] != self.prior.dim:
             raise ShapeError(f"{what} {list(array.shape)}: [n, D], D is {self.prior.dim}")
-        if not len(array):
-            raise ShapeError(f"{what} {list(array.shape)}: at least one context")
         return array
 
     def _numbers(self, value: ArrayLike, what: str) -> Array:
@@ -259,6 +257,8 @@ class Constrained:
         out = np.empty_like(self.parameters)
         errors = self._pass(estimate, examples, w, 0, None, out).errors
         assert errors is not None
+        if not len(errors):
+            raise ShapeError(f"w {list(np.shape(w))}: at least one context, for an error's mean")
         return float(errors.mean()), out
 
     def error(self, n: int = 100_000, seed: int = 1) -> tuple[float, float]:

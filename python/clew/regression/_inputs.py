@@ -150,7 +150,7 @@ def float_dtype(value: Any) -> np.dtype[Any]:
     except TypeError:
         out = None
     if out is None or out not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ConfigError(f"dtype {value if out is None else out}: float32 or float64")
+        raise ConfigError(f"dtype {value if out is None else out}: must be float32 or float64")
     return out
 
 

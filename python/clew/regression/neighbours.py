@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,13 @@ def knn(X: ArrayLike, y: ArrayLike, k: int) -> Array:
 
 @method("nadaraya_watson")
 def _nadaraya_watson(d: int, scale: Any) -> Compare:
-    return Compare(0, number(scale, "scale"))
+    return Compare(0, number(scale, "scale", least=-math.inf))
 
 
 def nadaraya_watson(X: ArrayLike, y: ArrayLike, scale: float) -> Array:
     """Kernel regression with the kernel exp(scale · x·x'), which is softmax attention: yhat [batch, n].
 
-    yhat_i = Σ_{j<i} softmax_j(scale · x_i·x_j) y_j. O(n d) an example. scale is at least 0, where it is averaging of y.
-
-    Raises ConfigError for a negative scale: its weights would be largest for the inputs that are least alike.
+    yhat_i = Σ_{j<i} softmax_j(scale · x_i·x_j) y_j. O(n d) an example. A negative scale prefers what is least alike.
 
     >>> nadaraya_watson([[[1.0], [1.0], [0.0]]], [[2.0, 4.0, 0.0]], scale=3.0).tolist()
     [[0.0, 2.0, 3.0]]
