@@ -110,29 +110,34 @@ class _Centred(Reducer):
     def _products(self, centred: list[Array]) -> list[Array]:
         raise NotImplementedError
 
-    def _of_shift(self, shift: list[Array]) -> list[Array]:
-        return self._products([s[None] for s in shift])
-
     def _take(self, rows: list[Array], where: Array, first: bool) -> None:
-        exact = [r.astype(np.float64) for r in rows]
-        means = [e.mean(0) for e in exact]
-        for e, m in zip(exact, means, strict=True):
-            e -= m
-        sums = self._products(exact)
+        n = len(rows[0])
+        weight = np.sqrt(self.n * (n / (self.n + n)))
+        centred, means = [], []
+        for i, r in enumerate(rows):
+            # What the means' distance adds to the sums is that of one row more: no matrix has to be added for it.
+            exact = np.empty((n + 1, r.shape[1]))
+            exact[:n] = r
+            means.append(exact[:n].mean(0))
+            exact[:n] -= means[i]
+            exact[n] = 0 if first else weight * (means[i] - self._mean[i])
+            centred.append(exact)
+        sums = self._products(centred)
         if first:
             self._mean, self._sums = means, sums
-        else:
-            self._add(len(rows[0]), means, sums)
-
-    def _add(self, n: int, means: list[Array], sums: list[Array]) -> None:
-        total = self.n + n
-        shift = [b - a for a, b in zip(self._mean, means, strict=True)]
-        beside = self._of_shift(shift)
-        self._sums = [a + b + s * (self.n * n / total) for a, b, s in zip(self._sums, sums, beside, strict=True)]
-        self._mean = [a + s * (n / total) for a, s in zip(self._mean, shift, strict=True)]
+            return
+        for total, more in zip(self._sums, sums, strict=True):
+            total += more
+        self._mean = [a + (b - a) * (n / (self.n + n)) for a, b in zip(self._mean, means, strict=True)]
 
     def _join(self, other: Any) -> None:
-        self._add(other.n, other._mean, other._sums)
+        total = self.n + other.n
+        shift = [b - a for a, b in zip(self._mean, other._mean, strict=True)]
+        beside = self._products([s[None] for s in shift])
+        self._sums = [
+            a + b + s * (self.n * other.n / total) for a, b, s in zip(self._sums, other._sums, beside, strict=True)
+        ]
+        self._mean = [a + s * (other.n / total) for a, s in zip(self._mean, shift, strict=True)]
 
 
 class Mean(_Centred):
