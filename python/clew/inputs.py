@@ -6,13 +6,14 @@ import math
 import operator
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ConfigError, ShapeError, TokenError
+from .errors import ConfigError, Error, ShapeError, TokenError
 
 Array = NDArray[Any]
 
@@ -92,6 +93,18 @@ def check_seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ConfigError(f"seed = {seed!r}, must be a whole number, at least 0")
     return int(seed)
+
+
+def precision(dtype: Any, error: type[Error] = ShapeError, said: str = "a model computes in") -> np.dtype[Any]:
+    """float32 or float64; for everything else the error, which names it."""
+    shown = dtype
+    if dtype is not None:  # which NumPy takes for float64
+        with suppress(TypeError):  # no dtype at all, or none of NumPy's, such as bfloat16
+            kind: np.dtype[Any] = np.dtype(dtype)
+            shown = kind
+            if kind in (np.float32, np.float64):
+                return kind
+    raise error(f"dtype {shown}: {said} float32 or float64")
 
 
 def as_array(value: Any, what: str) -> Array:

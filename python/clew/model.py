@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,17 @@ from .config import ModelConfig
 from .edit import Edit, as_edits, resolve
 from .engine import core_config, place_weights, trainable_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
-from .inputs import MOST_TOKENS, Batch, as_array, check_type, embedding_batch, kept_positions, token_batch, vector_batch
+from .inputs import (
+    MOST_TOKENS,
+    Batch,
+    as_array,
+    check_type,
+    embedding_batch,
+    kept_positions,
+    precision,
+    token_batch,
+    vector_batch,
+)
 from .plan import Plan
 from .run import Run
 from .sites import LOGITS, SiteName, SiteTable, capture_list
@@ -118,7 +128,7 @@ class Model(WeightAccess):
         from .loaders.initialise import initialise
 
         check_type(ModelConfig, "a ModelConfig", config=config)
-        kind = _precision(dtype)
+        kind = precision(dtype)
         return cls(Checkpoint(config, initialise(config, seed, kind), kind))
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -866,18 +876,6 @@ class Model(WeightAccess):
         return f"<table><caption>{self.config.model_name}</caption>{rows}</table>"
 
 
-def _precision(dtype: Any) -> np.dtype[Any]:
-    """float32 or float64, or a ShapeError."""
-    shown = dtype
-    if dtype is not None:  # which NumPy takes for float64
-        with suppress(TypeError):  # no dtype at all, or none of NumPy's, such as bfloat16
-            kind: np.dtype[Any] = np.dtype(dtype)
-            shown = kind
-            if kind in (np.float32, np.float64):
-                return kind
-    raise ShapeError(f"dtype {shown}: a model computes in float32 or float64")
-
-
 def _logits_mode(logits: Logits) -> int:
     if not (logits is None or isinstance(logits, str)) or logits not in _LOGITS:
         raise ConfigError(f'logits = {logits!r}: "all", "last" or None')
@@ -904,7 +902,7 @@ def load(path: str | PathLike[str], dtype: str | np.dtype[Any] | None = None) ->
     """
     from .loaders import open_checkpoint
 
-    name = None if dtype is None else _precision(dtype).name
+    name = None if dtype is None else precision(dtype).name
     return Model(open_checkpoint(path, dtype=name))
 
 

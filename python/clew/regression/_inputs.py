@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
+from ..inputs import precision
 
 Array = NDArray[Any]
 
@@ -145,13 +146,7 @@ def check_room(what: str, *shape: int) -> None:
 
 def float_dtype(value: Any) -> np.dtype[Any]:
     """float32 or float64; ConfigError otherwise."""
-    try:
-        out: np.dtype[Any] | None = None if value is None else np.dtype(value)
-    except TypeError:
-        out = None
-    if out is None or out not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ConfigError(f"dtype {value if out is None else out}: must be float32 or float64")
-    return out
+    return precision(value, ConfigError, "must be")
 
 
 def finite_array(value: ArrayLike, name: str) -> Array:

@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..config import ModelConfig
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array, check_type
+from ..inputs import as_array, check_type, precision
 from ..loaders.checkpoint import Checkpoint
 from ..model import Model
 from .tasks import _covariance, _number, _pair, _whole
@@ -152,20 +152,9 @@ class Construction:
         return out
 
 
-def _kind(dtype: Any) -> np.dtype[Any]:
-    """float32 or float64; ShapeError otherwise."""
-    try:
-        kind: np.dtype[Any] | None = None if dtype is None else np.dtype(dtype)
-    except TypeError:
-        kind = None
-    if kind is None or kind not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ShapeError(f"dtype {dtype if kind is None else kind}: a model computes in float32 or float64")
-    return kind
-
-
 def _build(config: ModelConfig, layers: Sequence[Sequence[Heads]], read: Array, dtype: Any) -> Model:
     """A model of given heads by layer, whose output is the residual stream times `read`."""
-    kind, c = _kind(dtype), config
+    kind, c = precision(dtype), config
     weights = {"embed.W_E": np.eye(c.d_model), "unembed.W_U": read[:, None]}
     for layer, heads in enumerate(layers):
         for place, letter in enumerate("QKVO"):
@@ -453,7 +442,7 @@ def ridge(d: int, lam: float, condition: float = 1e4, dtype: Any = "float64") ->
     condition = _number("ridge: condition", condition, 1.0)
     if _number("ridge: lam", lam) == 0:
         raise ConfigError("ridge: lam = 0 has no bound on the condition: use newton_schulz")
-    digits = -math.log(np.finfo(_kind(dtype)).eps)
+    digits = -math.log(np.finfo(precision(dtype)).eps)
     return newton_schulz(d, math.ceil(2 * math.log2(condition) + math.log2(digits)), lam, dtype)
 
 
