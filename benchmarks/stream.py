@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 1024
 """Tokens of a batch."""
-PER_CHUNK = 4
+PER_CHUNK = 8
 """Texts that a worker takes at a time."""
 
 
@@ -68,7 +68,7 @@ def _processes(setting: Setting) -> Figure:
         return skipped(name, bound, why or "this machine has one core, or --threads 1")
     import distributed as dask
 
-    texts = _texts(32 if setting.quick else 64, 64)
+    texts = _texts(96, 128)
     watches: dict[str, Any] = {"both": (Covariance(), "resid_post.6"), "top": (TopK(10), "mlp_out.6")}
     with ExitStack() as held:
         sides: dict[str, Any] = {}
@@ -78,7 +78,7 @@ def _processes(setting: Setting) -> Figure:
             )
             client = held.enter_context(dask.Client(cluster))  # type: ignore[no-untyped-call]
             sides[str(n)] = partial(distributed, str(setting.directory), texts, watches, client=client, threads=1,
-                                    chunk=4 * 64 * PER_CHUNK)  # fmt: skip
+                                    chunk=4 * 96 * PER_CHUNK)  # fmt: skip
         one, two = sides["1"](), sides["2"]()
         np.testing.assert_allclose(one["both"].covariance, two["both"].covariance, rtol=1e-12, atol=1e-12)
         assert (one["top"].where == two["top"].where).all()
