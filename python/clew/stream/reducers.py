@@ -16,10 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core
 from ..errors import ConfigError, ShapeError
 from ..inputs import as_array, check_numbers, whole
+from ..memory import copy as slab_copy
 from ..memory import empty
 
 Array = NDArray[Any]
 R = TypeVar("R", bound="Reducer")
+SQUARE_ROWS = 128
+"""Of a block of a square: small enough that little is computed twice, large enough for a product."""
 NOWHERE = np.iinfo(np.int64).max
 """Where a place of TopK is that holds no row yet."""
 
@@ -106,8 +109,26 @@ class Reducer:
 
 
 def _product(x: Array, y: Array) -> Array:
-    """xᵀ y, in memory that is used again: fresh pages for each batch would cost as much as a tenth of the product."""
-    return np.matmul(x.T, y, out=empty((x.shape[1], y.shape[1]), np.float64))
+    """xᵀ y by the engine: BLAS's threads would go on spinning, on cores that the next run needs."""
+    out = empty((x.shape[1], y.shape[1]), np.float64)
+    _core.product(out, x.T, y)
+    return out
+
+
+def _square(x: Array) -> Array:
+    """xᵀ x as far as it is needed: blocks of rows from the diagonal on, zeros before them; `_whole` is its mirror."""
+    d = x.shape[1]
+    out = empty((d, d), np.float64)
+    for i in range(0, d, SQUARE_ROWS):
+        j = min(i + SQUARE_ROWS, d)
+        _core.product(out[i:j, i:], x.T[i:j], x[:, i:])
+        out[j:, i:j] = 0
+    return out
+
+
+def _whole(square: Array) -> Array:
+    """A symmetric matrix of what stands on and above its diagonal."""
+    return np.asarray(np.triu(square) + np.triu(square, 1).T)
 
 
 class _Centred(Reducer):
@@ -140,7 +161,7 @@ class _Centred(Reducer):
     def _join(self, other: Any) -> None:
         total = self.n + other.n
         shift = [b - a for a, b in zip(self._mean, other._mean, strict=True)]
-        beside = self._products([s[None] for s in shift])
+        beside = self._products([slab_copy(s[None]) for s in shift])
         self._sums = [
             a + b + s * (self.n * other.n / total) for a, b, s in zip(self._sums, other._sums, beside, strict=True)
         ]
@@ -183,7 +204,7 @@ class Covariance(_Centred):
     """
 
     def _products(self, centred: list[Array]) -> list[Array]:
-        return [_product(centred[0], centred[0])]
+        return [_square(centred[0])]
 
     @property
     def mean(self) -> Array:
@@ -195,7 +216,7 @@ class Covariance(_Centred):
     def covariance(self) -> Array:
         """[d, d], over n. Raises ConfigError before the first row."""
         self._needs()
-        return np.asarray(self._sums[0] / self.n)
+        return _whole(self._sums[0] / self.n)
 
 
 class Ridge(_Centred):
@@ -224,7 +245,7 @@ class Ridge(_Centred):
 
     def _products(self, centred: list[Array]) -> list[Array]:
         x, y = centred
-        return [_product(x, x), _product(x, y), np.einsum("nd,nd->d", y, y)]
+        return [_square(x), _product(x, y), np.einsum("nd,nd->d", y, y)]
 
     def solve(self, lam: float | None = None) -> tuple[Array, Array]:
         """Weights [d, m] and bias [m]; of minimum norm where lam is 0 and the columns depend on each other.
@@ -236,7 +257,7 @@ class Ridge(_Centred):
         check_numbers(lam=lam)
         if lam < 0:
             raise ConfigError(f"lam = {lam}: a number from 0")
-        xx, xy, _ = self._sums
+        xx, xy = _whole(self._sums[0]), self._sums[1]
         if lam > 0:
             weights = np.linalg.solve(xx + lam * np.eye(len(xx)), xy)
         else:
@@ -246,7 +267,7 @@ class Ridge(_Centred):
     def explained(self, lam: float | None = None) -> Array:
         """Share of each output's variance that the fit explains [m]; NaN for an output that never changes."""
         weights, _ = self.solve(lam)
-        xx, xy, yy = self._sums
+        xx, (xy, yy) = _whole(self._sums[0]), self._sums[1:]
         left = yy - 2 * np.einsum("dm,dm->m", weights, xy) + np.einsum("dm,dm->m", weights, xx @ weights)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(np.where(yy > 0, 1 - left / yy, np.nan))
