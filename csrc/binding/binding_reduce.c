@@ -98,22 +98,23 @@ PyObject *clew_py_top_k(PyObject *module, PyObject *args) {
   return finish(module, status, &err);
 }
 
-/* centre(centred [n or more, d], mean [d], rows [n, d]) */
+/* centre(centred [n or more, d], mean [2, d], rows [n, d]) */
 PyObject *clew_py_centre(PyObject *module, PyObject *args) {
   PyObject *objects[3];
   if (!PyArg_ParseTuple(args, "OOO", &objects[0], &objects[1], &objects[2])) {
     return NULL;
   }
   PyArrayObject *centred = read_array(objects[0], NPY_FLOAT64, 2, 1, "centre: centred");
-  PyArrayObject *mean = centred ? read_array(objects[1], NPY_FLOAT64, 1, 1, "centre: mean") : NULL;
+  PyArrayObject *mean = centred ? read_array(objects[1], NPY_FLOAT64, 2, 1, "centre: mean") : NULL;
   PyArrayObject *rows = mean ? read_array(objects[2], NPY_NOTYPE, 2, 0, "centre: rows") : NULL;
   if (rows == NULL) {
     return NULL;
   }
   const npy_intp n = PyArray_DIM(rows, 0), d = PyArray_DIM(rows, 1);
-  if (PyArray_DIM(centred, 0) < n || PyArray_DIM(centred, 1) != d || PyArray_DIM(mean, 0) != d) {
-    return PyErr_Format(PyExc_ValueError, "centre: rows [%zd, %zd] into [%zd, %zd], mean [%zd]", n, d,
-                        PyArray_DIM(centred, 0), PyArray_DIM(centred, 1), PyArray_DIM(mean, 0));
+  if (PyArray_DIM(centred, 0) < n || PyArray_DIM(centred, 1) != d || PyArray_DIM(mean, 0) != 2 ||
+      PyArray_DIM(mean, 1) != d) {
+    return PyErr_Format(PyExc_ValueError, "centre: rows [%zd, %zd] into [%zd, %zd], mean [%zd, %zd]", n, d,
+                        PyArray_DIM(centred, 0), PyArray_DIM(centred, 1), PyArray_DIM(mean, 0), PyArray_DIM(mean, 1));
   }
   clew_poll_state poll;
   clew_cancel cancel = {.poll = clew_poll_signals, .ctx = &poll};

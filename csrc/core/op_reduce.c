@@ -180,7 +180,7 @@ clew_status R(clew_top_k)(double *values, int64_t *where, const real *rows, cons
 
 typedef struct R(centre_job) {
   double *centred;  /* [n, d] */
-  double *mean;     /* [d] */
+  double *mean;     /* [2, d] */
   const real *rows; /* [n, d] */
   size_t n, d;
 } R(centre_job);
@@ -212,16 +212,29 @@ static void R(centre_task)(void *ctx, size_t index, unsigned slot) {
   const size_t n = job->n, d = job->d;
   const R(block) block = R(block_at)(index, d);
   const real *rows = job->rows + block.begin;
-  double *centred = job->centred + block.begin, *mean = job->mean + block.begin;
+  double *centred = job->centred + block.begin, *mean = job->mean + block.begin, *left = mean + d;
   R(column_sum)(mean, rows, n, d, block.width);
   for (size_t j = 0; j < block.width; j++) {
     mean[j] /= (double)n;
+    left[j] = 0;
   }
-  for (size_t i = 0; i < n; i++) {
+  for (size_t begin = 0; begin < n; begin += LEAF) {
+    const size_t end = begin + LEAF < n ? begin + LEAF : n;
+    double part[BLOCK] = {0}; /* of few rows: the same last bits of all rows would round a long sum to one side */
+    for (size_t i = begin; i < end; i++) {
 #pragma omp simd
-    for (size_t j = 0; j < block.width; j++) {
-      centred[i * d + j] = (double)rows[i * d + j] - mean[j];
+      for (size_t j = 0; j < block.width; j++) {
+        const double x = (double)rows[i * d + j] - mean[j];
+        centred[i * d + j] = x;
+        part[j] += x;
+      }
     }
+    for (size_t j = 0; j < block.width; j++) {
+      left[j] += part[j];
+    }
+  }
+  for (size_t j = 0; j < block.width; j++) {
+    left[j] = isfinite(left[j]) ? left[j] / (double)n : 0;
   }
 }
 

@@ -29,7 +29,8 @@ struct clew_cancel;
  * earlier (in the first of the two numbers, then in the second); NaN is passed over. A column's items are a heap, the
  * least first; ascending order is one. rows: [n, d]; at: [n, d, 2], where each is.
  *
- * centre: centred [n, d] = rows − mean; mean: [d], of sums by pairs in double; rows: [n, d]. */
+ * centre: centred [n, d] = rows − mean [0]; mean: [2, d], of sums by pairs in double, and what its rounding left over:
+ * the sum of both is the mean of the rows in more digits than one number has; rows: [n, d]. */
 #define CLEW_DECLARE_REDUCE(suffix, real)                                                                              \
   clew_status clew_histogram##suffix(int64_t *counts, const real *rows, const double *edges, size_t n, size_t d,       \
                                      size_t bins, struct clew_cancel *cancel, clew_error *err);                        \

@@ -74,7 +74,10 @@ def top_k(values: NDArray[Any], where: NDArray[Any], rows: NDArray[Any], at: NDA
     """
 
 def centre(centred: NDArray[Any], mean: NDArray[Any], rows: NDArray[Any], /) -> None:
-    """rows [n, d] less their mean, float64 [d], to the first n rows of centred, float64 [n or more, d]."""
+    """rows [n, d] less their mean to the first n rows of centred, float64 [n or more, d].
+
+    mean: float64 [2, d], the mean and what rounding left of it.
+    """
 
 def adamw(
     parameters: list[NDArray[Any]],

@@ -166,7 +166,7 @@ static void test_top_k(void) {
 }
 
 static void test_centre(void) {
-  static double x[N * D], centred[N * D], mean[D], again[N * D], again_mean[D];
+  static double x[N * D], centred[N * D], mean[2 * D], again[N * D], again_mean[2 * D];
   static float single[N * D];
   uint32_t state = 11;
   clew_error err = {.message = ""};
@@ -182,8 +182,9 @@ static void test_centre(void) {
       sum += (long double)x[i * D + j];
       sum_single += (long double)single[i * D + j];
     }
-    CHECK(fabs(mean[j] - (double)(sum / N)) < 4e-10, "column %d: %.17g", j, mean[j]); /* 3 units in the last place */
+    CHECK(fabs(mean[j] - (double)(sum / N)) < 4e-10, "column %d: %.17g", j, mean[j]);
     CHECK(fabs(again_mean[j] - (double)(sum_single / N)) < 1e-15, "column %d: %.17g", j, again_mean[j]);
+    CHECK(fabsl((long double)mean[j] + (long double)mean[D + j] - sum / N) < 1e-12L, "column %d: the rest", j);
     for (int i = 0; i < N; i++) {
       CHECK(centred[i * D + j] == x[i * D + j] - mean[j]);
       CHECK(again[i * D + j] == (double)single[i * D + j] - again_mean[j]);
@@ -195,7 +196,7 @@ static void test_centre(void) {
 
 /* All three, one after the other. */
 typedef struct results {
-  double centred[N * D], mean[D], values[D * K];
+  double centred[N * D], mean[2 * D], values[D * K];
   int64_t counts[D * (BINS + 3)], where[D * K * 2];
 } results;
 

@@ -6,6 +6,7 @@ import math
 import pickle
 import signal
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import clew
@@ -130,12 +131,37 @@ def test_top_k_before_the_first_row() -> None:
 def test_means_are_exact(dtype: str, scale: float) -> None:
     """Against sums without any rounding: the last place of the mean, however long the column is."""
     rows = ((np.random.default_rng(3).random((5001, 3)) + 1) * scale).astype(dtype)
-    centred, mean = np.full((5003, 3), 7.0), np.empty(3)
-    _core.centre(centred, mean, rows)
-    exact = np.array([math.fsum(column) / 5001 for column in rows.T.astype(float).tolist()])
-    assert (np.abs(mean - exact) <= 2 * np.spacing(exact)).all()
+    centred, both = np.full((5003, 3), 7.0), np.empty((2, 3))
+    _core.centre(centred, both, rows)
+    mean = both[0]
+    exact = [sum(map(Fraction, column)) / 5001 for column in rows.T.astype(float).tolist()]
+    for m, rest, want in zip(*both.tolist(), exact, strict=True):
+        assert abs(Fraction(m) - want) <= 2 * math.ulp(m)
+        assert abs(Fraction(m) + Fraction(rest) - want) <= 3e-16 * scale
     np.testing.assert_array_equal(centred[:5001], rows.astype(float) - mean)
     assert (centred[5001:] == 7).all()
+
+
+def test_far_from_zero_merging_loses_nothing() -> None:
+    """The bias is a difference of numbers a million times the spread: batches' means need more digits than one number.
+
+    Against normal equations of exact sums, solved with iterative refinement in long double.
+    """
+    rng = np.random.default_rng(8)
+    x, y = 1e6 + rng.standard_normal((90, 3)), rng.standard_normal((90, 2))
+    fits = [stream.Ridge(2.0), stream.Ridge(2.0)]
+    for start in range(0, 90, 15):
+        fits[start // 45].update(x[start : start + 15], y[start : start + 15])
+    fits[0].merge(fits[1])
+    wide, long_y = x.astype(np.longdouble), y.astype(np.longdouble)
+    xc, yc = wide - wide.mean(0), long_y - long_y.mean(0)
+    a, b = xc.T @ xc + 2 * np.eye(3), xc.T @ yc
+    want = np.zeros_like(b)
+    for _ in range(4):
+        want += np.linalg.solve(a.astype(float), (b - a @ want).astype(float))
+    weights, bias = fits[0].solve()
+    np.testing.assert_allclose(weights, want.astype(float), rtol=0, atol=3e-15)
+    np.testing.assert_allclose(bias, (long_y.mean(0) - wide.mean(0) @ want).astype(float), rtol=0, atol=3e-9)
 
 
 @pytest.mark.parametrize("widths", [(1, 1), (130, 5), (300, 129)])
@@ -301,10 +327,10 @@ def test_the_core_refuses() -> None:
         (lambda: _core.top_k(values, where, rows, at[:3]), r"top_k: values \[3, 2\], rows \[4, 3\], where or at of an"),
         (lambda: _core.top_k(values[:2], where, rows, at), r"top_k: values \[2, 2\], rows \[4, 3\], where or at of an"),
         (lambda: _core.top_k(values, where, rows, where), r"top_k: values \[3, 2\], rows \[4, 3\], where or at of an"),
-        (lambda: _core.centre(rows.T, np.ones(3), rows), "centre: centred: a contiguous writable array of 2 axes"),
-        (lambda: _core.centre(rows.copy(), rows, rows), "centre: mean: a contiguous writable array of 1 axes"),
-        (lambda: _core.centre(rows.copy(), np.ones(3), None), "centre: rows: a contiguous array of 2 axes"),
-        (lambda: _core.centre(rows[:3], np.ones(3), rows), r"centre: rows \[4, 3\] into \[3, 3\], mean \[3\]"),
+        (lambda: _core.centre(rows.T, np.ones((2, 3)), rows), "centre: centred: a contiguous writable array of 2 axes"),
+        (lambda: _core.centre(rows.copy(), rows[0], rows), "centre: mean: a contiguous writable array of 2 axes"),
+        (lambda: _core.centre(rows.copy(), np.ones((2, 3)), None), "centre: rows: a contiguous array of 2 axes"),
+        (lambda: _core.centre(rows[:3], np.ones((2, 3)), rows), r"centre: rows \[4, 3\] into \[3, 3\], mean \[2, 3\]"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()  # type: ignore[no-untyped-call]
@@ -313,4 +339,4 @@ def test_the_core_refuses() -> None:
     with pytest.raises(clew.ConfigError, match="top_k: k = 0"):
         _core.top_k(np.zeros((3, 0)), np.zeros((3, 0, 2), np.int64), rows, at)
     with pytest.raises(clew.ConfigError, match="centre: no rows"):
-        _core.centre(rows.copy(), np.ones(3), rows[:0])
+        _core.centre(rows.copy(), np.ones((2, 3)), rows[:0])

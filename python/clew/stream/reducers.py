@@ -73,8 +73,8 @@ class Reducer:
         first = not self.width
         self.width = width
         kinds = [a.dtype if a.dtype in (np.float32, np.float64) else np.float64 for a in arrays]
-        arrays = [np.require(a, kind, "CA") for a, kind in zip(arrays, kinds, strict=True)]
-        self._take(arrays, np.require(where, np.int64, "CA"), first)
+        arrays = [np.require(a, kind, ["C", "A"]) for a, kind in zip(arrays, kinds, strict=True)]
+        self._take(arrays, np.require(where, np.int64, ["C", "A"]), first)
         self.n += len(arrays[0])
 
     def merge(self: R, other: R) -> None:
@@ -131,8 +131,25 @@ def _whole(square: Array) -> Array:
     return np.asarray(np.triu(square) + np.triu(square, 1).T)
 
 
+def _apart(here: list[Array], there: list[Array]) -> list[Array]:
+    """Distances [d] of means [2, d]."""
+    return [(b[0] - a[0]) + (b[1] - a[1]) for a, b in zip(here, there, strict=True)]
+
+
+def _moved(mean: Array, shift: Array) -> Array:
+    """A mean [2, d] and a shift [d]: their sum, and what rounding leaves of it (Knuth's two-sum)."""
+    by = mean[1] + shift
+    to = mean[0] + by
+    back = to - mean[0]
+    return np.stack([to, (mean[0] - (to - back)) + (by - back)])
+
+
 class _Centred(Reducer):
-    """Means and sums of products about them."""
+    """Means and sums of products about them.
+
+    A mean is kept as two numbers [2, d], what rounding leaves of it being the second: the distance of two means that
+    are far from zero would have few digits otherwise.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,27 +162,28 @@ class _Centred(Reducer):
     def _take(self, rows: list[Array], where: Array, first: bool) -> None:
         n = len(rows[0])
         weight = np.sqrt(self.n * (n / (self.n + n)))
-        centred, means = [empty((n + 1, d), np.float64) for d in self.width], [np.empty(d) for d in self.width]
-        for i, r in enumerate(rows):
-            _core.centre(centred[i], means[i], r)
-            # What the means' distance adds to the sums is that of one row more: no matrix has to be added for it.
-            centred[i][n] = 0 if first else weight * (means[i] - self._mean[i])
+        centred, means = [empty((n + 1, d), np.float64) for d in self.width], [np.empty((2, d)) for d in self.width]
+        for r, out, mean in zip(rows, centred, means, strict=True):
+            _core.centre(out, mean, r)
+        shift = [np.zeros(d) for d in self.width] if first else _apart(self._mean, means)
+        for out, s in zip(centred, shift, strict=True):
+            out[n] = weight * s  # what the means' distance adds is that of one row more: no matrix has to be added
         sums = self._products(centred)
         if first:
             self._mean, self._sums = means, sums
             return
         for total, more in zip(self._sums, sums, strict=True):
             total += more
-        self._mean = [a + (b - a) * (n / (self.n + n)) for a, b in zip(self._mean, means, strict=True)]
+        self._mean = [_moved(m, s * (n / (self.n + n))) for m, s in zip(self._mean, shift, strict=True)]
 
     def _join(self, other: Any) -> None:
         total = self.n + other.n
-        shift = [b - a for a, b in zip(self._mean, other._mean, strict=True)]
+        shift = _apart(self._mean, other._mean)
         beside = self._products([slab_copy(s[None]) for s in shift])
         self._sums = [
             a + b + s * (self.n * other.n / total) for a, b, s in zip(self._sums, other._sums, beside, strict=True)
         ]
-        self._mean = [a + s * (other.n / total) for a, s in zip(self._mean, shift, strict=True)]
+        self._mean = [_moved(m, s * (other.n / total)) for m, s in zip(self._mean, shift, strict=True)]
 
 
 class Mean(_Centred):
@@ -184,7 +202,7 @@ class Mean(_Centred):
     def mean(self) -> Array:
         """[d], float64. Raises ConfigError before the first row."""
         self._needs()
-        return np.array(self._mean[0])
+        return np.array(self._mean[0][0])
 
     @property
     def variance(self) -> Array:
@@ -210,7 +228,7 @@ class Covariance(_Centred):
     def mean(self) -> Array:
         """[d], float64. Raises ConfigError before the first row."""
         self._needs()
-        return np.array(self._mean[0])
+        return np.array(self._mean[0][0])
 
     @property
     def covariance(self) -> Array:
@@ -262,7 +280,7 @@ class Ridge(_Centred):
             weights = np.linalg.solve(xx + lam * np.eye(len(xx)), xy)
         else:
             weights = np.linalg.lstsq(xx, xy, rcond=None)[0]
-        return weights, self._mean[1] - self._mean[0] @ weights
+        return weights, self._mean[1][0] - self._mean[0][0] @ weights
 
     def explained(self, lam: float | None = None) -> Array:
         """Share of each output's variance that the fit explains [m]; NaN for an output that never changes."""
