@@ -164,6 +164,20 @@ def test_far_from_zero_merging_loses_nothing() -> None:
     np.testing.assert_allclose(bias, (long_y.mean(0) - wide.mean(0) @ want).astype(float), rtol=0, atol=3e-9)
 
 
+def test_what_memory_held_before_is_not_added() -> None:
+    """Below the diagonal nothing is computed: sums that overflowed there would warn."""
+    x = np.random.default_rng(9).standard_normal((20, 300))
+    dirty = [clew.memory.empty((300, 300), np.float64) for _ in range(4)]
+    for array in dirty:
+        array[...] = 1e308
+    del array, dirty
+    both = stream.Covariance()
+    with np.errstate(all="raise"):
+        for _ in range(3):
+            both.update(x)
+    np.testing.assert_allclose(both.covariance, np.cov(x.T, bias=True), rtol=1e-10, atol=1e-13)
+
+
 @pytest.mark.parametrize("widths", [(1, 1), (130, 5), (300, 129)])
 def test_wide_products_against_numpy(widths: tuple[int, int]) -> None:
     """Wider than a block of what is multiplied at a time, in three batches and a merge."""
