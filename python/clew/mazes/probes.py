@@ -18,7 +18,7 @@ from ..model import check_model
 from ..probe import Moments, Probe, logistic
 from .checks import names_of, one_size, place_in
 from .maze import Maze, Mazes, cell_pair, check_grid, way_of
-from .prompts import NORMAL_95, Prompts, path_prompts, residuals
+from .prompts import NORMAL_95, Prompts, reading_prompts, residuals
 from .rollout import tokenizer_of
 from .tokens import Tokenizer
 
@@ -325,7 +325,9 @@ def wall_probes(
     train, test
         Mazes to learn from and held-out ones, of one size; no walls may be in both.
     position
-        "path_start": the stream at <PATH_START>, as the paper's; "origin", "path": at a cell of the path.
+        "path_start": the stream at <PATH_START>, as the paper's; "origin", "path": at a cell of the path, its first or
+        a random one; "adjlist_end", "origin_start", "origin_end", "target_start", "target_end": at that token before
+        it. The bundled model gathers walls at <ORIGIN_START> and <ORIGIN_END>.
     methods
         "ridge" (on 0 and 1, boundary ½) from streamed moments; "logistic", from at most KEPT mazes.
     lam
@@ -363,7 +365,7 @@ def wall_probes(
         tok = tokenizer
     else:
         tok = tokenizer_of(model, tokenizer)
-    learn, held = (path_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test))))
+    learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test))))
     grid = one_grid(learn.mazes, held.mazes, "wall_probes")
     truth, other = walls_of(learn.mazes), walls_of(held.mazes)
     fit = _fit(_stream(model, learn, len(tok.vocab)), truth.astype(np.float32), methods, lam)
@@ -504,7 +506,7 @@ def route_probes(
     """
     tok = tokenizer_of(model, tokenizer)
     check_seed(seed)
-    learn, held = (path_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test))))
+    learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test))))
     enough = [p.mazes.path_lengths > 1 for p in (learn, held)]
     if not all(e.all() for e in enough):
         raise ConfigError("route_probes: a maze whose origin is its target has no next step")

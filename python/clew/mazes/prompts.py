@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,8 @@ NORMAL_95 = 1.959963984540054
 """Standard deviations around a normal variable's mean that hold 95 % of it."""
 POSITIONS = ("path_start", "origin", "path")
 """Where a residual stream is read: at <PATH_START>, at the path's first cell, at a random cell of it but the last."""
+BEFORE = {"adjlist_end": 7, "origin_start": 6, "origin_end": 4, "target_start": 3, "target_end": 1}
+"""Other tokens where it may be read, and how far each stands before <PATH_START>."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,10 @@ class Prompts:
     tokens: list[Array]
     """Ids of each prompt, int32 [length]."""
     step: Array
-    """Number of the path's cell that each prompt ends with, int [n]; −1: it ends with <PATH_START>."""
+    """Number of the path's cell that each prompt ends with, int [n]; −1: it ends with <PATH_START>, −2 one token before
+    it, and so on."""
     here: Array
-    """The cell where the walk is, int [n, 2]; of a prompt that ends with <PATH_START>, the origin."""
+    """The cell where the walk is, int [n, 2]; of a prompt without a cell of the path, the origin."""
     following: Array
     """The true next cell, int [n, 2]."""
     targets: Array
@@ -87,6 +90,26 @@ def path_prompts(ms: Mazes | Iterable[Maze] | Maze, tok: Tokenizer, position: st
     tokens = tokens_until(batch, tok, step)
     here = path[rows, np.maximum(step, 0)]
     return Prompts(batch, tokens, step, here, following, tok.cell_ids[following[:, 0], following[:, 1]].astype(int))
+
+
+def reading_prompts(
+    ms: Mazes | Iterable[Maze] | Maze, tok: Tokenizer, position: str = "path_start", seed: int = 0
+) -> Prompts:
+    """Prompts at whose end a stream is read: those of :func:`path_prompts`, or such as end with another token before
+    the path ("origin_end": <ORIGIN_END>, and so on). Raises ConfigError for another name.
+
+    >>> from clew import mazes
+    >>> tok = mazes.Tokenizer(4)
+    >>> tok.decode(reading_prompts(mazes.generate(1, grid=4), tok, "origin_end").tokens[0][-1:])
+    ['<ORIGIN_END>']
+    """
+    if position not in (*POSITIONS, *BEFORE):
+        raise ConfigError(f"position = {position!r}: one of {', '.join((*POSITIONS, *BEFORE))}")
+    if position in POSITIONS:
+        return path_prompts(ms, tok, position, seed)
+    start = path_prompts(ms, tok, "path_start", seed)
+    back = BEFORE[position]
+    return replace(start, tokens=[row[:-back] for row in start.tokens], step=start.step - back)
 
 
 def tokens_until(ms: Mazes, tok: Tokenizer, step: Array) -> list[Array]:
