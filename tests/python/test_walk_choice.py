@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import os
 import re
@@ -76,6 +78,33 @@ def test_files_with_broken_lines(tmp_path: Path) -> None:
     path.write_text("\n".join([*GOOD[:3], " ", *GOOD[4:], *GOOD]))
     with pytest.raises(clew.LoadError, match="line 4: ending 1 is empty"):
         walk.read_tasks(path)
+
+
+def test_lines_that_are_no_text(tmp_path: Path) -> None:
+    """A byte that is no UTF-8 breaks its line, not the file; only a line feed ends a line; packed files are whole."""
+    six, line = b"ctx: a\n0\na\nb\nc\nd\n", b'{"ctx": "a\xe2\x80\xa8b", "label": 1, "endings": ["a", "b", "c", "d"]}\n'
+    for name, data, number, column in (
+        ("a.txt", six + six.replace(b"\nc\n", b"\n\xff\n") + six, 11, 0), ("a.jsonl", line + b"ab\xff\n" + line, 2, 2),
+    ):  # fmt: skip
+        path = tmp_path / name
+        path.write_bytes(data)
+        with pytest.raises(clew.LoadError, match=f"{name}: line {number}: not UTF-8 at byte {column}$"):
+            walk.read_tasks(path)
+        found = walk.read_tasks(path, bad="skip")
+        assert len(found) == 2 and found.skipped == (f"line {number}: not UTF-8 at byte {column}",)
+    assert found[0].context == "a\u2028b"
+    for name, data, message in (
+        ("b.txt.bz2", bz2.compress(six)[:-5], "before the end"), ("c.txt.gz", gzip.compress(six)[:-5], "end"),
+        ("d.jsonl", b"[" * 100_000, "line 1: no JSON that can be read: nested"),
+        ("e.jsonl", b'{"label": ' + b"1" * 5000 + b"}", "line 1: no JSON that can be read: .*digits"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(clew.LoadError, match=f"{name}: .*{message}"):
+            walk.read_tasks(tmp_path / name)
+    for name, data in (("f.jsonl.gz", gzip.compress(line)), ("g.txt.bz2", bz2.compress(six)),
+                       ("h.txt", b"\xef\xbb\xbf" + six.replace(b"\n", b"\r\n"))):  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+        assert walk.read_tasks(tmp_path / name)[0].endings == ("a", "b", "c", "d")
 
 
 def test_json_lines(tmp_path: Path) -> None:

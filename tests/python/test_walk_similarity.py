@@ -37,6 +37,8 @@ def test_files_with_broken_lines(tmp_path: Path) -> None:
     assert found.scores.tolist() == [8.5, 7.0] and found.words == ["king", "queen", "lord", "lady"]
     assert [s.split(":")[0] for s in found.skipped] == ["line 3", "line 4", "line 6"]
     assert "'much', not a number" in found.skipped[1]
+    path.write_bytes(b"king queen 1\n\xff\xfe 2\nlord lady 3\n")
+    assert walk.read_word_pairs(path, bad="skip").skipped == ("line 2: not UTF-8 at byte 0",)
     path.write_text("nothing\n")
     with pytest.raises(clew.LoadError, match="no pair; the first of 1: line 1"):
         walk.read_word_pairs(path, bad="skip")

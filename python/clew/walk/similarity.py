@@ -24,7 +24,7 @@ from ..errors import ConfigError, LoadError, ShapeError, TokenError
 from ..inputs import check_counts, check_path, check_seed, check_type, real_array, whole
 from ..model import Model, check_model
 from .concepts import normed
-from .tasks import Bad, read_lines
+from .tasks import Bad, check_text, read_lines
 
 Array = NDArray[Any]
 Space = Literal["raw", "centred", "normed"]
@@ -58,7 +58,7 @@ class WordPairs(Brief):
 
 
 def _pair(number: int, line: str) -> tuple[str, str, float]:
-    parts = line.split()
+    parts = check_text(line, number).split()
     if len(parts) != 3:
         raise ValueError(f"line {number}: {len(parts)} fields, expected two words and a score")
     try:
