@@ -171,9 +171,14 @@ def test_principal_components_against_sklearn() -> None:
     ):
         with pytest.raises(error, match=message):
             geometry.fit_projection(*arguments)
+    with pytest.raises(clew.ConfigError, match="neighbours = 1: at least 2"):
+        geometry.fit_projection(rows, 2, "umap", neighbours=1)
+    with pytest.raises(clew.ConfigError, match=r"min_dist = 1\.5: from 0 to 1"):
+        geometry.fit_projection(rows, 2, "umap", min_dist=1.5)
 
 
-def test_umap_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore")  # umap-learn warns of what it does without
+def test_umap_is_an_extra() -> None:
     rows = np.random.default_rng(1).standard_normal((60, 5))
     try:
         import umap  # noqa: F401
@@ -181,7 +186,12 @@ def test_umap_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ImportError, match=r"needs umap-learn: pip install 'clew\[umap\]'"):
             geometry.fit_projection(rows, 2, "umap")
         pytest.skip("umap-learn is not installed: its projection is not fitted")
-    assert geometry.fit_projection(rows, 2, "umap")(rows[:4]).shape == (4, 2)
+    once, again = (geometry.fit_projection(rows, 2, "umap", seed=3)(rows[:4]) for _ in range(2))
+    assert once.shape == (4, 2) and (once == again).all()
+    way = geometry.trajectory(clew.load("stories260K"), [1, 403, 407, 261], method="umap", dims=2)
+    assert way.points.shape == (6, 2)
+    np.testing.assert_allclose(way.projected, np.linalg.norm(way.points - way.target_point, axis=-1))
+    np.testing.assert_allclose(way.l2, geometry.trajectory(clew.load("stories260K"), [1, 403, 407, 261]).l2)
 
 
 def test_trajectory_in_both_spaces() -> None:

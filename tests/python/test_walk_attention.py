@@ -250,12 +250,19 @@ def test_stored_measurements() -> None:
     for row in stored["word_similarity"]:
         low, high = row["interval"]
         assert -1 <= low <= row["rho"] <= high <= 1 and 0 < row["n"] <= row["total"], row["name"]
-    shares = stored["hellaswag"]["accuracy"]  # of tasks that the model never saw
-    assert stored["hellaswag"]["tasks"] == stored["hellaswag"]["used"]["cross_encoding"] == 1000
-    assert all(0 < low <= share <= high < 1 for share, low, high in shares.values())
-    for name in ("generation", "similarity"):
-        found_share = stored["hellaswag"][name]["accuracy"]
-        assert found_share == shares[name][0] and stored["hellaswag"][name]["baseline"] == shares["cross_encoding"][0]
+    schemes = ("concat_each_example", "segment_each_example", "sentence_level")
+    for key, shots, more in (("hellaswag", 0, schemes[2:]), ("hellaswag_one_shot", 1, schemes)):
+        found_shares = stored[key]  # of tasks that the model never saw
+        shares = found_shares["accuracy"]
+        names = {test + end for test in ("generation", "similarity") for end in ("", *(f", {s}" for s in more))}
+        assert set(shares) == set(found_shares["used"]) == names | {"cross_encoding", "ending_only", "mismatched"}
+        assert (found_shares["tasks"], found_shares["shots"]) == (1000, shots)
+        assert all(0 < low <= share <= high < 1 for share, low, high in shares.values())
+        for name in names:  # paired: on the tasks that both could read
+            assert found_shares[name]["baseline"] == shares["cross_encoding"][0]
+            assert found_shares[name]["n"] == found_shares["used"]["cross_encoding"] <= found_shares["used"][name]
+    assert stored["hellaswag"]["used"]["cross_encoding"] == 1000
+    assert stored["hellaswag_one_shot"]["used"]["cross_encoding"] == 545  # one example and the question in 256 tokens
     assert walk.stored_semantics(clew.Model.from_config(clew.load("english").config, seed=0)) is None
 
 

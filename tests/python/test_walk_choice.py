@@ -237,8 +237,10 @@ def test_an_interrupted_evaluation_resumes(
 
 def test_tasks_longer_than_the_context(model: clew.Model, tasks: walk.Tasks) -> None:
     long = walk.Task("word " * 600, tasks[0].endings, 0)
-    with pytest.raises(clew.TokenError, match=r"task 1: context 0: \d+ tokens"):
+    with pytest.raises(clew.TokenError, match=r"task 1: context 0: \d+ tokens.*holds 256; too_long='skip'$"):
         walk.evaluate(model, [tasks[0], long])
+    with pytest.raises(clew.TokenError, match=r"task 0 with 2 shots: .*holds 256; fewer shots or too_long='skip'$"):
+        walk.evaluate(model, tasks[:1], shots=2, shot_tasks=[long, long])
     found = walk.evaluate(model, [tasks[0], long], too_long="skip")
     assert found.used.tolist() == [True, False] and "task 1" in found.skipped[0]
     assert np.isfinite(walk.evaluate(model, [long], "generation", too_long="split").scores).all()

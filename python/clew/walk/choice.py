@@ -485,9 +485,11 @@ def _scored(model: Model, settings: Settings, tasks: list[Task], questions: list
         return {i: ([float(x) for x in row], "") for i, row in zip(now, found, strict=True)}
     except TokenError as error:
         if len(now) == 1:  # which task it was
+            what = f"task {now[0]}" + (f" with {settings.shots} shots" if settings.shots else "")
             if too_long != "skip":
-                raise TokenError(f"task {now[0]}: {error}") from None
-            return {now[0]: ([None] * N_CHOICES, f"task {now[0]}: {error}")}
+                ways = [*(["fewer shots"] if settings.shots else []), "too_long='skip'"]
+                raise TokenError(f"{what}: {error}; {' or '.join(ways)}") from None
+            return {now[0]: ([None] * N_CHOICES, f"{what}: {error}")}
         out: dict[int, tuple[list[float | None], str]] = {}
         for i in now:
             out |= _scored(model, settings, tasks, questions, pool, [i], too_long)

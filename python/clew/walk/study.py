@@ -475,23 +475,31 @@ def _claim_concepts(claim: Any, parts: dict[str, Any]) -> None:
     )
 
 
+def _difference(own: Mapping[str, Any]) -> str:
+    """A stored comparison in words."""
+    low, high = own["difference_interval"]
+    return (f"{own['accuracy']:.3f} against {own['baseline']:.3f} on {own['n']}, difference {own['difference']:+.3f} "
+            f"[{low:+.3f}, {high:+.3f}]")  # fmt: skip
+
+
 def _claim_choices(claim: Any, found: MultipleChoice | None, semantics: Mapping[str, Any] | None) -> None:
     papers = {
         "generation": ".839 of cross-encoding's accuracy (gpt-neo-1.3B, HellaSwag, K = 0, concat; guessing gets .647)",
         "similarity": ".705 of cross-encoding's accuracy (gpt-neo-1.3B, HellaSwag, K = 0, concat; guessing gets .647)",
     }
-    stored = None if semantics is None else semantics.get("hellaswag")
+    stored = {} if semantics is None else semantics
     for name, text in (
         ("generation", "a context pooled to one vector still generates its ending (test 1)"),
         ("similarity", "concept vectors of context and ending are similar (test 2)"),
     ):
-        more = ""
-        if stored is not None:
-            own, base = stored[name], stored["accuracy"]["cross_encoding"][0]
-            low, high = own["difference_interval"]
-            more = (f". HellaSwag, stored with the package, {own['n']} tasks that were not learned: "
-                    f"{own['accuracy']:.3f} against {base:.3f}, difference {own['difference']:+.3f} "
-                    f"[{low:+.3f}, {high:+.3f}]")  # fmt: skip
+        more = "".join(
+            words + _difference(stored[key][name])
+            for key, words in (
+                ("hellaswag", ". HellaSwag, stored with the package, tasks that were not learned: "),
+                ("hellaswag_one_shot", "; with one example, those that fit the context, which holds no five: "),
+            )
+            if key in stored
+        )
         if found is None:
             claim(text, papers[name], "no tokenizer, or no text of sentences" + more, None)
             continue
