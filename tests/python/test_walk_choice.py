@@ -13,7 +13,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import corpus, walk
+from clew import corpus, edit, walk
 from clew.walk import choice
 from clew.walk.choice import Settings, context_texts, prompt
 
@@ -230,9 +230,38 @@ def test_an_interrupted_evaluation_resumes(
     np.testing.assert_allclose(got, want, atol=1e-10)
     with pytest.raises(clew.ConfigError, match="another model, other settings or other tasks"):
         walk.evaluate(model, tasks, limit=12, resume=path, control="mismatched")
-    path.write_text(path.read_text() + "nonsense\n")
-    with pytest.raises(clew.LoadError, match="line 14 is no line of an evaluation"):
-        walk.evaluate(model, tasks, limit=12, resume=path)
+    kept = path.read_text()
+    for line in ("nonsense", '{"task": 12, "scores": [1, 2, 3, 4]}', '{"task": 0, "scores": [1, 2]}',
+                 '{"task": 0, "scores": ["a", 2, 3, 4]}'):  # fmt: skip
+        path.write_text(kept + line + "\n")
+        with pytest.raises(clew.LoadError, match="line 14 is no line of an evaluation"):
+            walk.evaluate(model, tasks, limit=12, resume=path)
+    with pytest.raises(clew.ConfigError, match=r"run\.jsonl is a file, not a folder"):
+        walk.evaluate(model, tasks, limit=12, resume=path / "below.jsonl")
+    with model.edited([edit.zero("attn_out.0")]):  # the file could not tell these scores from the model's own
+        with pytest.raises(clew.ConfigError, match=r"resume inside model\.edited"):
+            walk.evaluate(model, tasks, "similarity", limit=12, resume=tmp_path / "edited.jsonl")
+    assert not (tmp_path / "edited.jsonl").exists()
+
+
+def test_a_task_is_no_example_of_its_own(model: clew.Model, tasks: walk.Tasks) -> None:
+    """Were it drawn, its answer would stand in its prompt."""
+    three = list(tasks[:3])
+    for i in range(3):
+        assert set(choice._shots(Settings(shots=2), three, i, three[i])) == set(three) - {three[i]}
+    with pytest.raises(clew.ConfigError, match="3 shots of 2 held-out tasks other than task 0"):
+        walk.evaluate(model, three, shots=3, shot_tasks=three)
+
+
+def test_tasks_that_are_none() -> None:
+    for arguments, message in (
+        (("a", ("b", "c"), 0), "2 endings: a task has 4"), (("a", ("b", "c", "d", "e"), 4), "gold = 4: 0 to 3"),
+        (("a", ("b", "c", "d", " "), 0), "' ': its context and endings"), ((" ", ("b", "c", "d", "e"), 0), "blank"),
+        (("a", ("b", "c", "d", 3), 0), "3: its context"), (("a", "bcde", 0), "endings: a tuple of 4 texts, not str"),
+        (("a", ("b", "c", "d", "e"), "1"), "Task: gold = '1': expected a whole number"),
+    ):  # fmt: skip
+        with pytest.raises(clew.ConfigError, match=message):
+            walk.Task(*arguments)  # type: ignore[arg-type]
 
 
 def test_tasks_longer_than_the_context(model: clew.Model, tasks: walk.Tasks) -> None:

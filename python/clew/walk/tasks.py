@@ -18,20 +18,31 @@ import numpy as np
 
 from ..brief import Brief
 from ..errors import ConfigError, LoadError, TokenError
-from ..inputs import check_counts, check_path, check_seed, check_type
+from ..inputs import check_counts, check_path, check_seed, check_type, whole
 
 N_CHOICES = 4
 
 
 @dataclass(frozen=True)
 class Task:
-    """A question with four endings."""
+    """A question with four endings. Raises ConfigError for other numbers of them, and for blank texts."""
 
     context: str
     """`activity_label: ctx`"""
     endings: tuple[str, ...]
     """Without the space that joins them to the context."""
     gold: int
+    """Index of the right ending."""
+
+    def __post_init__(self) -> None:
+        check_type(tuple, f"a tuple of {N_CHOICES} texts", endings=self.endings)
+        if len(self.endings) != N_CHOICES:
+            raise ConfigError(f"Task: {len(self.endings)} endings: a task has {N_CHOICES}")
+        for text in (self.context, *self.endings):
+            if not isinstance(text, str) or not text.strip():
+                raise ConfigError(f"Task: {text!r:.40}: its context and endings are texts, and not blank")
+        if not 0 <= whole(self.gold, "Task: gold") < N_CHOICES:
+            raise ConfigError(f"Task: gold = {self.gold}: 0 to {N_CHOICES - 1}")
 
     @property
     def answer(self) -> str:

@@ -2,9 +2,9 @@
 
 For "shakespeare" and "english": word similarity over every set in SHARED_DATA/word-similarity, for words that occur 20
 times or more in the text that the model learned, with PPMI-SVD vectors of the same text as the control; for "english",
-whose training held out the last tasks of HellaSwag, both tests of paper 1 on them, their baseline and controls, by every
-encoding scheme: without examples, and with one, on the tasks that fit (prompts of five examples, which the paper used,
-have some 780 tokens, its context holds 256). Writes semantics.json beside this file, which is read by
+whose training held out the last tasks of HellaSwag, both tests of paper 1 on them, their baseline and controls, by
+every encoding scheme: without examples, and with one, on the tasks that fit (prompts of five examples, which the paper
+used, have some 780 tokens, its context holds 256). Writes semantics.json beside this file, which is read by
 clew.walk.stored_semantics; a few minutes. FOLDER keeps the scores of tasks, so that it can be stopped and started
 again. Nothing is drawn but bootstrap intervals, mismatched contexts and examples, from other held-out tasks (seed 0).
 """
