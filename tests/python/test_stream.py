@@ -400,6 +400,18 @@ def test_zarr_refuses_and_overwrites(model: clew.Model, tmp_path: Path) -> None:
 # ---- Several processes ----------------------------------------------------------------------------------------------
 
 
+def test_dask_refuses() -> None:
+    """Before a cluster is made: with no worker, or a client that is none, nothing would ever come back."""
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    watch = {"m": (stream.Mean(), "resid_post.0")}
+    for more, message in (
+        ({"workers": 0}, "workers = 0: at least 1"), ({"threads": 0}, "threads = 0: at least 1"),
+        ({"client": 3}, "client: a distributed.Client or a scheduler's address, not int"),
+    ):  # fmt: skip
+        with pytest.raises(clew.ConfigError, match=message):
+            stream.distributed("stories260K", [[1]], watch, **more)
+
+
 @pytest.mark.filterwarnings("default")
 def test_dask_with_a_worker_killed() -> None:
     dask = pytest.importorskip("distributed", reason="distributed is not installed")
