@@ -297,6 +297,10 @@ def test_windows() -> None:
     cut = corpus.windows(model, None, 50)
     assert np.array_equal(cut.tokens.reshape(-1), ids[: cut.tokens.size]) and cut.left_out == len(ids) - cut.tokens.size
     few = corpus.windows(model, None, 50, limit=3)
+    assert (
+        few.told() == f"held-out Shakespeare of the package, {len(ids) - 150:,} of its {len(ids):,} tokens in no window"
+    )
+    assert corpus.windows(model, few.tokens, 50).told() == "the windows given"
     assert np.array_equal(few.tokens, cut.tokens[[0, round((len(cut.tokens) - 1) / 2), -1]])
     assert corpus.windows(model, few.tokens, 50).tokens.tolist() == few.tokens.tolist()
     made = corpus.windows(clew.load("stories260K"), None, 16, limit=3, seed=1)
@@ -325,6 +329,9 @@ def test_experiment_on_a_small_model(tmp_path: Path) -> None:
     assert data["numbers"]["distances"]["mean"] == result.distances.mean.tolist()
     assert all(claim.says and claim.measured for claim in result.claims)
     assert "Traveling words (shakespeare, seed 3)" in result.table() and len(result.details()) > 2000
+    assert (
+        result.details().startswith("32 windows of 64 tokens: held-out Shakespeare") and "in no window" in result.text
+    )
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: figures are not drawn")
     names = set(result.figures())
     assert {claim.figure for claim in result.claims} - {None} <= names

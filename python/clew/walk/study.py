@@ -60,7 +60,7 @@ class WalkExperiment(Experiment):
     """What paper 1's experiments give on a model; made by :func:`experiment`."""
 
     text: str
-    """Where the text comes from."""
+    """Where the text comes from, and how much of it was not used."""
     windows: tuple[int, int]
     """Windows of text and tokens in each."""
     walk: Walk = field(repr=False)
@@ -108,7 +108,8 @@ class WalkExperiment(Experiment):
 
     def details(self) -> str:
         """The tables of all parts, one after the other."""
-        parts = [self.walk.table(), repr(self.proximity)]
+        parts = [f"{self.windows[0]} windows of {self.windows[1]} tokens: {self.text}"]
+        parts += [self.walk.table(), repr(self.proximity)]
         parts += [] if self.insertion is None else [self.insertion.table()]
         parts += [self.dose_response.table(), self.ablations.table(), self.trainings.table()]
         parts += [f"{space}: {found!r}" for space, found in self.purity.items()]
@@ -249,7 +250,7 @@ def experiment(
         "semantics": lambda: stored_semantics(model),
     })  # fmt: skip
     return WalkExperiment(
-        1, "Movement through embedding space", c.model_name, seed, quick, _claims(model, parts), cut.source,
+        1, "Movement through embedding space", c.model_name, seed, quick, _claims(model, parts), cut.told(),
         (cut.tokens.shape[0], cut.tokens.shape[1]), **parts,
     )  # fmt: skip
 
