@@ -372,6 +372,16 @@ def test_zarr_refuses_and_overwrites(model: clew.Model, tmp_path: Path) -> None:
     with pytest.raises(clew.SiteError, match="resid_pots"):
         stream.to_zarr(model, [[1]], "resid_pots.0", path)
     assert not path.exists()
+    with pytest.raises(clew.SiteError, match=r"blocks\.1\.attn\.hook_pattern \[batch, head, .*no row for each token"):
+        stream.to_zarr(model, [[1]], ["z.0", "pattern.1"], path)
+    assert not path.exists()
+    stream.to_zarr(model, [[1, 2, 3], [4]], ["resid_pre.0", "resid_post"], tmp_path / "all.zarr")
+    group = zarr.open_group(str(tmp_path / "all.zarr"), mode="r")
+    every = [f"blocks.{n}.hook_resid_post" for n in range(5)]
+    assert sorted(group) == sorted(["resid_pre.0", "tokens", "where", *every])
+    want = model.run([1, 2, 3], capture="resid_post")
+    for name in every:
+        np.testing.assert_allclose(group[name][:3], want[name][0], atol=1e-12)
     stream.to_zarr(model, [[1, 2, 3]], ["resid_post.0", ("z", 1)], path, overwrite=True)
     with pytest.raises(clew.TokenError, match="text 1: id 512 at position 0"):
         stream.to_zarr(model, [[1], [512]], "resid_post.0", tmp_path / "half.zarr", chunk=1)

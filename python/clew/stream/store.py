@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, SiteError
 from ..info import __version__
 from ..inputs import check_folder, check_path
 from ..model import Model, check_model
@@ -26,7 +26,8 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
     """Writes what a model computes on texts into a Zarr group, in the order of the texts; counts of what was read.
 
     The group holds `tokens` [n], `where` [n, 2] (number of the text, position in it) and an array [n, d] for each
-    site, in the model's dtype, under the site's name as it was given ("resid_post.3"). Axes behind pos are flattened.
+    site, in the model's dtype, under the site's name as it was given ("resid_post.3"); of a name that means several
+    ("resid_post", a glob) under the full name of each. Axes behind pos are flattened.
     Its attributes are model, sites, version and, once all is written, the numbers of texts and tokens: a group without
     these was interrupted. Arguments are those of :func:`clew.stream.reduce`.
 
@@ -46,14 +47,12 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
 
     check_model(model)
     check_path(path=path)
-    names = [pair_name(site) for site in capture_list(sites)]
-    if not names:
-        raise ConfigError("nothing to write: name a site")
+    names = _names(model, sites)
     how = settings(length, too_long, at_once, chunk=chunk)
     check_progress(progress)
     _check_place(Path(path), overwrite)
     texts = source if isinstance(source, Texts) else Texts(source)
-    model.plan(1, 1, capture=names)  # unknown sites are told before anything is made
+    model.plan(1, 1, capture=names)  # what a run cannot capture is told before anything is made
     group = zarr.open_group(os.fspath(path), mode="w")
     group.attrs.update({"model": model.config.model_name, "sites": names, "version": __version__})
     arrays: dict[str, Any] = {}
@@ -91,6 +90,21 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
     total.n_broken, total.broken = texts.n_broken, list(texts.broken)
     group.attrs.update({"texts": total.texts, "tokens": total.tokens})
     return total
+
+
+def _names(model: Model, sites: Any) -> list[str]:
+    """A name for each array. Raises SiteError for unknown sites and those without a row per token, ConfigError."""
+    names = []
+    for given in map(pair_name, capture_list(sites)):
+        found = model.sites().find(given)
+        for site, layer in found:
+            if site.axes[:2] != ("batch", "pos"):
+                raise SiteError(f"{site.full_name(layer)} [{', '.join(site.axes)}] has no row for each token: a store "
+                                "of tokens cannot hold it")  # fmt: skip
+            names.append(given if len(found) == 1 else site.full_name(layer))
+    if not names:
+        raise ConfigError("nothing to write: name a site")
+    return list(dict.fromkeys(names))
 
 
 def _check_place(path: Path, overwrite: bool) -> None:
