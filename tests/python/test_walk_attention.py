@@ -9,7 +9,8 @@ import clew
 import numpy as np
 import pytest
 from clew import walk
-from clew.walk import attention, knowledge
+from clew.experiment import verdict
+from clew.walk import attention, knowledge, study
 from clew.walk.attention import KINDS, visible
 from support import make
 from twin import softmax, twin
@@ -293,6 +294,20 @@ def test_stored_files_that_are_none(
         (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(clew.LoadError, match=message):
         walk.stored_trainings() if name == "training.json" else walk.stored_semantics(clew.load("stories260K"))
+
+
+def test_choices_are_judged_by_their_interval() -> None:
+    """Half of what the baseline has above chance is the mark; an interval around it decides nothing."""
+    nothing = (float("nan"), float("nan"))
+    for corrected, interval, want in (
+        (0.8, (0.6, 0.9), "holds"), (0.3, (0.1, 0.45), "does not hold"), (0.3, (0.1, 0.7), "not testable on this model"),
+        (0.8, (0.4, 1.1), "not testable on this model"), (None, nothing, "not testable on this model"),
+    ):  # fmt: skip
+        one = walk.Comparison(0.4, 0.6, 200, 0.7, (0.5, 0.9), corrected, interval, -0.2, (-0.3, -0.1), 0.25, 0.4)
+        told: list[tuple[Any, ...]] = []
+        study._claim_choices(lambda *claim: told.append(claim), study.MultipleChoice({}, one, one, 200), None)
+        assert [verdict(claim[3]) for claim in told] == [want, want]
+        assert ("do not set apart" in told[0][2]) == (corrected is not None and want.startswith("not"))
 
 
 def test_experiment_on_a_model_without_text() -> None:

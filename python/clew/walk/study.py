@@ -505,11 +505,14 @@ def _claim_choices(claim: Any, found: MultipleChoice | None, semantics: Mapping[
             claim(text, papers[name], "no tokenizer, or no text of sentences" + more, None)
             continue
         result: Comparison = getattr(found, name)
+        low, high = result.corrected_interval
+        undecided = result.corrected is not None and low <= 0.5 <= high
+        note = ", which so many tasks do not set apart from one half" if undecided else ""
         claim(
             text,
             papers[name],
-            f"the next of four sentences, {found.n} tasks: {result!r}; floor {result.floor:.3f}" + more,
-            None if result.corrected is None else result.corrected > 0.5,
+            f"the next of four sentences, {found.n} tasks: {result!r}{note}; floor {result.floor:.3f}" + more,
+            None if result.corrected is None or undecided else result.corrected > 0.5,
             "choices",
         )
 
