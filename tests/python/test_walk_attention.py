@@ -298,16 +298,20 @@ def test_stored_files_that_are_none(
 
 def test_choices_are_judged_by_their_interval() -> None:
     """Half of what the baseline has above chance is the mark; an interval around it decides nothing."""
-    nothing = (float("nan"), float("nan"))
+    unknown, undecided = (float("nan"), float("nan")), "not testable on this model"
+    told: list[tuple[Any, ...]] = []
+
+    def record(*claim: Any) -> None:
+        told.append(claim)
+
     for corrected, interval, want in (
-        (0.8, (0.6, 0.9), "holds"), (0.3, (0.1, 0.45), "does not hold"), (0.3, (0.1, 0.7), "not testable on this model"),
-        (0.8, (0.4, 1.1), "not testable on this model"), (None, nothing, "not testable on this model"),
+        (0.8, (0.6, 0.9), "holds"), (0.3, (0.1, 0.45), "does not hold"), (0.3, (0.1, 0.7), undecided),
+        (0.8, (0.4, 1.1), undecided), (None, unknown, undecided),
     ):  # fmt: skip
         one = walk.Comparison(0.4, 0.6, 200, 0.7, (0.5, 0.9), corrected, interval, -0.2, (-0.3, -0.1), 0.25, 0.4)
-        told: list[tuple[Any, ...]] = []
-        study._claim_choices(lambda *claim: told.append(claim), study.MultipleChoice({}, one, one, 200), None)
-        assert [verdict(claim[3]) for claim in told] == [want, want]
-        assert ("do not set apart" in told[0][2]) == (corrected is not None and want.startswith("not"))
+        study._claim_choices(record, study.MultipleChoice({}, one, one, 200), None)
+        assert [verdict(claim[3]) for claim in told[-2:]] == [want, want]
+        assert ("do not set apart" in told[-1][2]) == (corrected is not None and want == undecided)
 
 
 def test_experiment_on_a_model_without_text() -> None:
