@@ -41,6 +41,10 @@ def test_nouns_are_a_hundred_and_missing_ones_are_listed() -> None:
     kept, ids, missing = geometry.single_tokens(model, [*NOUNS, "qwzx"])
     assert len(kept) + len(missing) == 101 and "qwzx" in missing and len(kept) >= 10
     assert all(model.to_str_tokens([i])[0].strip() == word for i, word in zip(ids, kept, strict=True))
+    probe = geometry.probe_nouns(model, ["man", "qwzx", "king", "zzyx"])
+    assert probe.missing == ("qwzx", "zzyx") and probe.table().startswith(
+        "2 words are single tokens; not: 2: qwzx, zzyx"
+    )
     with pytest.raises(clew.TokenError, match="none of the words is a single token: qwzx, zzyx"):
         geometry.probe_nouns(model, ["qwzx", "zzyx"])
     with pytest.raises(clew.TokenError, match="no tokenizer"):
