@@ -77,6 +77,11 @@ PyObject *clew_py_maze_tokens(PyObject *module, PyObject *args);
 /* binding_nearest.c: a function of the module. */
 PyObject *clew_py_nearest(PyObject *module, PyObject *args);
 
+/* binding_reduce.c: functions of the module. */
+PyObject *clew_py_histogram(PyObject *module, PyObject *args);
+PyObject *clew_py_top_k(PyObject *module, PyObject *args);
+PyObject *clew_py_centre(PyObject *module, PyObject *args);
+
 /* binding_train.c: functions of the module. */
 PyObject *clew_py_adamw(PyObject *module, PyObject *args);
 PyObject *clew_py_global_norm(PyObject *module, PyObject *list);

@@ -345,6 +345,11 @@ static PyMethodDef core_methods[] = {
      "log-probability."},
     {"nearest", clew_py_nearest, METH_VARARGS,
      "nearest(vectors, rows, k, metrics)\n--\n\nThe k rows nearest to each vector by each metric, and their scores."},
+    {"histogram", clew_py_histogram, METH_VARARGS,
+     "histogram(counts, rows, edges)\n--\n\nCounts the rows of each column in bins."},
+    {"top_k", clew_py_top_k, METH_VARARGS,
+     "top_k(values, where, rows, at)\n--\n\nKeeps the greatest values of each column, and where they were."},
+    {"centre", clew_py_centre, METH_VARARGS, "centre(centred, mean, rows)\n--\n\nRows about the means of columns."},
     {"adamw", clew_py_adamw, METH_VARARGS,
      "adamw(parameters, gradients, m, v, decay, step, rate, beta1, beta2, eps, weight_decay, scale)\n--\n\n"
      "One step of AdamW in place; step [1] is counted up."},

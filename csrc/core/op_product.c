@@ -27,6 +27,9 @@ static void R(product_task)(void *ctx, size_t index, unsigned slot) {
 }
 
 bool R(clew_product)(real *c, const real *a, const real *b, const clew_product_shape *shape, clew_cancel *cancel) {
+  if (shape->m == 0 || shape->n == 0) {
+    return true; /* no tiles to cut */
+  }
   R(product_job) job = {c, a, b, shape, clew_tile(shape->m, shape->n)};
   return clew_pool_for(shape->batch * job.tiling.n_rows * job.tiling.n_cols, R(product_task), &job, clew_pool_threads(),
                        cancel);

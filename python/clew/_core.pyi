@@ -60,6 +60,25 @@ def nearest(
     Best first.
     """
 
+def histogram(counts: NDArray[Any], rows: NDArray[Any], edges: NDArray[Any], /) -> None:
+    """Adds rows [n, d] to counts, int64 [d, bins + 3]: below, in each bin, above, NaN; edges: float64 [bins + 1].
+
+    Here and below rows are float32 or float64, and all arrays are contiguous. Interrupted, it has counted some.
+    """
+
+def top_k(values: NDArray[Any], where: NDArray[Any], rows: NDArray[Any], at: NDArray[Any], /) -> None:
+    """Puts rows [n, d] that are greater, or equal and earlier, in the place of values, float64 [d, k].
+
+    where: int64 [d, k, 2]; at: where rows are, int64 [n, 2] or [n, d, 2]. A column is a heap, its least first: any
+    ascending order, to begin with -inf at 2⁶³ − 1. Interrupted, it has put some.
+    """
+
+def centre(centred: NDArray[Any], mean: NDArray[Any], rows: NDArray[Any], /) -> None:
+    """rows [n, d] less their mean to the first n rows of centred, float64 [n or more, d].
+
+    mean: float64 [2, d], the mean and what rounding left of it.
+    """
+
 def adamw(
     parameters: list[NDArray[Any]],
     gradients: list[NDArray[Any]],

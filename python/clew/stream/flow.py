@@ -2,8 +2,7 @@
 
 A chunk is a number of texts that fits into memory. Its pieces are sorted by length and run together up to `at_once`
 tokens; new reducers see the chunk and are then merged into the total, in the order of the texts. `distributed` hands
-out the same chunks and merges in the same order: its numbers are the same, to the bit where NumPy multiplies matrices
-with the same number of threads.
+out the same chunks and merges in the same order: its numbers are the same, to the bit, for any number of threads.
 """
 
 from __future__ import annotations

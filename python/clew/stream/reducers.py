@@ -13,11 +13,18 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import _core
 from ..errors import ConfigError, ShapeError
 from ..inputs import as_array, check_numbers, whole
+from ..memory import copy as slab_copy
+from ..memory import empty
 
 Array = NDArray[Any]
 R = TypeVar("R", bound="Reducer")
+SQUARE_ROWS = 128
+"""Of a block of a square: small enough that little is computed twice, large enough for a product."""
+NOWHERE = np.iinfo(np.int64).max
+"""Where a place of TopK is that holds no row yet."""
 
 
 class Reducer:
@@ -65,7 +72,9 @@ class Reducer:
                              f"{list(where.shape)}")  # fmt: skip
         first = not self.width
         self.width = width
-        self._take(arrays, where, first)
+        kinds = [a.dtype if a.dtype in (np.float32, np.float64) else np.float64 for a in arrays]
+        arrays = [np.require(a, kind, ["C", "A"]) for a, kind in zip(arrays, kinds, strict=True)]
+        self._take(arrays, np.require(where, np.int64, ["C", "A"]), first)
         self.n += len(arrays[0])
 
     def merge(self: R, other: R) -> None:
@@ -99,8 +108,48 @@ class Reducer:
         return f"{type(self).__name__}({', '.join(map(repr, self._settings()))}) of {self.n} rows"
 
 
+def _product(x: Array, y: Array) -> Array:
+    """xᵀ y by the engine: BLAS's threads would go on spinning, on cores that the next run needs."""
+    out = empty((x.shape[1], y.shape[1]), np.float64)
+    _core.product(out, x.T, y)
+    return out
+
+
+def _square(x: Array) -> Array:
+    """xᵀ x as far as it is needed: blocks of rows from the diagonal on, zeros before them; `_whole` is its mirror."""
+    d = x.shape[1]
+    out = empty((d, d), np.float64)
+    for i in range(0, d, SQUARE_ROWS):
+        j = min(i + SQUARE_ROWS, d)
+        _core.product(out[i:j, i:], x.T[i:j], x[:, i:])
+        out[j:, i:j] = 0
+    return out
+
+
+def _whole(square: Array) -> Array:
+    """A symmetric matrix of what stands on and above its diagonal."""
+    return np.asarray(np.triu(square) + np.triu(square, 1).T)
+
+
+def _apart(here: list[Array], there: list[Array]) -> list[Array]:
+    """Distances [d] of means [2, d]."""
+    return [(b[0] - a[0]) + (b[1] - a[1]) for a, b in zip(here, there, strict=True)]
+
+
+def _moved(mean: Array, shift: Array) -> Array:
+    """A mean [2, d] and a shift [d]: their sum, and what rounding leaves of it (Knuth's two-sum)."""
+    by = mean[1] + shift
+    to = mean[0] + by
+    back = to - mean[0]
+    return np.stack([to, (mean[0] - (to - back)) + (by - back)])
+
+
 class _Centred(Reducer):
-    """Means and sums of products about them."""
+    """Means and sums of products about them.
+
+    A mean is kept as two numbers [2, d], what rounding leaves of it being the second: the distance of two means that
+    are far from zero would have few digits otherwise.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,31 +162,28 @@ class _Centred(Reducer):
     def _take(self, rows: list[Array], where: Array, first: bool) -> None:
         n = len(rows[0])
         weight = np.sqrt(self.n * (n / (self.n + n)))
-        centred, means = [], []
-        for i, r in enumerate(rows):
-            # What the means' distance adds to the sums is that of one row more: no matrix has to be added for it.
-            exact = np.empty((n + 1, r.shape[1]))
-            exact[:n] = r
-            means.append(exact[:n].mean(0))
-            exact[:n] -= means[i]
-            exact[n] = 0 if first else weight * (means[i] - self._mean[i])
-            centred.append(exact)
+        centred, means = [empty((n + 1, d), np.float64) for d in self.width], [np.empty((2, d)) for d in self.width]
+        for r, out, mean in zip(rows, centred, means, strict=True):
+            _core.centre(out, mean, r)
+        shift = [np.zeros(d) for d in self.width] if first else _apart(self._mean, means)
+        for out, s in zip(centred, shift, strict=True):
+            out[n] = weight * s  # what the means' distance adds is that of one row more: no matrix has to be added
         sums = self._products(centred)
         if first:
             self._mean, self._sums = means, sums
             return
         for total, more in zip(self._sums, sums, strict=True):
             total += more
-        self._mean = [a + (b - a) * (n / (self.n + n)) for a, b in zip(self._mean, means, strict=True)]
+        self._mean = [_moved(m, s * (n / (self.n + n))) for m, s in zip(self._mean, shift, strict=True)]
 
     def _join(self, other: Any) -> None:
         total = self.n + other.n
-        shift = [b - a for a, b in zip(self._mean, other._mean, strict=True)]
-        beside = self._products([s[None] for s in shift])
+        shift = _apart(self._mean, other._mean)
+        beside = self._products([slab_copy(s[None]) for s in shift])
         self._sums = [
             a + b + s * (self.n * other.n / total) for a, b, s in zip(self._sums, other._sums, beside, strict=True)
         ]
-        self._mean = [a + s * (other.n / total) for a, s in zip(self._mean, shift, strict=True)]
+        self._mean = [_moved(m, s * (other.n / total)) for m, s in zip(self._mean, shift, strict=True)]
 
 
 class Mean(_Centred):
@@ -156,7 +202,7 @@ class Mean(_Centred):
     def mean(self) -> Array:
         """[d], float64. Raises ConfigError before the first row."""
         self._needs()
-        return np.array(self._mean[0])
+        return np.array(self._mean[0][0])
 
     @property
     def variance(self) -> Array:
@@ -176,19 +222,19 @@ class Covariance(_Centred):
     """
 
     def _products(self, centred: list[Array]) -> list[Array]:
-        return [centred[0].T @ centred[0]]
+        return [_square(centred[0])]
 
     @property
     def mean(self) -> Array:
         """[d], float64. Raises ConfigError before the first row."""
         self._needs()
-        return np.array(self._mean[0])
+        return np.array(self._mean[0][0])
 
     @property
     def covariance(self) -> Array:
         """[d, d], over n. Raises ConfigError before the first row."""
         self._needs()
-        return np.asarray(self._sums[0] / self.n)
+        return _whole(self._sums[0] / self.n)
 
 
 class Ridge(_Centred):
@@ -217,7 +263,7 @@ class Ridge(_Centred):
 
     def _products(self, centred: list[Array]) -> list[Array]:
         x, y = centred
-        return [x.T @ x, x.T @ y, np.einsum("nd,nd->d", y, y)]
+        return [_square(x), _product(x, y), np.einsum("nd,nd->d", y, y)]
 
     def solve(self, lam: float | None = None) -> tuple[Array, Array]:
         """Weights [d, m] and bias [m]; of minimum norm where lam is 0 and the columns depend on each other.
@@ -229,17 +275,17 @@ class Ridge(_Centred):
         check_numbers(lam=lam)
         if lam < 0:
             raise ConfigError(f"lam = {lam}: a number from 0")
-        xx, xy, _ = self._sums
+        xx, xy = _whole(self._sums[0]), self._sums[1]
         if lam > 0:
             weights = np.linalg.solve(xx + lam * np.eye(len(xx)), xy)
         else:
             weights = np.linalg.lstsq(xx, xy, rcond=None)[0]
-        return weights, self._mean[1] - self._mean[0] @ weights
+        return weights, self._mean[1][0] - self._mean[0][0] @ weights
 
     def explained(self, lam: float | None = None) -> Array:
         """Share of each output's variance that the fit explains [m]; NaN for an output that never changes."""
         weights, _ = self.solve(lam)
-        xx, xy, yy = self._sums
+        xx, (xy, yy) = _whole(self._sums[0]), self._sums[1:]
         left = yy - 2 * np.einsum("dm,dm->m", weights, xy) + np.einsum("dm,dm->m", weights, xx @ weights)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(np.where(yy > 0, 1 - left / yy, np.nan))
@@ -262,7 +308,7 @@ class Histogram(Reducer):
         check_numbers(low=low, high=high)
         if self.bins < 1 or low >= high:
             raise ConfigError(f"Histogram({low}, {high}, {bins}): needs low < high and one bin or more")
-        self.edges = np.linspace(low, high, self.bins + 1)
+        self.edges = np.linspace(float(low), float(high), self.bins + 1)
         """[bins + 1]"""
         self._all = np.zeros((0, 0), np.int64)
 
@@ -270,28 +316,9 @@ class Histogram(Reducer):
         return (float(self.edges[0]), float(self.edges[-1]), self.bins)
 
     def _take(self, rows: list[Array], where: Array, first: bool) -> None:
-        values = rows[0].astype(np.float64)
-        d = values.shape[1]
-        low, high = self.edges[0], self.edges[-1]
-        per = self.bins / (high - low)
-        # Bins by arithmetic: 0 is below all, bins + 1 above. What comes so near to an edge that rounding might have put
-        # it on the wrong side is looked up.
-        place = values - low
-        place *= per
-        place += 1
-        np.clip(place, 0.5, self.bins + 1.5, out=place)
-        with np.errstate(invalid="ignore"):
-            at = place.astype(np.int64)
-        place -= at
-        place -= 0.5
-        doubt = 8 * np.finfo(np.float64).eps * (self.bins + 2 + max(abs(low), abs(high)) * per)
-        near = np.nonzero(np.abs(place, out=place) >= 0.5 - doubt)
-        exact = values[near]
-        at[near] = np.searchsorted(self.edges, exact, "right") - (exact == high)
-        at[np.isnan(values)] = self.bins + 2
-        at += np.arange(d) * (self.bins + 3)
-        found = np.bincount(at.reshape(-1), minlength=d * (self.bins + 3)).reshape(d, self.bins + 3)
-        self._all = found if first else self._all + found
+        found = np.zeros((self.width[0], self.bins + 3), np.int64) if first else self._all.copy()
+        _core.histogram(found, rows[0], self.edges)
+        self._all = found
 
     def _join(self, other: Any) -> None:
         self._all = self._all + other._all
@@ -333,49 +360,45 @@ class TopK(Reducer):
         self.k = whole(k, "k")
         if self.k < 1:
             raise ConfigError(f"k = {k}: at least 1")
-        self._columns = np.zeros(0, np.int64)
-        self._values = np.zeros(0)
-        self._where = np.zeros((0, 2), np.int64)
+        self._values = np.zeros((0, 0))
+        self._where = np.zeros((0, 0, 2), np.int64)
 
     def _settings(self) -> tuple[Any, ...]:
         return (self.k,)
 
-    def _keep(self, columns: Array, values: Array, where: Array) -> None:
-        columns = np.concatenate([self._columns, columns])
-        values = np.concatenate([self._values, values])
-        where = np.concatenate([self._where, where])
-        order = np.lexsort((where[:, 1], where[:, 0], -values, columns))
-        starts = np.searchsorted(columns[order], np.arange(self.width[0]))
-        best = order[np.arange(len(order)) - starts[columns[order]] < self.k]
-        self._columns, self._values, self._where = columns[best], values[best], where[best]
+    def _sorted(self, room: int) -> tuple[Array, Array]:
+        """Values [d, room] and where [d, room, 2], greatest first; −inf at NOWHERE behind the last."""
+        d = self.width[0] if self.width else 0
+        values, where = np.full((d, room), -np.inf), np.full((d, room, 2), NOWHERE)
+        if self._values.size:
+            order = np.lexsort((self._where[:, :, 1], self._where[:, :, 0], -self._values))
+            values[:, : order.shape[1]] = np.take_along_axis(self._values, order, 1)
+            where[:, : order.shape[1]] = np.take_along_axis(self._where, order[:, :, None], 1)
+        return values, where
+
+    def _keep(self, n: int, rows: Array, at: Array) -> None:
+        room = min(self.k, self.n + n)
+        if room > self._values.shape[-1]:  # the heaps grow: least first is a heap
+            values, where = (np.ascontiguousarray(a[:, ::-1]) for a in self._sorted(room))
+        else:
+            values, where = self._values.copy(), self._where.copy()
+        _core.top_k(values, where, rows, at)
+        self._values, self._where = values, where
 
     def _take(self, rows: list[Array], where: Array, first: bool) -> None:
-        values = np.array(rows[0].T, order="C")  # [d, n]: a column's values side by side
-        if values.dtype.kind == "f":
-            values = np.where(np.isnan(values), -np.inf, values)
-        n = values.shape[1]
-        least = np.partition(values, n - self.k, axis=1)[:, n - self.k, None] if n > self.k else values.min(1)[:, None]
-        columns, at = np.nonzero(values >= least)
-        held = ~np.isnan(rows[0][at, columns].astype(np.float64))
-        columns, at = columns[held], at[held]
-        self._keep(columns, values[columns, at].astype(np.float64), where[at])
+        self._keep(len(rows[0]), rows[0], where)
 
     def _join(self, other: Any) -> None:
-        self._keep(other._columns, other._values, other._where)
-
-    def _table(self, items: Array, filler: float) -> Array:
-        d = self.width[0] if self.width else 0
-        out = np.full((d, self.k, *items.shape[1:]), filler, items.dtype)
-        starts = np.searchsorted(self._columns, np.arange(d))
-        out[self._columns, np.arange(len(self._columns)) - starts[self._columns]] = items
-        return out
+        self._keep(other.n, np.ascontiguousarray(other._values.T), np.ascontiguousarray(other._where.swapaxes(0, 1)))
 
     @property
     def values(self) -> Array:
         """[d, k], greatest first, float64; NaN where fewer rows were seen."""
-        return self._table(self._values, np.nan)
+        values, where = self._sorted(self.k)
+        return np.where(where[:, :, 0] == NOWHERE, np.nan, values)
 
     @property
     def where(self) -> Array:
         """[d, k, 2], number of the text and position in it, int64; −1 where fewer rows were seen."""
-        return self._table(self._where, -1)
+        where = self._sorted(self.k)[1]
+        return np.where(where == NOWHERE, -1, where)
