@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,16 @@ def _some(parts: list[str]) -> str:
     return ", ".join([*parts[:_MOST], *more])
 
 
+def listed(words: Sequence[str], most: int = 12) -> str:
+    """Words counted and listed, the first of many.
+
+    >>> listed(["one", "two", "three"], most=2), listed([])
+    ('3: one, two, …', '0')
+    """
+    more = ["…"] if len(words) > most else []
+    return f"{len(words)}: {', '.join([*words[:most], *more])}" if words else "0"
+
+
 class Brief:
     """Base of result dataclasses: `repr` gives :func:`brief` of every field, unless the class has a repr of its own.
 
@@ -77,4 +87,4 @@ class Brief:
         return "\n".join(line.rstrip() for line in lines) + end
 
 
-__all__ = ["Brief", "brief"]
+__all__ = ["Brief", "brief", "listed"]

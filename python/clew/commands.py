@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import ConfigError, LoadError
 from .experiment import Experiment, listening
-from .inputs import check_type
+from .inputs import check_folder, check_type
 from .model import load
 
 
@@ -63,9 +63,7 @@ def run(
 
 def _folder(out: str, force: bool) -> Path:
     """The folder to write to: new, empty, or --force."""
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file, not a folder")
+    folder = check_folder(out=out)
     if folder.exists() and any(folder.iterdir()) and not force:
         raise ConfigError(
             f"the folder {folder} exists and is not empty: choose another --out, or --force to write into it"

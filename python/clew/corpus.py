@@ -40,6 +40,12 @@ class Windows(Brief):
     source: str
     """Where they come from, in words."""
 
+    def told(self) -> str:
+        """The source, and how much of it is in no window: nothing is left out silently."""
+        if not self.left_out:
+            return self.source
+        return f"{self.source}, {self.left_out:,} of its {self.left_out + self.tokens.size:,} tokens in no window"
+
 
 def windows(model: Model, text: str | Sequence[int] | Array | None, length: int, limit: int | None = None,
             seed: int = 0) -> Windows:  # fmt: skip

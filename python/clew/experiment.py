@@ -36,7 +36,7 @@ import numpy as np
 
 from .brief import Brief
 from .errors import ConfigError
-from .inputs import check_path, check_type
+from .inputs import check_folder, check_path, check_type
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -224,9 +224,9 @@ class Experiment(Brief):
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> list[Path]:
         """Writes table.txt (claims, then details), result.json and every figure (NAME.png) into a folder; the files.
 
-        Raises ConfigError where the folder holds such files already, unless `overwrite`; OSError.
+        Raises ConfigError where the folder holds such files already, unless `overwrite`, or is a file; OSError.
         """
-        target = Path(folder)
+        target = check_folder(folder=folder)
         figures = self.figures()
         files = [target / "table.txt", target / "result.json", *(target / f"{name}.png" for name in figures)]
         there = [path.name for path in files if path.exists()]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,17 @@ def check_type(kind: type | tuple[type, ...], said: str, /, **given: Any) -> Non
 def check_path(**given: Any) -> None:
     """Raises ConfigError, with its name, for an argument that is neither a str nor a path object."""
     check_type((str, os.PathLike), "a path", **given)
+
+
+def check_folder(**given: Any) -> Path:
+    """A folder that there is or that can be made; raises ConfigError for a file in its place, or above it."""
+    check_path(**given)
+    (path,) = given.values()
+    folder = Path(path)
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise ConfigError(f"{part} is a file, not a folder")
+    return folder
 
 
 def check_seed(seed: Any) -> int:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .commands import PAPERS, Paper, run
-from .errors import ConfigError, Error
+from .errors import Error
 from .experiment import Claim, Experiment, listening, tell
 from .info import __version__
-from .inputs import check_path, check_seed, check_type
+from .inputs import check_folder, check_seed, check_type
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -198,14 +198,11 @@ def main(out: str | os.PathLike[str] = "out", quick: bool = True, seed: int = 0,
     Raises ConfigError for a file in the folder's place; Error, after the page is written, where an experiment failed:
     which, and why.
     """
-    check_path(out=out)
+    folder = check_folder(out=out)
     check_seed(seed)
     check_type(Sequence, "a list of papers", papers=papers)
     for paper in papers:
         check_type(Paper, "one of PAPERS", paper=paper)
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file, not a folder")
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for i, paper in enumerate(papers, 1):

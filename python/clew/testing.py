@@ -13,7 +13,7 @@ import numpy as np
 from .errors import ConfigError, LoadError
 from .experiment import Experiment, plain
 from .info import __version__
-from .inputs import check_path
+from .inputs import check_folder, check_path
 
 UPDATE = "CLEW_UPDATE_GOLDEN"
 """Environment variable that, set to 1, makes every assertion record instead of compare."""
@@ -34,7 +34,8 @@ def assert_close_to_golden(path: str | os.PathLike[str], values: Experiment | Ma
     update
         True records the values instead of comparing; None: does CLEW_UPDATE_GOLDEN=1 say so?
 
-    Raises ConfigError (no values, or what is no mapping; a tolerance that is no number from 0 or belongs to no name),
+    Raises ConfigError (no values, or what is no mapping; a tolerance that is no number from 0 or belongs to no name; a
+    path that can be no file),
     LoadError for a file that holds no golden values, AssertionError where there is no file.
 
     In a test, the file is kept beside it and under version control; `CLEW_UPDATE_GOLDEN=1 pytest` records it anew:
@@ -62,6 +63,9 @@ def assert_close_to_golden(path: str | os.PathLike[str], values: Experiment | Ma
         if name != "*" and not any(leaf == name or leaf.startswith(f"{name}.") for leaf in found):
             raise ConfigError(f"tolerance of {name!r}: no such value; there are {', '.join(found)}")
     if os.environ.get(UPDATE) == "1" if update is None else update:
+        check_folder(path=file.parent)
+        if file.is_dir():
+            raise ConfigError(f"{file} is a folder, not a file")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"version": __version__, "values": got}, indent=1) + "\n", encoding="utf-8")
         return

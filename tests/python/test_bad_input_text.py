@@ -282,7 +282,7 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     binary = tmp_path / "binary.txt"
     binary.write_bytes(b"king queen 3\n\xff\xfe\n")
     for read in (walk.read_tasks, walk.read_word_pairs):
-        with pytest.raises(LoadError, match="can't decode byte 0xff in position 13"):
+        with pytest.raises(LoadError, match=r"binary\.txt: line [12]: (not UTF-8 at byte 0|a task has six lines)"):
             read(binary)  # type: ignore[operator]
     with pytest.raises(LoadError, match=re.escape(str(tmp_path))):
         testing.assert_close_to_golden(tmp_path, {"a": 1.0}, update=False)

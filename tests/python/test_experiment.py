@@ -76,3 +76,6 @@ def test_a_folder_is_not_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(clew.ConfigError, match=r"folder holds table.txt, result.json, growth.png already"):
         result().save(tmp_path / "new" / "folder")
     result().save(tmp_path / "new" / "folder", overwrite=True)
+    for inside in (files[0], files[0] / "below"):
+        with pytest.raises(clew.ConfigError, match=r"table\.txt is a file, not a folder"):
+            result().save(inside, overwrite=True)

@@ -41,6 +41,10 @@ def test_nouns_are_a_hundred_and_missing_ones_are_listed() -> None:
     kept, ids, missing = geometry.single_tokens(model, [*NOUNS, "qwzx"])
     assert len(kept) + len(missing) == 101 and "qwzx" in missing and len(kept) >= 10
     assert all(model.to_str_tokens([i])[0].strip() == word for i, word in zip(ids, kept, strict=True))
+    probe = geometry.probe_nouns(model, ["man", "qwzx", "king", "zzyx"])
+    assert probe.missing == ("qwzx", "zzyx") and probe.table().startswith(
+        "2 words are single tokens; not: 2: qwzx, zzyx"
+    )
     with pytest.raises(clew.TokenError, match="none of the words is a single token: qwzx, zzyx"):
         geometry.probe_nouns(model, ["qwzx", "zzyx"])
     with pytest.raises(clew.TokenError, match="no tokenizer"):
@@ -171,9 +175,14 @@ def test_principal_components_against_sklearn() -> None:
     ):
         with pytest.raises(error, match=message):
             geometry.fit_projection(*arguments)
+    with pytest.raises(clew.ConfigError, match="neighbours = 1: at least 2"):
+        geometry.fit_projection(rows, 2, "umap", neighbours=1)
+    with pytest.raises(clew.ConfigError, match=r"min_dist = 1\.5: from 0 to 1"):
+        geometry.fit_projection(rows, 2, "umap", min_dist=1.5)
 
 
-def test_umap_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore")  # umap-learn warns of what it does without
+def test_umap_is_an_extra() -> None:
     rows = np.random.default_rng(1).standard_normal((60, 5))
     try:
         import umap  # noqa: F401
@@ -181,7 +190,12 @@ def test_umap_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ImportError, match=r"needs umap-learn: pip install 'clew\[umap\]'"):
             geometry.fit_projection(rows, 2, "umap")
         pytest.skip("umap-learn is not installed: its projection is not fitted")
-    assert geometry.fit_projection(rows, 2, "umap")(rows[:4]).shape == (4, 2)
+    once, again = (geometry.fit_projection(rows, 2, "umap", seed=3)(rows[:4]) for _ in range(2))
+    assert once.shape == (4, 2) and (once == again).all()
+    way = geometry.trajectory(clew.load("stories260K"), [1, 403, 407, 261], method="umap", dims=2)
+    assert way.points.shape == (6, 2)
+    np.testing.assert_allclose(way.projected, np.linalg.norm(way.points - way.target_point, axis=-1))
+    np.testing.assert_allclose(way.l2, geometry.trajectory(clew.load("stories260K"), [1, 403, 407, 261]).l2)
 
 
 def test_trajectory_in_both_spaces() -> None:
@@ -287,6 +301,10 @@ def test_windows() -> None:
     cut = corpus.windows(model, None, 50)
     assert np.array_equal(cut.tokens.reshape(-1), ids[: cut.tokens.size]) and cut.left_out == len(ids) - cut.tokens.size
     few = corpus.windows(model, None, 50, limit=3)
+    assert (
+        few.told() == f"held-out Shakespeare of the package, {len(ids) - 150:,} of its {len(ids):,} tokens in no window"
+    )
+    assert corpus.windows(model, few.tokens, 50).told() == "the windows given"
     assert np.array_equal(few.tokens, cut.tokens[[0, round((len(cut.tokens) - 1) / 2), -1]])
     assert corpus.windows(model, few.tokens, 50).tokens.tolist() == few.tokens.tolist()
     made = corpus.windows(clew.load("stories260K"), None, 16, limit=3, seed=1)
@@ -315,6 +333,9 @@ def test_experiment_on_a_small_model(tmp_path: Path) -> None:
     assert data["numbers"]["distances"]["mean"] == result.distances.mean.tolist()
     assert all(claim.says and claim.measured for claim in result.claims)
     assert "Traveling words (shakespeare, seed 3)" in result.table() and len(result.details()) > 2000
+    assert (
+        result.details().startswith("32 windows of 64 tokens: held-out Shakespeare") and "in no window" in result.text
+    )
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: figures are not drawn")
     names = set(result.figures())
     assert {claim.figure for claim in result.claims} - {None} <= names

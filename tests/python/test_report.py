@@ -128,6 +128,7 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["geometry", "stories260K", "--text", str(tmp_path / "none.txt")], "none.txt"),
         (["geometry", "shakespeare", "--text", str(file)], "not UTF-8 at byte 3"),
         (["geometry", "stories260K", "--out", str(file)], "is a file, not a folder"),
+        (["geometry", "stories260K", "--out", str(file / "below")], "file is a file, not a folder"),
         (["adaptive", "--text", __file__], "it takes no model and no text"),
         (["report", "--out", str(file)], "file"),
     ):
@@ -165,6 +166,11 @@ def test_golden_refuses(tmp_path: Path) -> None:
         testing.assert_close_to_golden(path, [1.0])  # type: ignore[arg-type]
     with pytest.raises(clew.ConfigError, match="no values: there is nothing"):
         testing.assert_close_to_golden(path, {}, update=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(clew.ConfigError, match="file is a file, not a folder"):
+        testing.assert_close_to_golden(tmp_path / "file" / "g.json", {"a": 1.0}, update=True)
+    with pytest.raises(clew.ConfigError, match="is a folder, not a file"):
+        testing.assert_close_to_golden(tmp_path, {"a": 1.0}, update=True)
     for bound in (-1.0, float("nan"), float("inf"), "tight", None, True):
         with pytest.raises(clew.ConfigError, match=r"tolerance of '\*' = .*: a number from 0"):
             testing.assert_close_to_golden(path, {"a": 1.0}, bound)  # type: ignore[arg-type]

@@ -101,6 +101,35 @@ def test_broken_lines(tmp_path: Path, packed: bool) -> None:
         list(stream.Texts(path))
 
 
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """A packed file that breaks off, is damaged or is none: told, never half a text; and what JSON cannot hold."""
+    whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(5000)))
+    damaged = bytearray(whole)
+    damaged[300:340] = bytes(40)
+    for name, data, message in (
+        ("a.jsonl.gz", whole[:-100], "end-of-stream"), ("b.jsonl.gz", bytes(damaged), "b.jsonl.gz"),
+        ("c.txt.gz", b"no gzip", "Not a gzipped file"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(clew.LoadError, match=f"{name}.*{message}" if message != name else name):
+            list(stream.Texts(tmp_path / name, broken="skip"))
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "marked"}\n{"text": ' + b"1" * 5000 + b"}\n")
+    texts = stream.Texts(path, broken="skip")
+    assert list(texts) == ["marked"] and "not JSON that can be read" in texts.broken[0].reason
+    (tmp_path / "e.txt").write_bytes(b"\xef\xbb\xbfmarked")
+    assert list(stream.Texts(tmp_path / "e.txt")) == ["marked"]
+
+
+def test_ids_that_are_no_tokens(model: clew.Model, tmp_path: Path) -> None:
+    watch = {"m": (stream.Mean(), "resid_post.0")}
+    path = tmp_path / "ids.jsonl"
+    for bad in (-4, 512, 10**30):
+        path.write_text("".join(f'{{"text": {ids}}}\n' for ids in ([1] * 9, [2] * 5, [1, bad])))
+        with pytest.raises(clew.TokenError, match=f"text 2: id {bad} at position 1: the vocabulary has 0 to 511"):
+            stream.reduce(model, path, watch)
+
+
 def test_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x.txt").write_text("a\nb\n\n\nc\n")
@@ -343,13 +372,54 @@ def test_zarr_refuses_and_overwrites(model: clew.Model, tmp_path: Path) -> None:
     with pytest.raises(clew.SiteError, match="resid_pots"):
         stream.to_zarr(model, [[1]], "resid_pots.0", path)
     assert not path.exists()
+    with pytest.raises(clew.SiteError, match=r"blocks\.1\.attn\.hook_pattern \[batch, head, .*no row for each token"):
+        stream.to_zarr(model, [[1]], ["z.0", "pattern.1"], path)
+    assert not path.exists()
+    stream.to_zarr(model, [[1, 2, 3], [4]], ["resid_pre.0", "resid_post"], tmp_path / "all.zarr")
+    group = zarr.open_group(str(tmp_path / "all.zarr"), mode="r")
+    every = [f"blocks.{n}.hook_resid_post" for n in range(5)]
+    assert sorted(group) == sorted(["resid_pre.0", "tokens", "where", *every])
+    want = model.run([1, 2, 3], capture="resid_post")
+    for name in every:
+        np.testing.assert_allclose(group[name][:3], want[name][0], atol=1e-12)
     stream.to_zarr(model, [[1, 2, 3]], ["resid_post.0", ("z", 1)], path, overwrite=True)
+    with pytest.raises(clew.TokenError, match="text 1: id 512 at position 0"):
+        stream.to_zarr(model, [[1], [512]], "resid_post.0", tmp_path / "half.zarr", chunk=1)
+    assert "texts" not in zarr.open_group(str(tmp_path / "half.zarr"), mode="r").attrs
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(clew.ConfigError, match="mine is a folder of other files, no Zarr group: it is not overwritten"):
+        stream.to_zarr(model, [[1]], "resid_post.0", mine, overwrite=True)
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(clew.ConfigError, match=r"thesis\.txt is a file, not a folder"):
+        stream.to_zarr(model, [[1]], "resid_post.0", mine / "thesis.txt" / "x.zarr")
     stream.to_zarr(model, [[4], [5, 6]], ("z", 1), path, overwrite=True)
     group = zarr.open_group(str(path), mode="r")
     assert sorted(group) == ["tokens", "where", "z.1"] and group["where"][:].tolist() == [[0, 0], [1, 0], [1, 1]]
+    assert dict(group.attrs) == {
+        "model": "stories260K", "sites": ["z.1"], "version": clew.__version__, "texts": 2, "tokens": 3,
+    }  # fmt: skip
+    seen: list[int] = []
+    stream.to_zarr(
+        model, [[1, 2], [3]], "z.0", tmp_path / "y.zarr", chunk=1, progress=lambda done: seen.append(done.tokens)
+    )
+    assert seen == [2, 3]
 
 
 # ---- Several processes ----------------------------------------------------------------------------------------------
+
+
+def test_dask_refuses() -> None:
+    """Before a cluster is made: with no worker, or a client that is none, nothing would ever come back."""
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    watch = {"m": (stream.Mean(), "resid_post.0")}
+    for more, message in (
+        ({"workers": 0}, "workers = 0: at least 1"), ({"threads": 0}, "threads = 0: at least 1"),
+        ({"client": 3}, "client: a distributed.Client or a scheduler's address, not int"),
+    ):  # fmt: skip
+        with pytest.raises(clew.ConfigError, match=message):
+            stream.distributed("stories260K", [[1]], watch, **more)
 
 
 @pytest.mark.filterwarnings("default")

@@ -9,7 +9,8 @@ import clew
 import numpy as np
 import pytest
 from clew import walk
-from clew.walk import attention, knowledge
+from clew.experiment import verdict
+from clew.walk import attention, knowledge, study
 from clew.walk.attention import KINDS, visible
 from support import make
 from twin import softmax, twin
@@ -190,7 +191,10 @@ def test_rows_change_places_within_bands() -> None:
         moved = knowledge.permuted_rows(bins, share, np.random.default_rng(0))
         assert sorted(moved) == list(range(200)) and (bins[moved] == bins).all()
         changed = (moved != np.arange(200)).sum()
-        assert abs(changed - sum(round(share * n) for n in np.bincount(bins))) <= 5  # a lone one stays
+        assert changed == sum(round(share * n) for n in np.bincount(bins))
+    small = np.repeat([0, 1, 2], [12, 9, 1])  # a tenth of them is one, which cannot change places alone
+    moved = knowledge.permuted_rows(small, 0.1, np.random.default_rng(0))
+    assert [(moved != np.arange(22))[small == band].sum() for band in range(3)] == [2, 2, 0]
     with pytest.raises(clew.ConfigError, match="share = 2"):
         knowledge.permuted_rows(bins, 2, np.random.default_rng(0))
 
@@ -250,12 +254,19 @@ def test_stored_measurements() -> None:
     for row in stored["word_similarity"]:
         low, high = row["interval"]
         assert -1 <= low <= row["rho"] <= high <= 1 and 0 < row["n"] <= row["total"], row["name"]
-    shares = stored["hellaswag"]["accuracy"]  # of tasks that the model never saw
-    assert stored["hellaswag"]["tasks"] == stored["hellaswag"]["used"]["cross_encoding"] == 1000
-    assert all(0 < low <= share <= high < 1 for share, low, high in shares.values())
-    for name in ("generation", "similarity"):
-        found_share = stored["hellaswag"][name]["accuracy"]
-        assert found_share == shares[name][0] and stored["hellaswag"][name]["baseline"] == shares["cross_encoding"][0]
+    schemes = ("concat_each_example", "segment_each_example", "sentence_level")
+    for key, shots, more in (("hellaswag", 0, schemes[2:]), ("hellaswag_one_shot", 1, schemes)):
+        found_shares = stored[key]  # of tasks that the model never saw
+        shares = found_shares["accuracy"]
+        names = {test + end for test in ("generation", "similarity") for end in ("", *(f", {s}" for s in more))}
+        assert set(shares) == set(found_shares["used"]) == names | {"cross_encoding", "ending_only", "mismatched"}
+        assert (found_shares["tasks"], found_shares["shots"]) == (1000, shots)
+        assert all(0 < low <= share <= high < 1 for share, low, high in shares.values())
+        for name in names:  # paired: on the tasks that both could read
+            assert found_shares[name]["baseline"] == shares["cross_encoding"][0]
+            assert found_shares[name]["n"] == found_shares["used"]["cross_encoding"] <= found_shares["used"][name]
+    assert stored["hellaswag"]["used"]["cross_encoding"] == 1000
+    assert stored["hellaswag_one_shot"]["used"]["cross_encoding"] == 545  # one example and the question in 256 tokens
     assert walk.stored_semantics(clew.Model.from_config(clew.load("english").config, seed=0)) is None
 
 
@@ -283,6 +294,24 @@ def test_stored_files_that_are_none(
         (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(clew.LoadError, match=message):
         walk.stored_trainings() if name == "training.json" else walk.stored_semantics(clew.load("stories260K"))
+
+
+def test_choices_are_judged_by_their_interval() -> None:
+    """Half of what the baseline has above chance is the mark; an interval around it decides nothing."""
+    unknown, undecided = (float("nan"), float("nan")), "not testable on this model"
+    told: list[tuple[Any, ...]] = []
+
+    def record(*claim: Any) -> None:
+        told.append(claim)
+
+    for corrected, interval, want in (
+        (0.8, (0.6, 0.9), "holds"), (0.3, (0.1, 0.45), "does not hold"), (0.3, (0.1, 0.7), undecided),
+        (0.8, (0.4, 1.1), undecided), (None, unknown, undecided),
+    ):  # fmt: skip
+        one = walk.Comparison(0.4, 0.6, 200, 0.7, (0.5, 0.9), corrected, interval, -0.2, (-0.3, -0.1), 0.25, 0.4)
+        study._claim_choices(record, study.MultipleChoice({}, one, one, 200), None)
+        assert [verdict(claim[3]) for claim in told[-2:]] == [want, want]
+        assert ("do not set apart" in told[-1][2]) == (corrected is not None and want == undecided)
 
 
 def test_experiment_on_a_model_without_text() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import os
 import re
@@ -11,7 +13,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import corpus, walk
+from clew import corpus, edit, walk
 from clew.walk import choice
 from clew.walk.choice import Settings, context_texts, prompt
 
@@ -76,6 +78,33 @@ def test_files_with_broken_lines(tmp_path: Path) -> None:
     path.write_text("\n".join([*GOOD[:3], " ", *GOOD[4:], *GOOD]))
     with pytest.raises(clew.LoadError, match="line 4: ending 1 is empty"):
         walk.read_tasks(path)
+
+
+def test_lines_that_are_no_text(tmp_path: Path) -> None:
+    """A byte that is no UTF-8 breaks its line, not the file; only a line feed ends a line; packed files are whole."""
+    six, line = b"ctx: a\n0\na\nb\nc\nd\n", b'{"ctx": "a\xe2\x80\xa8b", "label": 1, "endings": ["a", "b", "c", "d"]}\n'
+    for name, data, number, column in (
+        ("a.txt", six + six.replace(b"\nc\n", b"\n\xff\n") + six, 11, 0), ("a.jsonl", line + b"ab\xff\n" + line, 2, 2),
+    ):  # fmt: skip
+        path = tmp_path / name
+        path.write_bytes(data)
+        with pytest.raises(clew.LoadError, match=f"{name}: line {number}: not UTF-8 at byte {column}$"):
+            walk.read_tasks(path)
+        found = walk.read_tasks(path, bad="skip")
+        assert len(found) == 2 and found.skipped == (f"line {number}: not UTF-8 at byte {column}",)
+    assert found[0].context == "a\u2028b"
+    for name, data, message in (
+        ("b.txt.bz2", bz2.compress(six)[:-5], "before the end"), ("c.txt.gz", gzip.compress(six)[:-5], "end"),
+        ("d.jsonl", b"[" * 100_000, "line 1: no JSON that can be read: nested"),
+        ("e.jsonl", b'{"label": ' + b"1" * 5000 + b"}", "line 1: no JSON that can be read: .*digits"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(clew.LoadError, match=f"{name}: .*{message}"):
+            walk.read_tasks(tmp_path / name)
+    for name, data in (("f.jsonl.gz", gzip.compress(line)), ("g.txt.bz2", bz2.compress(six)),
+                       ("h.txt", b"\xef\xbb\xbf" + six.replace(b"\n", b"\r\n"))):  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+        assert walk.read_tasks(tmp_path / name)[0].endings == ("a", "b", "c", "d")
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -201,15 +230,46 @@ def test_an_interrupted_evaluation_resumes(
     np.testing.assert_allclose(got, want, atol=1e-10)
     with pytest.raises(clew.ConfigError, match="another model, other settings or other tasks"):
         walk.evaluate(model, tasks, limit=12, resume=path, control="mismatched")
-    path.write_text(path.read_text() + "nonsense\n")
-    with pytest.raises(clew.LoadError, match="line 14 is no line of an evaluation"):
-        walk.evaluate(model, tasks, limit=12, resume=path)
+    kept = path.read_text()
+    for line in ("nonsense", '{"task": 12, "scores": [1, 2, 3, 4]}', '{"task": 0, "scores": [1, 2]}',
+                 '{"task": 0, "scores": ["a", 2, 3, 4]}'):  # fmt: skip
+        path.write_text(kept + line + "\n")
+        with pytest.raises(clew.LoadError, match="line 14 is no line of an evaluation"):
+            walk.evaluate(model, tasks, limit=12, resume=path)
+    with pytest.raises(clew.ConfigError, match=r"run\.jsonl is a file, not a folder"):
+        walk.evaluate(model, tasks, limit=12, resume=path / "below.jsonl")
+    with model.edited([edit.zero("attn_out.0")]):  # the file could not tell these scores from the model's own
+        with pytest.raises(clew.ConfigError, match=r"resume inside model\.edited"):
+            walk.evaluate(model, tasks, "similarity", limit=12, resume=tmp_path / "edited.jsonl")
+    assert not (tmp_path / "edited.jsonl").exists()
+
+
+def test_a_task_is_no_example_of_its_own(model: clew.Model, tasks: walk.Tasks) -> None:
+    """Were it drawn, its answer would stand in its prompt."""
+    three = list(tasks[:3])
+    for i in range(3):
+        assert set(choice._shots(Settings(shots=2), three, i, three[i])) == set(three) - {three[i]}
+    with pytest.raises(clew.ConfigError, match="3 shots of 2 held-out tasks other than task 0"):
+        walk.evaluate(model, three, shots=3, shot_tasks=three)
+
+
+def test_tasks_that_are_none() -> None:
+    for arguments, message in (
+        (("a", ("b", "c"), 0), "2 endings: a task has 4"), (("a", ("b", "c", "d", "e"), 4), "gold = 4: 0 to 3"),
+        (("a", ("b", "c", "d", " "), 0), "' ': its context and endings"), ((" ", ("b", "c", "d", "e"), 0), "blank"),
+        (("a", ("b", "c", "d", 3), 0), "3: its context"), (("a", "bcde", 0), "endings: a tuple of 4 texts, not str"),
+        (("a", ("b", "c", "d", "e"), "1"), "Task: gold = '1': expected a whole number"),
+    ):  # fmt: skip
+        with pytest.raises(clew.ConfigError, match=message):
+            walk.Task(*arguments)  # type: ignore[arg-type]
 
 
 def test_tasks_longer_than_the_context(model: clew.Model, tasks: walk.Tasks) -> None:
     long = walk.Task("word " * 600, tasks[0].endings, 0)
-    with pytest.raises(clew.TokenError, match=r"task 1: context 0: \d+ tokens"):
+    with pytest.raises(clew.TokenError, match=r"task 1: context 0: \d+ tokens.*holds 256; too_long='skip'$"):
         walk.evaluate(model, [tasks[0], long])
+    with pytest.raises(clew.TokenError, match=r"task 0 with 2 shots: .*holds 256; fewer shots or too_long='skip'$"):
+        walk.evaluate(model, tasks[:1], shots=2, shot_tasks=[long, long])
     found = walk.evaluate(model, [tasks[0], long], too_long="skip")
     assert found.used.tolist() == [True, False] and "task 1" in found.skipped[0]
     assert np.isfinite(walk.evaluate(model, [long], "generation", too_long="split").scores).all()

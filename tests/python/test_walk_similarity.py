@@ -37,6 +37,8 @@ def test_files_with_broken_lines(tmp_path: Path) -> None:
     assert found.scores.tolist() == [8.5, 7.0] and found.words == ["king", "queen", "lord", "lady"]
     assert [s.split(":")[0] for s in found.skipped] == ["line 3", "line 4", "line 6"]
     assert "'much', not a number" in found.skipped[1]
+    path.write_bytes(b"king queen 1\n\xff\xfe 2\nlord lady 3\n")
+    assert walk.read_word_pairs(path, bad="skip").skipped == ("line 2: not UTF-8 at byte 0",)
     path.write_text("nothing\n")
     with pytest.raises(clew.LoadError, match="no pair; the first of 1: line 1"):
         walk.read_word_pairs(path, bad="skip")
@@ -163,6 +165,16 @@ def test_every_set_by_every_space(model: clew.Model, tmp_path: Path) -> None:
     assert [r.source.split(", ")[-1] for r in found.rows] == ["raw", "centred", "normed", "PPMI-SVD of the text"]
     assert all(r.n == 5 for r in found.rows) and len(found.table().splitlines()) == 4
     assert len(walk.word_similarities(model, walk.read_word_sets(tmp_path)).rows) == 3
+    (tmp_path / "two.txt").write_text("king handkerchief 1\nqueen zebra 2\nlord lady 9\n")
+    found = walk.word_similarities(model, tmp_path, text, pieces="single", min_count=1)
+    words = "king queen duke lord hand lady heart eyes handkerchief zebra".split()
+    several = [word for word in words if len(model.to_tokens(f" {word}")[0]) > 1]
+    assert several and found.table().splitlines()[8:] == [
+        f"words without a vector: {len(several)}: {', '.join(several)}"
+    ]
+    assert walk.word_similarities(model, tmp_path, text).table().splitlines()[8:] == [
+        "words too rare: 2: handkerchief, zebra"
+    ]
 
 
 def test_arrangement_of_two_tables() -> None:

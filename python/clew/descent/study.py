@@ -39,7 +39,7 @@ class DescentExperiment(Experiment):
     """What paper 4's experiments give on a model; made by :func:`experiment`."""
 
     text: str
-    """Where the text comes from."""
+    """Where the text comes from, and how much of it was not used."""
     windows: tuple[int, int]
     """Windows of text that were measured, and tokens in each."""
     lens_windows: int
@@ -68,7 +68,9 @@ class DescentExperiment(Experiment):
 
     def details(self) -> str:
         """The tables of all parts, one after the other."""
-        parts = [f"{self.model}\n{self.descent.table()}"]
+        n, length = self.windows
+        parts = [f"{n} windows of {length} tokens, {self.lens_windows} others for the tuned lens: {self.text}"]
+        parts += [f"{self.model}\n{self.descent.table()}"]
         parts += [f"control: {name}\n{found.table()}" for name, found in self.controls.items()]
         return "\n\n".join([*parts, self.training.table()])
 
@@ -167,7 +169,7 @@ def experiment(
     same = identities(model, measured)
     return DescentExperiment(
         4, "Layers as steps of an inner optimisation", config.model_name, seed, quick,
-        _claims(model, found, beside, kept, same), cut.source, (len(measured), length), len(learned), same, found,
+        _claims(model, found, beside, kept, same), cut.told(), (len(measured), length), len(learned), same, found,
         beside, row_norms(model, counts), kept,
     )  # fmt: skip
 

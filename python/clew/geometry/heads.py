@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import norm
-from ..brief import Brief
+from ..brief import Brief, listed
 from ..errors import ConfigError, ShapeError, TokenError
 from ..factored import FactoredMatrix
 from ..inputs import as_array, check_counts, check_seed, check_type, real_array, whole
@@ -110,7 +110,7 @@ class NounProbe(Brief):
 
     def table(self, words: int = 5) -> str:
         """The first words' nearest tokens at each layer: heads summed, and the query-key neighbours of head 0."""
-        lines = [f"{len(self.words)} words are single tokens, {len(self.missing)} are not"]
+        lines = [f"{len(self.words)} words are single tokens; not: {listed(self.missing)}"]
         for row, layer in enumerate(self.layers):
             lines.append(f"layer {layer}: {self.kept[row]:.0%} of words are kept by the sum over heads")
             for i in range(min(words, len(self.words))):

@@ -211,7 +211,8 @@ def cosines(a: Array, b: Array) -> Array:
     """Cosine of the angle between vectors along the last axis; NaN for a zero vector."""
     sizes = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     dots = np.einsum("...d,...d->...", a, b)
-    return np.asarray(np.divide(dots, sizes, out=np.full(dots.shape, np.nan), where=sizes > 0))
+    ratio = np.divide(dots, sizes, out=np.full(dots.shape, np.nan), where=sizes > 0)
+    return np.asarray(np.clip(ratio, -1, 1))
 
 
 # ---- Scores of tokens -----------------------------------------------------------------------------------------------

@@ -75,8 +75,10 @@ def fit_projection(
         raise ConfigError("rows hold NaN or infinity: there are no directions of largest variance")
     if whole(max_rows, "max_rows") < 2:
         raise ConfigError(f"max_rows = {max_rows}: at least 2")
-    check_counts(neighbours=neighbours)
+    check_counts(2, neighbours=neighbours)
     check_numbers(min_dist=min_dist)
+    if not 0 <= min_dist <= 1:
+        raise ConfigError(f"min_dist = {min_dist}: from 0 to 1")
     check_seed(seed)
     if len(x) > max_rows:
         x = x[np.sort(np.random.default_rng(seed).choice(len(x), max_rows, replace=False))]

@@ -44,7 +44,7 @@ class GeometryExperiment(Experiment):
     """What paper 3's experiments give on a model; made by :func:`experiment`."""
 
     text: str
-    """Where the text comes from."""
+    """Where the text comes from, and how much of it was not used."""
     windows: tuple[int, int]
     """Windows of text and tokens in each."""
     norm_error: float | None
@@ -86,9 +86,10 @@ class GeometryExperiment(Experiment):
 
     def details(self) -> str:
         """The tables of all parts, one after the other."""
+        text = f"{self.windows[0]} windows of {self.windows[1]} tokens: {self.text}"
         parts: list[Any] = [self.embedding_norms, self.token_scores, self.nouns, *self.svd, self.biases]
         parts += [self.trajectory, self.distances, self.refinement, self.contextual, *self.coherence]
-        return "\n\n".join(part.table() for part in parts if part is not None)
+        return "\n\n".join([text, *(part.table() for part in parts if part is not None)])
 
 
 def _identities(model: Model, tokens: Any) -> tuple[float | None, float | None]:
@@ -172,7 +173,7 @@ def experiment(model: Model, text: Any = None, quick: bool = True, seed: int = 0
         "coherence": lambda: tuple(head_coherence(model, kind, pairs, seed=seed) for kind in kinds),
     })  # fmt: skip
     return GeometryExperiment(
-        3, "Traveling words", config.model_name, seed, quick, _claims(model, parts), cut.source,
+        3, "Traveling words", config.model_name, seed, quick, _claims(model, parts), cut.told(),
         (cut.tokens.shape[0], cut.tokens.shape[1]), token_scores=scores,
         extreme_tokens=_extremes(model, scores), **parts,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import ConfigError
+from ..inputs import check_counts, check_type
 from ..model import Model, load
 from ..threads import set_num_threads
 from .flow import CHUNK, Reduced, Settings, TooLong, Watch, check, check_progress, chunks, reduce_chunk, settings
@@ -44,7 +45,6 @@ def distributed(model: str | os.PathLike[str], source: Any, watches: Mapping[str
         A `distributed.Client`, the address of a scheduler, or None: a cluster of `workers` processes on this machine.
     threads
         The engine's threads in each worker; None: as many as the worker's process chooses.
-
     chunk
         As in `reduce`; also what a worker takes at a time, so that small ones share the work more evenly.
 
@@ -68,6 +68,11 @@ def distributed(model: str | os.PathLike[str], source: Any, watches: Mapping[str
     name = os.path.abspath(name) if os.path.exists(name) else name
     check(watches)
     check_progress(progress)
+    check_counts(workers=workers)  # with none, the first chunk would wait for ever
+    if threads is not None:
+        check_counts(threads=threads)
+    if client is not None:
+        check_type((str, dask.Client), "a distributed.Client or a scheduler's address", client=client)
     how = settings(length, too_long, at_once, capture, chunk)
     texts = source if isinstance(source, Texts) else Texts(source)
     total = Reduced({key: watch[0].fresh() for key, watch in watches.items()})

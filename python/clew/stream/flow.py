@@ -126,12 +126,20 @@ def pieces(model: Model, first: int, items: list[Item], how: Settings) -> tuple[
         raise ConfigError(f"length = {most}: the model has learned {c.n_ctx} positions")
     out, split = [], 0
     for number, item in enumerate(items, first):
-        ids = [int(t) for t in model.to_tokens(item)[0]] if isinstance(item, str) else item
+        ids = [int(t) for t in model.to_tokens(item)[0]] if isinstance(item, str) else _known(item, c.d_vocab, number)
         if len(ids) > most and how.too_long == "error":
             raise TokenError(f'text {number} has {len(ids)} tokens, a run {most}: too_long="split" cuts such texts')
         split += len(ids) > most
         out += [Piece(number, at, ids[at : at + most]) for at in range(0, len(ids), most)]
     return out, split
+
+
+def _known(ids: list[int], d_vocab: int, number: int) -> list[int]:
+    """The ids. Raises TokenError, with the text's number, for one that is no token; a run knows its batch only."""
+    if 0 <= min(ids) and max(ids) < d_vocab:
+        return ids
+    at = next(i for i, token in enumerate(ids) if not 0 <= token < d_vocab)
+    raise TokenError(f"text {number}: id {ids[at]} at position {at}: the vocabulary has 0 to {d_vocab - 1}")
 
 
 def batches(found: list[Piece], at_once: int) -> Iterator[list[Piece]]:
@@ -235,7 +243,7 @@ def reduce(model: Model, source: Any, watches: Mapping[str, Watch], *, length: i
     progress
         Called after every chunk with what there is so far.
 
-    Raises TokenError (a text too long: which), ConfigError, SiteError, and what Texts raises.
+    Raises TokenError (a text too long, an id that is no token: which), ConfigError, SiteError, what Texts raises.
 
     >>> import clew
     >>> from clew.stream import TopK

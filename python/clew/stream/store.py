@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
-from ..inputs import check_path
+from ..errors import ConfigError, SiteError
+from ..info import __version__
+from ..inputs import check_folder, check_path
 from ..model import Model, check_model
 from ..sites import capture_list, pair_name
-from .flow import Reduced, TooLong, batches, chunks, pieces, real, rows, settings
+from .flow import CHUNK, Reduced, TooLong, batches, check_progress, chunks, pieces, real, rows, settings
 from .texts import Texts
 
 _ROWS = 4096  # tokens in a chunk of the store
 
 
 def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str], *, length: int | None = None,
-            too_long: TooLong = "error", at_once: int = 4096, overwrite: bool = False) -> Reduced:  # fmt: skip
+            too_long: TooLong = "error", at_once: int = 4096, overwrite: bool = False, chunk: int = CHUNK,
+            progress: Callable[[Reduced], object] | None = None) -> Reduced:  # fmt: skip
     """Writes what a model computes on texts into a Zarr group, in the order of the texts; counts of what was read.
 
     The group holds `tokens` [n], `where` [n, 2] (number of the text, position in it) and an array [n, d] for each
-    site, in the model's dtype, under the site's name as it was given ("resid_post.3"). Axes behind pos are flattened.
+    site, in the model's dtype, under the site's name as it was given ("resid_post.3"); of a name that means several
+    ("resid_post", a glob) under the full name of each. Axes behind pos are flattened.
+    Its attributes are model, sites, version and, once all is written, the numbers of texts and tokens: a group without
+    these was interrupted. Arguments are those of :func:`clew.stream.reduce`.
 
-    Raises ConfigError where something is at `path` already, unless `overwrite`; ImportError without `clew[dist]`; what
-    :func:`clew.stream.reduce` raises.
+    Raises ConfigError where something is at `path` already, unless it is a Zarr group and `overwrite` is set;
+    ImportError without `clew[dist]`; what :func:`clew.stream.reduce` raises.
 
     >>> import clew
     >>> found = to_zarr(clew.load("stories260K"), [[1, 2, 3], [4]], "resid_post.4", "streams.zarr")
@@ -41,15 +47,14 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
 
     check_model(model)
     check_path(path=path)
-    names = [pair_name(site) for site in capture_list(sites)]
-    if not names:
-        raise ConfigError("nothing to write: name a site")
-    how = settings(length, too_long, at_once)
-    if Path(path).exists() and not overwrite:
-        raise ConfigError(f"{path} exists already: choose another path, or overwrite=True")
+    names = _names(model, sites)
+    how = settings(length, too_long, at_once, chunk=chunk)
+    check_progress(progress)
+    _check_place(Path(path), overwrite)
     texts = source if isinstance(source, Texts) else Texts(source)
-    model.plan(1, 1, capture=names)  # unknown sites are told before anything is made
+    model.plan(1, 1, capture=names)  # what a run cannot capture is told before anything is made
     group = zarr.open_group(os.fspath(path), mode="w")
+    group.attrs.update({"model": model.config.model_name, "sites": names, "version": __version__})
     arrays: dict[str, Any] = {}
     total = Reduced({})
     for first, items in chunks(texts, how.chunk):
@@ -79,5 +84,35 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
                 )
             arrays[name].append(values)
         total.texts, total.tokens, total.split = total.texts + len(items), total.tokens + n, total.split + split
+        total.n_broken, total.broken = texts.n_broken, list(texts.broken)
+        if progress is not None:
+            progress(total)
     total.n_broken, total.broken = texts.n_broken, list(texts.broken)
+    group.attrs.update({"texts": total.texts, "tokens": total.tokens})
     return total
+
+
+def _names(model: Model, sites: Any) -> list[str]:
+    """A name for each array. Raises SiteError for unknown sites and those without a row per token, ConfigError."""
+    names = []
+    for given in map(pair_name, capture_list(sites)):
+        found = model.sites().find(given)
+        for site, layer in found:
+            if site.axes[:2] != ("batch", "pos"):
+                raise SiteError(f"{site.full_name(layer)} [{', '.join(site.axes)}] has no row for each token: a store "
+                                "of tokens cannot hold it")  # fmt: skip
+            names.append(given if len(found) == 1 else site.full_name(layer))
+    if not names:
+        raise ConfigError("nothing to write: name a site")
+    return list(dict.fromkeys(names))
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    """Raises ConfigError where a store cannot be made; only another store is overwritten, never a folder of files."""
+    check_folder(path=path)
+    if not path.exists():
+        return
+    if not overwrite:
+        raise ConfigError(f"{path} exists already: choose another path, or overwrite=True")
+    if any(path.iterdir()) and not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
+        raise ConfigError(f"{path} is a folder of other files, no Zarr group: it is not overwritten")

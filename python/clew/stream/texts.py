@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +52,8 @@ class Texts:
         `n_broken` and the first 100 are listed in `broken`.
 
     Raises ConfigError for other values, LoadError for a path that does not exist, is no such file, or for a folder
-    without any; TokenError for an item of an iterable that is neither text nor ids.
+    without any, and, while it is read, for a file that cannot be (a .gz that breaks off); TokenError for an item of an
+    iterable that is neither text nor ids.
 
     >>> list(Texts(["one", [1, 2]]))
     ['one', [1, 2]]
@@ -96,9 +99,14 @@ class Texts:
                 yield [int(t) for t in ids]
 
     def _file(self, path: Path) -> Iterator[Item]:
-        opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-        with cast(BinaryIO, opened) as file:
-            yield from self._json_lines(path, file) if _kind(path) in _JSON else self._plain(path, file)
+        read = self._json_lines if _kind(path) in _JSON else self._plain
+        try:
+            with cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")) as file:
+                yield from read(path, _lines(file))
+        except LoadError:
+            raise
+        except (OSError, EOFError, zlib.error) as error:  # a .gz that breaks off or is none
+            raise LoadError(f"{path}: {error}") from None
 
     def _bad(self, path: Path, line: int, reason: str) -> None:
         found = Broken(str(path), line, reason)
@@ -108,8 +116,8 @@ class Texts:
         if len(self.broken) < _MOST_LISTED:
             self.broken.append(found)
 
-    def _json_lines(self, path: Path, file: BinaryIO) -> Iterator[Item]:
-        for number, line in enumerate(file, 1):
+    def _json_lines(self, path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[Item]:
+        for number, line in lines:
             if not line.strip():
                 continue
             item = _parsed(line, self._field)
@@ -118,9 +126,9 @@ class Texts:
             else:
                 yield item
 
-    def _plain(self, path: Path, file: BinaryIO) -> Iterator[str]:
+    def _plain(self, path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[str]:
         kept: list[str] = []
-        for number, line in enumerate(file, 1):
+        for number, line in lines:
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -137,6 +145,12 @@ class Texts:
             yield rest if self._by == "file" else rest.rstrip("\r\n")
 
 
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, a byte order mark passed over."""
+    for number, line in enumerate(file, 1):
+        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
 class _Reason(str):
     """What is wrong with a line; texts are plain str."""
 
@@ -151,6 +165,8 @@ def _parsed(line: bytes, field: str) -> Item | _Reason:
         return _Reason(f"not JSON: {error.msg} at column {error.colno}")
     except RecursionError:
         return _Reason("not JSON that can be read: nested too deeply")
+    except ValueError as error:  # a number of thousands of digits
+        return _Reason(f"not JSON that can be read: {error}")
     if not isinstance(value, dict):
         return _Reason(f"a {type(value).__name__}, not an object with a field {field!r}")
     if field not in value:

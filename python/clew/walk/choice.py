@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, LoadError, TokenError
-from ..inputs import check_counts, check_numbers, check_path, check_seed, check_type
+from ..inputs import check_counts, check_folder, check_numbers, check_path, check_seed, check_type
 from ..model import Model, check_model
 from .concepts import Concept, concept_vectors
 from .continuation import log_probabilities
@@ -201,12 +201,15 @@ def compare(test: Choices, baseline: Choices, control: Choices | None = None, re
 # ---- Prompts --------------------------------------------------------------------------------------------------------
 
 
-def _shots(settings: Settings, pool: Sequence[Task], index: int) -> list[Task]:
-    """The examples of one task: drawn by the seed and the task's number alone."""
+def _shots(settings: Settings, pool: Sequence[Task], index: int, task: Task) -> list[Task]:
+    """The examples of one task, never itself: drawn by the seed and the task's number alone."""
     if not settings.shots:
         return []
+    others = [other for other in pool if other != task]
+    if settings.shots > len(others):
+        raise ConfigError(f"evaluate: {settings.shots} shots of {len(others)} held-out tasks other than task {index}")
     rng = np.random.default_rng([settings.seed, index, 1])
-    return [pool[int(i)] for i in rng.choice(len(pool), settings.shots, replace=False)]
+    return [others[int(i)] for i in rng.choice(len(others), settings.shots, replace=False)]
 
 
 def prompt(shots: Sequence[Task], question: str) -> str:
@@ -304,7 +307,7 @@ def _identity(model: Model, settings: Settings, tasks: Sequence[Task], pool: Seq
 class _Store:
     """Scores in a JSONL file, one line a task, the first line says what of."""
 
-    def __init__(self, path: str | os.PathLike[str] | None, identity: str) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, identity: str, n: int) -> None:
         self.path = None if path is None else Path(path)
         self.scores: dict[int, list[float | None]] = {}
         self.skipped: dict[int, str] = {}
@@ -326,9 +329,12 @@ class _Store:
         for number, line in enumerate(lines[1:], 2):
             try:
                 row = json.loads(line)
-                self.scores[int(row["task"])] = row["scores"]
+                task, scores = int(row["task"]), row["scores"]
+                if not 0 <= task < n or np.array(scores, np.float64).shape != (N_CHOICES,):
+                    raise ValueError
+                self.scores[task] = scores
                 if row.get("skipped"):
-                    self.skipped[int(row["task"])] = str(row["skipped"])
+                    self.skipped[task] = str(row["skipped"])
             except (ValueError, KeyError, TypeError):
                 raise LoadError(f"{self.path}: line {number} is no line of an evaluation") from None
         if end < len(data):
@@ -410,8 +416,8 @@ def evaluate(
         What becomes a vector: all examples together, each one, question and answer of each apart, or each sentence;
         and whether segments of an example, and then examples, are averaged.
     shots, shot_tasks
-        Examples in front, drawn for each task by seed and number from `shot_tasks`; None: the tasks behind the first
-        `limit`, so that none is scored.
+        Examples in front, drawn for each task by seed and number from `shot_tasks`, the task itself left out; None: the
+        tasks behind the first `limit`, so that none is scored.
     control
         "ending_only": the ending without a context (its first token is not scored). "mismatched": another task's
         context.
@@ -419,7 +425,8 @@ def evaluate(
         Of a text that the context does not hold: an error, "skip" (counted in `skipped`), or for tests of concepts
         "split" (run in pieces, pooled together). Nothing is ever cut silently.
     resume
-        A file that keeps scores as they are made: the same call goes on where an interrupted one stopped.
+        A file that keeps scores as they are made: the same call goes on where an interrupted one stopped. Not inside
+        `model.edited`: the file could not tell by which edits.
     progress, at_once
         Show a bar or lines; tasks of one batch.
 
@@ -428,7 +435,7 @@ def evaluate(
     TokenError
         A model without a tokenizer; a task that is too long, with its number.
     ConfigError
-        Unknown names, too few tasks to draw shots from, `resume` of another evaluation.
+        Unknown names, too few tasks to draw shots from, `resume` of another evaluation or of an edited model.
     LoadError
         `resume` cannot be read.
 
@@ -455,6 +462,9 @@ def evaluate(
             raise ConfigError(f"evaluate: {name}: a list of tasks, such as read_tasks gives, not {given!r:.60}")
     if resume is not None:
         check_path(resume=resume)
+        check_folder(resume=Path(resume).parent)
+        if model._active_edits():
+            raise ConfigError("evaluate: resume inside model.edited: the file could not tell by which edits")
     if settings.concept is not None:
         settings.concept.index(model)
     n = len(tasks) if limit is None else min(limit, len(tasks))
@@ -465,7 +475,7 @@ def evaluate(
     if shots > len(pool):
         raise ConfigError(f"evaluate: {shots} shots of {len(pool)} held-out tasks: give shot_tasks=, or a lower limit")
     questions = _questions(settings, chosen)
-    store = _Store(resume, _identity(model, settings, chosen, pool, too_long))
+    store = _Store(resume, _identity(model, settings, chosen, pool, too_long), n)
     todo = [i for i in range(n) if i not in store.scores]
     tick = _progress(progress, n, n - len(todo))
     for at in range(0, len(todo), at_once):
@@ -479,15 +489,17 @@ def evaluate(
 
 def _scored(model: Model, settings: Settings, tasks: list[Task], questions: list[str], pool: list[Task],
             now: list[int], too_long: str) -> dict[int, tuple[list[float | None], str]]:  # fmt: skip
-    asked = [(_shots(settings, pool, i), questions[i], tasks[i]) for i in now]
+    asked = [(_shots(settings, pool, i, tasks[i]), questions[i], tasks[i]) for i in now]
     try:
         found = _score(model, settings, asked, too_long)
         return {i: ([float(x) for x in row], "") for i, row in zip(now, found, strict=True)}
     except TokenError as error:
         if len(now) == 1:  # which task it was
+            what = f"task {now[0]}" + (f" with {settings.shots} shots" if settings.shots else "")
             if too_long != "skip":
-                raise TokenError(f"task {now[0]}: {error}") from None
-            return {now[0]: ([None] * N_CHOICES, f"task {now[0]}: {error}")}
+                ways = [*(["fewer shots"] if settings.shots else []), "too_long='skip'"]
+                raise TokenError(f"{what}: {error}; {' or '.join(ways)}") from None
+            return {now[0]: ([None] * N_CHOICES, f"{what}: {error}")}
         out: dict[int, tuple[list[float | None], str]] = {}
         for i in now:
             out |= _scored(model, settings, tasks, questions, pool, [i], too_long)

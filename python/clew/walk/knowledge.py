@@ -76,6 +76,8 @@ def frequency_bins(counts: Any, bins: int = BINS) -> NDArray[np.int64]:
 def permuted_rows(bins: Any, share: float, rng: np.random.Generator) -> NDArray[np.int64]:
     """Whose row each token gets [d_vocab]: of every band a share of the tokens change places, none keeps its own.
 
+    Where a share is one token, two change places: one alone cannot. A band of one token keeps it.
+
     >>> moved = permuted_rows([0, 0, 0, 0, 1, 1], 1.0, np.random.default_rng(0))
     >>> bool((moved != np.arange(6)).all()), sorted(moved[:4].tolist())
     (True, [0, 1, 2, 3])
@@ -86,7 +88,8 @@ def permuted_rows(bins: Any, share: float, rng: np.random.Generator) -> NDArray[
     out = np.arange(len(bins))
     for band in np.unique(bins):
         own = rng.permutation(np.flatnonzero(bins == band))
-        own = own[: round(share * len(own))]
+        count = round(share * len(own))
+        own = own[: 2 if count == 1 else count]
         out[own] = np.roll(own, 1)  # a cycle: with two or more, nobody stays
     return out
 

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import norm
-from ..brief import Brief
+from ..brief import Brief, listed
 from ..descent.steps import spearman
 from ..errors import ConfigError, LoadError, ShapeError, TokenError
 from ..inputs import check_counts, check_path, check_seed, check_type, real_array, whole
 from ..model import Model, check_model
 from .concepts import normed
-from .tasks import Bad, read_lines
+from .tasks import Bad, check_text, read_lines
 
 Array = NDArray[Any]
 Space = Literal["raw", "centred", "normed"]
@@ -33,6 +33,9 @@ Pieces = Literal["mean", "last", "single"]
 SPACES: tuple[Space, ...] = ("raw", "centred", "normed")
 MIN_COUNT = 20
 """A word must occur so often in the training text to count."""
+
+_CONTROL = "PPMI-SVD"
+"""What the source of the control's vectors begins with."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
@@ -58,7 +61,7 @@ class WordPairs(Brief):
 
 
 def _pair(number: int, line: str) -> tuple[str, str, float]:
-    parts = line.split()
+    parts = check_text(line, number).split()
     if len(parts) != 3:
         raise ValueError(f"line {number}: {len(parts)} fields, expected two words and a score")
     try:
@@ -249,7 +252,7 @@ def ppmi_vectors(text: str, d: int = 64, window: int = 5, min_count: int = MIN_C
     ppmi = np.where(together > 0, np.maximum(ppmi, 0), 0.0)
     values, vectors = np.linalg.eigh(ppmi)
     best = np.argsort(-np.abs(values), kind="stable")[: min(d, n)]
-    return WordVectors(tuple(words), vectors[:, best] * np.sqrt(np.abs(values[best])), "PPMI-SVD of the text")
+    return WordVectors(tuple(words), vectors[:, best] * np.sqrt(np.abs(values[best])), f"{_CONTROL} of the text")
 
 
 # ---- Correlation ----------------------------------------------------------------------------------------------------
@@ -335,8 +338,13 @@ class WordSimilarities(Brief):
     about: str = ""
 
     def table(self) -> str:
-        """A line for each set and kind."""
-        return "\n".join(map(repr, self.rows))
+        """A line for each set and kind; the words that did not count."""
+        lines = list(map(repr, self.rows))
+        own = [row for row in self.rows if not row.source.startswith(_CONTROL)]
+        for said, missing in (("without a vector", [r.missing for r in own]), ("too rare", [r.rare for r in own])):
+            words = list(dict.fromkeys(word for row in missing for word in row))
+            lines += [f"words {said}: {listed(words)}"] if words else []
+        return "\n".join(lines)
 
 
 def word_similarities(

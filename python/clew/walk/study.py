@@ -60,7 +60,7 @@ class WalkExperiment(Experiment):
     """What paper 1's experiments give on a model; made by :func:`experiment`."""
 
     text: str
-    """Where the text comes from."""
+    """Where the text comes from, and how much of it was not used."""
     windows: tuple[int, int]
     """Windows of text and tokens in each."""
     walk: Walk = field(repr=False)
@@ -108,7 +108,8 @@ class WalkExperiment(Experiment):
 
     def details(self) -> str:
         """The tables of all parts, one after the other."""
-        parts = [self.walk.table(), repr(self.proximity)]
+        parts = [f"{self.windows[0]} windows of {self.windows[1]} tokens: {self.text}"]
+        parts += [self.walk.table(), repr(self.proximity)]
         parts += [] if self.insertion is None else [self.insertion.table()]
         parts += [self.dose_response.table(), self.ablations.table(), self.trainings.table()]
         parts += [f"{space}: {found!r}" for space, found in self.purity.items()]
@@ -249,7 +250,7 @@ def experiment(
         "semantics": lambda: stored_semantics(model),
     })  # fmt: skip
     return WalkExperiment(
-        1, "Movement through embedding space", c.model_name, seed, quick, _claims(model, parts), cut.source,
+        1, "Movement through embedding space", c.model_name, seed, quick, _claims(model, parts), cut.told(),
         (cut.tokens.shape[0], cut.tokens.shape[1]), **parts,
     )  # fmt: skip
 
@@ -475,32 +476,43 @@ def _claim_concepts(claim: Any, parts: dict[str, Any]) -> None:
     )
 
 
+def _difference(own: Mapping[str, Any]) -> str:
+    """A stored comparison in words."""
+    low, high = own["difference_interval"]
+    return (f"{own['accuracy']:.3f} against {own['baseline']:.3f} on {own['n']}, difference {own['difference']:+.3f} "
+            f"[{low:+.3f}, {high:+.3f}]")  # fmt: skip
+
+
 def _claim_choices(claim: Any, found: MultipleChoice | None, semantics: Mapping[str, Any] | None) -> None:
     papers = {
         "generation": ".839 of cross-encoding's accuracy (gpt-neo-1.3B, HellaSwag, K = 0, concat; guessing gets .647)",
         "similarity": ".705 of cross-encoding's accuracy (gpt-neo-1.3B, HellaSwag, K = 0, concat; guessing gets .647)",
     }
-    stored = None if semantics is None else semantics.get("hellaswag")
+    stored = {} if semantics is None else semantics
     for name, text in (
         ("generation", "a context pooled to one vector still generates its ending (test 1)"),
         ("similarity", "concept vectors of context and ending are similar (test 2)"),
     ):
-        more = ""
-        if stored is not None:
-            own, base = stored[name], stored["accuracy"]["cross_encoding"][0]
-            low, high = own["difference_interval"]
-            more = (f". HellaSwag, stored with the package, {own['n']} tasks that were not learned: "
-                    f"{own['accuracy']:.3f} against {base:.3f}, difference {own['difference']:+.3f} "
-                    f"[{low:+.3f}, {high:+.3f}]")  # fmt: skip
+        more = "".join(
+            words + _difference(stored[key][name])
+            for key, words in (
+                ("hellaswag", ". HellaSwag, stored with the package, tasks that were not learned: "),
+                ("hellaswag_one_shot", "; with one example, those that fit the context, which holds no five: "),
+            )
+            if key in stored
+        )
         if found is None:
             claim(text, papers[name], "no tokenizer, or no text of sentences" + more, None)
             continue
         result: Comparison = getattr(found, name)
+        low, high = result.corrected_interval
+        undecided = result.corrected is not None and low <= 0.5 <= high
+        note = ", which so many tasks do not set apart from one half" if undecided else ""
         claim(
             text,
             papers[name],
-            f"the next of four sentences, {found.n} tasks: {result!r}; floor {result.floor:.3f}" + more,
-            None if result.corrected is None else result.corrected > 0.5,
+            f"the next of four sentences, {found.n} tasks: {result!r}{note}; floor {result.floor:.3f}" + more,
+            None if result.corrected is None or undecided else result.corrected > 0.5,
             "choices",
         )
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import codecs
+import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +18,31 @@ import numpy as np
 
 from ..brief import Brief
 from ..errors import ConfigError, LoadError, TokenError
-from ..inputs import check_counts, check_path, check_seed, check_type
+from ..inputs import check_counts, check_path, check_seed, check_type, whole
 
 N_CHOICES = 4
 
 
 @dataclass(frozen=True)
 class Task:
-    """A question with four endings."""
+    """A question with four endings. Raises ConfigError for other numbers of them, and for blank texts."""
 
     context: str
     """`activity_label: ctx`"""
     endings: tuple[str, ...]
     """Without the space that joins them to the context."""
     gold: int
+    """Index of the right ending."""
+
+    def __post_init__(self) -> None:
+        check_type(tuple, f"a tuple of {N_CHOICES} texts", endings=self.endings)
+        if len(self.endings) != N_CHOICES:
+            raise ConfigError(f"Task: {len(self.endings)} endings: a task has {N_CHOICES}")
+        for text in (self.context, *self.endings):
+            if not isinstance(text, str) or not text.strip():
+                raise ConfigError(f"Task: {text!r:.40}: its context and endings are texts, and not blank")
+        if not 0 <= whole(self.gold, "Task: gold") < N_CHOICES:
+            raise ConfigError(f"Task: gold = {self.gold}: 0 to {N_CHOICES - 1}")
 
     @property
     def answer(self) -> str:
@@ -57,19 +71,43 @@ class Tasks(Brief, Sequence[Task]):
 Bad = Literal["error", "skip"]
 
 
+class NotText(str):
+    """Stands for a line that is no UTF-8, and says so; texts are plain str."""
+
+
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """Lines of a text file, plain or .bz2. Raises LoadError for a file that cannot be read (the byte, if not UTF-8)."""
+    """Lines of a text file, plain, .bz2 or .gz; :class:`NotText` for one that is no UTF-8, so that readers can name it.
+
+    Lines end in a line feed, a carriage return before it aside: other separators are part of a text. A byte order mark
+    is passed over. Raises LoadError for a file that cannot be read.
+    """
     check_path(path=path)
+    unpack = {".bz2": bz2.decompress, ".gz": gzip.decompress}.get(Path(path).suffix, bytes)
     try:
-        data = Path(path).read_bytes()
-        return (bz2.decompress(data) if str(path).endswith(".bz2") else data).decode("utf-8").splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        data = unpack(Path(path).read_bytes())
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a .bz2 that breaks off
         raise LoadError(f"{path}: {error}") from None
+    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return [_decoded(line.removesuffix(b"\r")) for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return NotText(f"not UTF-8 at byte {error.start}")
+
+
+def check_text(line: str, number: int) -> str:
+    """The line. Raises ValueError, with its number, for one that is no text."""
+    if isinstance(line, NotText):
+        raise ValueError(f"line {number}: {line}")
+    return line
 
 
 def _six_lines(lines: list[str]) -> Callable[[int], Task]:
     def parse(at: int) -> Task:
-        block = lines[at : at + 2 + N_CHOICES]
+        block = [check_text(line, at + 1 + i) for i, line in enumerate(lines[at : at + 2 + N_CHOICES])]
         if len(block) < 2 + N_CHOICES:
             raise ValueError(f"line {at + 1}: a task has six lines (context, gold index, four endings), this has "
                              f"{len(block)}")  # fmt: skip
@@ -95,9 +133,15 @@ def _task(context: Any, gold: Any, endings: Any, lines: list[int]) -> Task:
 def _json_line(number: int, line: str) -> Task:
     """A line of HellaSwag's own JSONL: activity_label, ctx, label, endings."""
     try:
-        data = json.loads(line)
+        data = json.loads(check_text(line, number))
     except json.JSONDecodeError as error:
         raise ValueError(f"line {number}: no JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError(f"line {number}: no JSON that can be read: nested too deeply") from None
+    except ValueError as error:
+        if isinstance(line, NotText):
+            raise
+        raise ValueError(f"line {number}: no JSON that can be read: {error}") from None
     if not isinstance(data, dict):
         raise ValueError(f"line {number}: not an object")
     missing = [key for key in ("ctx", "label", "endings") if key not in data]
@@ -109,7 +153,8 @@ def _json_line(number: int, line: str) -> Task:
 
 
 def read_tasks(path: str | os.PathLike[str], bad: Bad = "error") -> Tasks:
-    """Tasks of a HellaSwag file: six lines a task (context, gold, four endings; also .bz2), or .jsonl.
+    """Tasks of a HellaSwag file: six lines a task (context, gold, four endings), or .jsonl;
+    also .bz2 and .gz.
 
     bad: "error" stops at a broken line, with its number and what is wrong; "skip" leaves the task out, and `skipped`
     says what was wrong with each. In six-line files a task that is too short or long shifts the others: reading goes on
@@ -182,4 +227,4 @@ def next_sentence_tasks(text: str, n: int = 100, seed: int = 0, sentences: int =
     return Tasks(tuple(tasks), "the next of four sentences")
 
 
-__all__ = ["Task", "Tasks", "next_sentence_tasks", "read_lines", "read_tasks"]
+__all__ = ["NotText", "Task", "Tasks", "check_text", "next_sentence_tasks", "read_lines", "read_tasks"]
