@@ -33,26 +33,27 @@ class Dense:
     def sweep(self, rows: int, last: int, from_z: bool) -> Any:
         """A function that computes, for each layer, blocks from it on for `rows` rows; the last block's for `last`.
 
-        from_z: the first of these blocks begins behind its attention.
+        Variants that begin later join those that have come to their layer: products of as many rows as there can be.
+        from_z: the first of a variant's blocks begins behind its attention.
         """
-        x, y, hidden = filled(rows, D_MODEL), filled(rows, D_MODEL), filled(rows, D_MLP)
-        qkv = filled(rows, 3 * D_MODEL)
+        most = N_LAYERS * rows
+        x, y, hidden = filled(most, D_MODEL), filled(most, D_MODEL), filled(most, D_MLP)
+        qkv = filled(most, 3 * D_MODEL)
         product = _core.product
 
         def run() -> None:
-            for first in range(N_LAYERS):
-                for layer in range(first, N_LAYERS):
-                    w_qkv, w_o, w_in, w_out = self._layers[layer]
-                    n = last if layer == N_LAYERS - 1 else rows
-                    if not (from_z and layer == first):
-                        if n == rows:
-                            product(qkv, x, w_qkv)
-                        else:
-                            product(qkv[:, D_MODEL:], x, w_qkv[:, D_MODEL:])
-                            product(qkv[:n, :D_MODEL], x[:n], w_qkv[:, :D_MODEL])
-                    product(y[:n], x[:n], w_o)
-                    product(hidden[:n], x[:n], w_in)
-                    product(y[:n], hidden[:n], w_out)
+            for layer, (w_qkv, w_o, w_in, w_out) in enumerate(self._layers):
+                all_rows, attended = (layer + 1) * rows, (layer + 1 - from_z) * rows
+                n = (layer + 1) * last if layer == N_LAYERS - 1 else all_rows
+                if n == all_rows:
+                    product(qkv[:attended], x[:attended], w_qkv)
+                else:
+                    queries = (layer + 1 - from_z) * last
+                    product(qkv[:attended, D_MODEL:], x[:attended], w_qkv[:, D_MODEL:])
+                    product(qkv[:queries, :D_MODEL], x[:queries], w_qkv[:, :D_MODEL])
+                product(y[:n], x[:n], w_o)
+                product(hidden[:n], x[:n], w_in)
+                product(y[:n], hidden[:n], w_out)
 
         return run
 

@@ -18,7 +18,7 @@
 
 /* Where there is a kernel that packs (AVX-512: 1.6 times BLIS's AVX2 kernels, which it chooses on processors it cannot
  * name, on Cascade Lake), it is the faster one from so many rows on when b's rows or columns are contiguous. */
-#define PACKED_ROWS ((size_t)40)
+#define PACKED_ROWS ((size_t)33)
 #define PACKED_COLUMNS ((size_t)24) /* values of heads of 32: 2 % of a training step */
 /* Products of at most this many multiplications are ours: BLIS's set-up costs more than the arithmetic. */
 #define SMALL_PRODUCT ((size_t)40 * 40 * 40)

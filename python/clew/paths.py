@@ -114,7 +114,7 @@ def path_patch(
             )
     frozen = [_Z, *([] if through_mlps or model.config.attn_only else [_MLP_OUT])]
     held = [(s, layer) for s in frozen for layer in range(min(where["layer"]), n_layers)]
-    base, source = Base(model, into, held), Base(model, from_batch, [(kind, layer) for layer in where["layer"]])
+    base, source = Base.pair(model, into, from_batch, [*held, *((kind, layer) for layer in where["layer"])])
     sources = {layer: Source(kind, source.site(kind, layer)) for layer in where["layer"]}
     everyone = np.arange(len(base.lengths), dtype=np.int32)
     measure.check_batch(len(everyone))

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Ints = NDArray[np.int32]
 CoreEdit = tuple[Any, ...]
+Kept = dict[Site, tuple[tuple[int, ...], Array]]
+"""What a run gave: layers, and their arrays [layer, …], or an array where a site has no layers."""
 
-LOGITS_LAST, LOGITS_ALL, LOGITS_LOSS = 1, 2, 3
-_RESID_PRE = next(s for s in SITES if s.short == "resid_pre")
+LOGITS_NONE, LOGITS_LAST, LOGITS_ALL, LOGITS_LOSS = 0, 1, 2, 3
+_RESID_PRE, _RESID_POST = (next(s for s in SITES if s.short == name) for name in ("resid_pre", "resid_post"))
 _FRONT = min(s.index for s in SITES if s.layered)  # the embedding's sites lie before
 
 
@@ -38,14 +40,15 @@ def core_plan(
     start: int,
     logits: int,
     embedded: bool,
+    stop: int = -1,
     **more: Any,
 ) -> Any:
     """A plan of the core's for sites that are resolved already."""
     pairs = np.array([(s.index, layer) for s, layer in capture], np.int32).reshape(-1, 2)
-    return _core.Plan(model._core, lengths, pairs, None, start, -1, embedded, logits, **more)
+    return _core.Plan(model._core, lengths, pairs, None, start, stop, embedded, logits, **more)
 
 
-def stacks(outputs: list[tuple[int, tuple[int, ...], Array]]) -> dict[Site, tuple[tuple[int, ...], Array]]:
+def stacks(outputs: list[tuple[int, tuple[int, ...], Array]]) -> Kept:
     """What a plan gave, by site."""
     return {SITES[i]: (layers, array) for i, layers, array in outputs}
 
@@ -76,7 +79,15 @@ class Base:
     function.
     """
 
-    def __init__(self, model: Model, batch: Batch, capture: Sequence[tuple[Site, int]] = (), logits: int = LOGITS_LAST):
+    def __init__(
+        self,
+        model: Model,
+        batch: Batch,
+        capture: Sequence[tuple[Site, int]] = (),
+        logits: int = LOGITS_LAST,
+        kept: Kept | None = None,
+    ):
+        """kept: what a run of these prompts gave, where there has been one."""
         if batch.tokens is None:
             raise UnsupportedModelError(
                 f"sweeps patch prompts of tokens: this model reads vectors, d_in = {model.config.d_in}"
@@ -93,11 +104,13 @@ class Base:
         self.causal = model.config.attention_dir == "causal"
         k, v = key_site(model), next(s for s in SITES if s.short == "v")
         own = [(s, layer) for s in ((_RESID_PRE, k, v) if self.causal else (_RESID_PRE,)) for layer in range(n_layers)]
-        pairs = sorted({(s.index, layer) for s, layer in [*own, *capture]})
-        plan = core_plan(
-            model, batch.lengths, [(SITES[i], layer) for i, layer in pairs], -1, logits, False, edits=self._held
-        )
-        self.kept = stacks(plan.run(batch.tokens, None))
+        if kept is None:
+            pairs = sorted({(s.index, layer) for s, layer in [*own, *capture]})
+            plan = core_plan(
+                model, batch.lengths, [(SITES[i], layer) for i, layer in pairs], -1, logits, False, edits=self._held
+            )
+            kept = stacks(plan.run(batch.tokens, None))
+        self.kept = kept
         self.first = np.concatenate([[0], np.cumsum(batch.lengths)[:-1]])
         """[batch] where each prompt's tokens begin"""
         if n_layers:
@@ -105,10 +118,39 @@ class Base:
             """[layer, batch, pos, d_model]"""
         self.cache = ([], []) if not (self.causal and n_layers) else tuple(list(self.kept[s][1]) for s in (k, v))
 
+    @classmethod
+    def pair(
+        cls, model: Model, into: Batch, source: Batch, capture: Sequence[tuple[Site, int]], logits: int = LOGITS_LAST
+    ) -> tuple[Base, Base]:
+        """Two bases of equally long prompts, in one run where no edits hold: its products have twice as many rows."""
+        if model._active_edits() or into.tokens is None or source.tokens is None:
+            return cls(model, into, capture, logits), cls(model, source, capture, logits)
+        lengths, tokens = (
+            np.concatenate(two) for two in ((into.lengths, source.lengths), (into.tokens, source.tokens))
+        )
+        both = cls(model, Batch(lengths, tokens), capture, logits).kept
+        n = len(into.lengths)
+
+        def part(half: slice) -> Kept:
+            return {
+                site: (layers, array[:, half] if site.layered else array[half])
+                for site, (layers, array) in both.items()
+            }
+
+        return (
+            cls(model, into, capture, logits, part(slice(None, n))),
+            cls(model, source, capture, logits, part(slice(n, None))),
+        )
+
     @property
     def output(self) -> Array:
         """Logits of the last positions [batch, 1, vocab], or losses [batch, pos − 1]."""
         return next(a for s, (_, a) in self.kept.items() if s.name == "logits")
+
+    @property
+    def edited(self) -> bool:
+        """Do edits hold?"""
+        return bool(self._held)
 
     def is_edited(self, site: Site, layer: int) -> bool:
         """Does an edit hold there?"""
@@ -154,11 +196,15 @@ class Base:
         logits: int = LOGITS_LAST,
         calls: Sequence[Callable[..., Any]] = (),
         read: tuple[Array | None, Array | None] = (None, None),
-    ) -> dict[Site, tuple[tuple[int, ...], Array]]:
+        begun: Array | None = None,
+        stop: int = -1,
+    ) -> Kept:
         """Runs variants: sequence i is example examples[i] from position starts[i] and block `layer` on.
 
         layer -1 begins with the embedding. Edits count positions as the whole prompt does. Captured arrays hold the
         computed positions only. read: what the metric that `logits` may stand for reads (`Metric.in_core`).
+        begun: the stream [row, d_model] that enters block `layer` of the first sequences, which began before it; the
+        others begin with the base's. stop: the last block, where logits are not asked for.
         """
         lengths = (self.lengths[examples] - starts).astype(np.int32)
         ends = np.cumsum(lengths)
@@ -166,11 +212,15 @@ class Base:
         pos = within + np.repeat(starts, lengths)
         seq = np.repeat(examples, lengths)
         tokens = np.ascontiguousarray(self.tokens[self.first[seq] + pos])
-        embeddings = None if layer < 0 else np.ascontiguousarray(self.resid[layer][seq, pos])
+        embeddings = None
+        if layer >= 0:
+            n = 0 if begun is None else len(begun)
+            embeddings = np.ascontiguousarray(self.resid[layer][seq[n:], pos[n:]])
+            embeddings = embeddings if begun is None else np.concatenate([begun, embeddings])
         more: dict[str, Any] = {"edits": [*self._held_in(examples, layer), *edits]}
         if self.causal and starts.any():
             more |= {"past": starts, "past_seq": examples}
-        plan = core_plan(self.model, lengths, capture, layer, logits, layer >= 0, **more)
+        plan = core_plan(self.model, lengths, capture, layer, logits, layer >= 0, stop, **more)
         cache = self.cache if "past" in more else None
         return stacks(plan.run(tokens, embeddings, list(calls), cache, *read))
 
@@ -182,14 +232,25 @@ class Base:
         layer: int,
         edits: Sequence[CoreEdit],
         calls: Sequence[Callable[..., Any]] = (),
+        begun: Array | None = None,
     ) -> Array:
         """A metric of last logits, of every variant [sequence]: read off in the core where it can be."""
         told = None if any(SITES[e[0]] is LOGITS for e in (*edits, *self._held)) else metric.in_core(examples)
         if told is None:
-            kept = self.replay(examples, starts, layer, edits, calls=calls)
+            kept = self.replay(examples, starts, layer, edits, calls=calls, begun=begun)
             return metric(kept[LOGITS][1], examples)
         number, picks, reference = told
-        return self.replay(examples, starts, layer, edits, (), number, calls, (picks, reference))[LOGITS][1]
+        return self.replay(examples, starts, layer, edits, (), number, calls, (picks, reference), begun)[LOGITS][1]
+
+    def advance(
+        self, examples: Ints, starts: Ints, layers: tuple[int, int], edits: Sequence[CoreEdit], begun: Array | None
+    ) -> Array:
+        """The stream [row, d_model] that enters block layers[1] of variants that have come to block layers[0]."""
+        begin, end = layers
+        site = (_RESID_POST, end - 1)
+        out = self.replay(examples, starts, begin, edits, [site], LOGITS_NONE, begun=begun, stop=end - 1)[_RESID_POST]
+        lengths = self.lengths[examples] - starts
+        return np.asarray(out[1][0][np.arange(int(lengths.max())) < lengths[:, None]])
 
 
 class Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -131,14 +132,20 @@ def chunks(order: Sequence[int], rows: NDArray[np.int64]) -> Iterator[list[int]]
 
 
 def _measure(base: Base, variants: Sequence[_Variant], metric: Metric, baseline: Array) -> Array:
-    """The metric of every variant [variant, batch]."""
+    """The metric of every variant [variant, batch].
+
+    Variants that begin at different blocks run together: those that begin later join those that have come there, so
+    that products have many rows. Where edits hold, or functions are called, each block's variants run alone.
+    """
     out: Array = np.broadcast_to(baseline, (len(variants), len(baseline))).copy()
     rows = np.array([int((base.lengths - v.starts).sum()) for v in variants], np.int64)
     groups: dict[tuple[int, int], list[int]] = {}
-    for i, v in enumerate(variants):
+    for i in sorted(range(len(variants)), key=lambda i: variants[i].layer):
+        v = variants[i]
         if rows[i]:
-            groups.setdefault((v.layer, i if v.calls else -1), []).append(i)
-    for (layer, _), members in groups.items():
+            together = v.layer >= 0 and not v.calls and not base.edited
+            groups.setdefault((0 if together else v.layer, i if v.calls else -1), []).append(i)
+    for members in groups.values():
         for chunk in chunks(members, rows):
             examples: list[Ints] = []
             core: list[CoreEdit] = []
@@ -149,16 +156,35 @@ def _measure(base: Base, variants: Sequence[_Variant], metric: Metric, baseline:
                 core += v.make(np.arange(n, n + len(own), dtype=np.int32), own)
                 examples.append(own)
                 n += len(own)
+            sizes = [len(e) for e in examples]
             which = np.concatenate(examples)
             starts = np.concatenate([variants[i].starts[e] for i, e in zip(chunk, examples, strict=True)])
+            layer, begun, core = _joined(
+                base, which, starts, np.repeat([variants[i].layer for i in chunk], sizes), core
+            )
             calls = variants[chunk[0]].calls
             if metric.wants_loss:
-                kept = base.replay(which, starts, layer, core, logits=LOGITS_LOSS, calls=calls)
+                kept = base.replay(which, starts, layer, core, logits=LOGITS_LOSS, calls=calls, begun=begun)
                 values = _splice_losses(base, which, starts, kept[LOGITS][1])
             else:
-                values = base.measure(metric, which, starts, layer, core, calls)
-            out[np.repeat(chunk, [len(e) for e in examples]), which] = values
+                values = base.measure(metric, which, starts, layer, core, calls, begun)
+            out[np.repeat(chunk, sizes), which] = values
     return out
+
+
+def _joined(
+    base: Base, which: Ints, starts: Ints, layers: NDArray[np.int64], core: list[CoreEdit]
+) -> tuple[int, Array | None, list[CoreEdit]]:
+    """Brings variants, in the order of the blocks where they begin, to the block where the last of them do: that block,
+    the stream that enters it of those that began before, and the edits that are left.
+    """
+    begun: Array | None = None
+    joins = sorted({int(layer) for layer in layers})
+    for here, there in pairwise(joins):
+        n = int(np.searchsorted(layers, here, "right"))
+        now = [e for e in core if SITES[e[0]].layered and here <= e[1] < there]
+        begun = base.advance(which[:n], starts[:n], (here, there), now, begun)
+    return joins[-1], begun, [e for e in core if not SITES[e[0]].layered or e[1] >= joins[-1]]
 
 
 def _splice_losses(base: Base, examples: Ints, starts: Ints, losses: Array) -> Array:
@@ -291,9 +317,7 @@ def sweep(
     n_layers = model.config.n_layers
     all_layers = choose("layer", layers, n_layers, kind.name) if kind.layered else [0]
     logits = LOGITS_LOSS if measure.wants_loss else LOGITS_LAST
-    own = [(kind, layer) for layer in all_layers] if method == "attribution" else []
-    base = Base(model, into, own, logits=logits)
-    source = Base(model, source_batch, [(kind, layer) for layer in all_layers], logits=logits)
+    base, source = Base.pair(model, into, source_batch, [(kind, layer) for layer in all_layers], logits)
     baseline, reference = _baseline(base, measure), _baseline(source, measure)
     sources = {layer: Source(kind, source.site(kind, layer)) for layer in all_layers}
     longest = int(base.lengths.max())
