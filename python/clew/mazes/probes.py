@@ -365,7 +365,9 @@ def wall_probes(
         tok = tokenizer
     else:
         tok = tokenizer_of(model, tokenizer)
-    learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test))))
+    learn, held = (
+        reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test)))
+    )
     grid = one_grid(learn.mazes, held.mazes, "wall_probes")
     truth, other = walls_of(learn.mazes), walls_of(held.mazes)
     fit = _fit(_stream(model, learn, len(tok.vocab)), truth.astype(np.float32), methods, lam)
@@ -506,7 +508,9 @@ def route_probes(
     """
     tok = tokenizer_of(model, tokenizer)
     check_seed(seed)
-    learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test))))
+    learn, held = (
+        reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test)))
+    )
     enough = [p.mazes.path_lengths > 1 for p in (learn, held)]
     if not all(e.all() for e in enough):
         raise ConfigError("route_probes: a maze whose origin is its target has no next step")
