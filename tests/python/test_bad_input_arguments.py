@@ -11,7 +11,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import demo, edit, metrics, plot, train, walk
+from clew import demo, edit, lens, metrics, plot, train, walk
 
 MODEL = clew.load("shakespeare")
 CONFIG = clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=16, d_vocab=50)
@@ -166,3 +166,27 @@ def test_a_sweep_over_edits_is_drawn() -> None:
         (axes,) = plot.sweep(found).axes
         assert axes.get_xlabel() == "variant" and axes.get_title() == "Edits"
         assert axes.lines[1].get_ydata().tolist() == found.effect.tolist()
+
+
+# ---- Lenses ---------------------------------------------------------------------------------------------------------
+
+
+def test_lenses_of_what_is_none(tmp_path: Path) -> None:
+    tuned = lens.TunedLens.fit(MODEL, ["My lord, I pray thee."])
+    for call in (tuned.save, lambda path: lens.TunedLens.load(path, MODEL)):
+        with pytest.raises(clew.ConfigError, match="path: a path, not int"):
+            call(5)
+    for call in (
+        lambda no: lens.logit_lens(no, "My lord"),
+        lambda no: lens.TunedLens.fit(no, ["My lord"]),
+        lambda no: lens.TunedLens.load(tmp_path / "lens", no),
+    ):
+        with pytest.raises(clew.ConfigError, match="model: a Model, such as clew.load gives, not int"):
+            call(5)
+    for more, message in (({"ridge": "x"}, "ridge = 'x': expected a finite number"), ({"steps": 1.5}, "steps = 1.5")):
+        with pytest.raises(clew.ConfigError, match=message):
+            lens.TunedLens.fit(MODEL, ["My lord"], **more)
+    with pytest.raises(clew.ConfigError, match='direction = .*: "denoise" or "noise"'):
+        MODEL.path_patch(
+            [1, 2], [1, 3], receivers=[("q_input", 3, 0)], metric=metrics.log_prob(3), direction=np.array(["a", "b"])
+        )
