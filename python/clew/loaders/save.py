@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..config import ModelConfig
 from ..errors import LoadError, UnsupportedModelError
-from ..inputs import check_folder
+from ..inputs import check_path
 from .assemble import Names, Source, assemble
 from .checkpoint import Checkpoint
 from .initialise import weight_shapes
@@ -62,11 +62,12 @@ def save(model: Saveable, directory: str | os.PathLike[str]) -> None:
     ValueError
         Mixed or other dtypes.
     ConfigError
-        No path, or that of a file.
+        No path.
     OSError
         The files cannot be written.
     """
-    path = check_folder(path=directory)
+    check_path(path=directory)
+    path = Path(directory)
     config, weights = model.config, dict(model.weights)
     dtypes = {array.dtype for array in weights.values()}
     if len(dtypes) > 1 or not dtypes <= {np.dtype("<f4"), np.dtype("<f8")}:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConfigError, TrainingError
-from ..inputs import check_folder, check_type, nearest
+from ..inputs import check_folder, nearest
 from . import checkpoint
 from .adamw import AdamW, Decay
 from .curve import Curve
@@ -125,7 +125,8 @@ class Trainer:
         from ..model import check_model
 
         check_model(model)
-        check_type(bool, "True or False", resume=resume)
+        if not isinstance(resume, bool):
+            raise ConfigError(f"Trainer: resume = {resume!r}: True or False")
         if directory is not None:
             check_folder(directory=directory)
         self.model = model
@@ -133,8 +134,8 @@ class Trainer:
         self.batch = _whole("batch", batch, 1)
         self.micro_batch = None if micro_batch is None else _whole("micro_batch", micro_batch, 1)
         self.memory = None if memory is None else _whole("memory", memory, 1)
-        if recompute is not None:
-            check_type(bool, "True, False or None", recompute=recompute)
+        if recompute is not None and not isinstance(recompute, bool):
+            raise ConfigError(f"Trainer: recompute = {recompute!r}: True, False or None")
         self.recompute = recompute
         self.eval_every, self.eval_batch = _whole("eval_every", eval_every, 1), _whole("eval_batch", eval_batch, 1)
         self.checkpoint_every, self.keep = _whole("checkpoint_every", checkpoint_every, 1), _whole("keep", keep, 1)
