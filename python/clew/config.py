@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, UnsupportedModelError
+from .inputs import nearest
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "quick_gelu", "relu2", "tanh", "sigmoid")
 """Activation functions, in the order of the core's enumeration."""
@@ -55,6 +57,26 @@ _NEEDED = ("n_layers", "d_model", "n_heads", "n_ctx", "pos_offset")
 """Sizes that None does not stand for anything in."""
 
 
+T = TypeVar("T")
+
+
+def _told(cls: type[T]) -> type[T]:
+    """A dataclass that names what is nearest to a field that it does not have."""
+    made = cls.__init__
+
+    @functools.wraps(made)
+    def init(self: T, *args: Any, **given: Any) -> None:
+        names = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        for name in given:
+            if name not in names:
+                raise ConfigError(f"{cls.__name__}: no field {name!r}{nearest(name, names)}")
+        made(self, *args, **given)
+
+    cls.__init__ = init  # type: ignore[method-assign, assignment]
+    return cls
+
+
+@_told
 @dataclass(frozen=True)
 class ModelConfig:
     """What a model is; enough, with its weights, to run it.
@@ -70,7 +92,7 @@ class ModelConfig:
     UnsupportedModelError
         An activation, norm or position kind that the engine does not have.
     ConfigError
-        Sizes that contradict each other.
+        Sizes that contradict each other; a field that there is not, with the nearest.
 
     Example
     -------

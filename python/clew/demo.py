@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import edit, lens, metrics, model
+from .inputs import check_folder
 
 Array = NDArray[Any]
 
@@ -196,13 +197,13 @@ def main(out: str | PathLike[str] = "out", name: str | PathLike[str] = "shakespe
 
     The second part (edits, a sweep) and the third (:mod:`clew.mazes.demo`) come with the first one's own model,
     "shakespeare", only. Other files in the folder stay. Raises LoadError (also where the model's tokenizer needs a
-    package that is missing), OSError, and ImportError where matplotlib is missing.
+    package that is missing), ConfigError for a file in the folder's place, OSError, and ImportError without matplotlib.
     """
     from . import plot
 
+    folder = check_folder(out=out)
     of = model.load(name)
     tokenizer = of.tokenizer  # loaded now: a missing package is told before anything is printed or made
-    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     c = of.config
     print(f"{c.model_name}: {of.n_params:,} parameters, {c.n_layers} layers of {c.n_heads} heads, d_model {c.d_model}")

@@ -3,6 +3,9 @@
     from clew import edit
     model.run(tokens, edits=[edit.zero("z", heads=[3]), edit.add("resid_pre.5", vector, positions=[-1])])
 
+`zero`, `set`, `add`, `scale`, `mean_ablate`, `freeze` (to another run's values) and `call` (a function) make them. To
+patch a head of one run into another: `edit.set("z.2", run["z", 2], heads=[1])`.
+
 Every function takes a site (full name, short name on every layer, glob, or (name, layer)) and what of it is meant:
 
 batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +84,25 @@ def check_type(kind: type | tuple[type, ...], said: str, /, **given: Any) -> Non
             raise ConfigError(f"{name}: {said}, not {type(value).__name__}")
 
 
+def check_choice(choices: tuple[str, ...], /, **given: Any) -> None:
+    """Raises ConfigError, with its name, for an argument that is none of these words."""
+    for name, value in given.items():
+        if not isinstance(value, str) or value not in choices:
+            said = " or ".join([", ".join(f'"{c}"' for c in choices[:-1]), f'"{choices[-1]}"'])
+            raise ConfigError(f"{name} = {value!r:.80}: {said}")
+
+
 def check_path(**given: Any) -> None:
     """Raises ConfigError, with its name, for an argument that is neither a str nor a path object."""
     check_type((str, os.PathLike), "a path", **given)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """What a message about a name that there is not ends with: the names that look like it, if any."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(names), n=3)
+    return f"; nearest: {', '.join(near)}" if near else ""
 
 
 def check_folder(**given: Any) -> Path:

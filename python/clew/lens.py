@@ -14,7 +14,6 @@ would be, by an affine map learnt for that layer.
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -24,9 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import norm
 from .errors import ConfigError, LoadError, ShapeError, SiteError
-from .inputs import sliced
+from .inputs import check_choice, check_numbers, check_path, sliced
 from .loaders.safetensors import FLOATS, SafetensorsFile, write_file
-from .model import Model
+from .model import Model, check_model
 from .run import Run
 from .weights import whole
 
@@ -261,6 +260,7 @@ def _look(
     translate: Callable[[Array, int], Array] | None,
 ) -> LogitLens:
     """The logit lens; with `translate` (residuals, layer) of what that gives."""
+    check_model(model)
     n, v = model.config.n_layers, model.config.d_vocab_out
     if whole(top_k, "top_k") < 1:
         raise ConfigError(f"top_k = {top_k}: at least 1")
@@ -381,11 +381,12 @@ class TunedLens:
         TokenError, ShapeError
             A batch that `model.run` does not take.
         """
-        if method not in ("ridge", "kl"):
-            raise ConfigError(f'method = {method!r}: "ridge" or "kl"')
-        if not (math.isfinite(ridge) and ridge >= 0):
+        check_model(model)
+        check_choice(("ridge", "kl"), method=method)
+        check_numbers(ridge=ridge, lr=lr)
+        if ridge < 0:
             raise ConfigError(f"ridge = {ridge}: a number, at least 0")
-        if steps < 0 or not (math.isfinite(lr) and lr > 0):
+        if whole(steps, "steps") < 0 or lr <= 0:
             raise ConfigError(f"steps = {steps}, lr = {lr}: steps at least 0, lr above 0")
         if isinstance(batches, str):
             raise ConfigError("batches: a list of prompts, not one text")
@@ -434,7 +435,8 @@ class TunedLens:
         return _look(self.model, run_or_tokens, layers, targets, top_k, self.translate)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the maps to a safetensors file; :meth:`load` gives the same bits. Raises OSError."""
+        """Writes the maps to a safetensors file; :meth:`load` gives the same bits. Raises OSError, ConfigError."""
+        check_path(path=path)
         config = self.model.config
         about = {"format": "clew tuned lens", "model_name": config.model_name}
         write_file(path, {"weight": self.weight, "bias": self.bias}, about)
@@ -443,8 +445,10 @@ class TunedLens:
     def load(cls, path: str | os.PathLike[str], model: Model) -> TunedLens:
         """Reads what :meth:`save` wrote, for the model that it was made for.
 
-        Raises LoadError for another file, or maps that do not fit the model (both shapes).
+        Raises LoadError for another file, or maps that do not fit the model (both shapes); ConfigError.
         """
+        check_path(path=path)
+        check_model(model)
         file = SafetensorsFile(path)
         if file.metadata.get("format") != "clew tuned lens" or set(file.tensors) != {"weight", "bias"}:
             raise LoadError(f"{path}: no tuned lens")

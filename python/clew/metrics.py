@@ -40,6 +40,10 @@ def _log_softmax(logits: Array) -> Array:
 
 def _tokens(ids: ArrayLike, what: str) -> Array:
     array = as_array(ids, what)
+    if array.dtype.kind in "US" and array.size:
+        raise TokenError(
+            f"{what} must be a token id, not a text: model.to_single_token({str(array.flat[0])!r:.40}) gives it"
+        )
     if array.dtype.kind not in "iu" or array.ndim > 1:
         raise TokenError(
             f"{what} must be a token id or one for each example [batch], not {array.dtype} {list(array.shape)}"

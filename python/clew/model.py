@@ -117,19 +117,41 @@ class Model(WeightAccess):
         self._values: dict[str, Array] | None = None  # the weights, writable, once the model is trained
 
     @classmethod
-    def from_config(cls, config: ModelConfig, seed: int = 0, dtype: str | np.dtype[Any] | type = "float32") -> Model:
+    def from_config(
+        cls,
+        config: ModelConfig,
+        seed: int = 0,
+        dtype: str | np.dtype[Any] | type = "float32",
+        *,
+        tokenizer: Model | None = None,
+    ) -> Model:
         """A model with seeded random weights.
 
         N(0, initializer_range²), what writes into the stream divided by √(2 n_layers); biases 0, norm weights 1.
 
-        Raises ShapeError for a dtype other than float32 and float64, ConfigError for a seed that is no whole number.
+        tokenizer: a model whose tokenizer this one reads text with, and saves.
+
+        Raises ShapeError for a dtype other than float32 and float64, ConfigError for a seed that is no whole number, or
+        for a tokenizer that there is not or whose ids are more than `d_vocab`.
+
+        >>> import clew
+        >>> config = clew.ModelConfig(n_layers=1, d_model=16, n_heads=2, n_ctx=64, d_vocab=1024)
+        >>> clew.Model.from_config(config, tokenizer=clew.load("shakespeare")).run("To be, or not").logits.shape
+        (1, 5, 1024)
         """
         from .loaders.checkpoint import Checkpoint
         from .loaders.initialise import initialise
 
         check_type(ModelConfig, "a ModelConfig", config=config)
         kind = precision(dtype)
-        return cls(Checkpoint(config, initialise(config, seed, kind), kind))
+        made = Checkpoint(config, initialise(config, seed, kind), kind)
+        if tokenizer is not None:
+            check_type(Model, "a Model whose tokenizer is taken", tokenizer=tokenizer)
+            ids = tokenizer._needs_tokenizer().vocab_size
+            if config.d_vocab is None or config.d_in is not None or ids > config.d_vocab:
+                raise ConfigError(f"tokenizer: {ids} ids, but d_vocab = {config.d_vocab}, d_in = {config.d_in}")
+            made.tokenizer, made.tokenizer_files = tokenizer._make_tokenizer, tokenizer.tokenizer_files
+        return cls(made)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes safetensors, config.json and the tokenizer's files into a directory; `load(path)` gives the same bits.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, SiteError
+from .inputs import check_choice
 from .metrics import Metric, as_metric
 from .replay import Base, CoreEdit, Ints, Source
 from .sites import LOGITS, SITES, Site, SiteName
@@ -90,8 +91,7 @@ def path_patch(
     axes = swept_axes(kind, over, ("layer", "pos", "head"))
     if not kind.layered:
         raise ConfigError(f"sender {kind.name}: a sender belongs to a layer")
-    if direction not in ("denoise", "noise"):
-        raise ConfigError(f'direction = {direction!r}: "denoise" or "noise"')
+    check_choice(("denoise", "noise"), direction=direction)
     senders = choose("layer", layers, model.config.n_layers, kind.name)
     if "layer" not in axes and len(senders) != 1:
         raise ConfigError(f'over = {list(axes)}: without "layer", layers= must name the sender\'s one layer')

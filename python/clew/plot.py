@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ConfigError, ShapeError, SiteError
+from .errors import ShapeError, SiteError
+from .inputs import check_choice, check_type
 from .lens import LogitLens
-from .model import Model
+from .model import Model, check_model
 from .run import Run
 from .sweep import Sweep
 
@@ -59,6 +60,7 @@ def _axes(
     ax: Axes | None, width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained"
 ) -> tuple[Figure, Axes]:
     if ax is not None:
+        check_type(Axes, "a matplotlib Axes", ax=ax)
         figure = ax.get_figure(root=True)
         assert figure is not None
         return figure, ax
@@ -79,6 +81,7 @@ def label(token: str) -> str:
     >>> label(" cat"), label(" "), label("\n"), label("")
     ('·cat', '␣', '\\n', '∅')
     """
+    check_type(str, "a token's text", token=token)
     # a token of nothing but spaces gets a sign that nobody takes for a full stop
     shown = token.replace(" ", "·" if token.strip() else "␣") if token else "∅"
     out = []
@@ -94,6 +97,7 @@ def label(token: str) -> str:
 
 def token_labels(model: Model, ids: ArrayLike) -> list[str]:
     """Labels of token ids [pos]: their text, or the ids themselves where the model has no tokenizer."""
+    check_model(model)
     array = np.asarray(ids)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ShapeError(f"token_labels: integer ids [pos], not {array.dtype} {list(array.shape)}")
@@ -108,6 +112,7 @@ def _short(text: str, room: int) -> str:
 
 def _sequence(run: Run, batch: int) -> tuple[int, int]:
     """A sequence's number and length."""
+    check_type(Run, "a Run, such as model.run gives", run=run)
     n = len(run.lengths)
     if not -n <= batch < n:
         raise ShapeError(f"batch = {batch}: the run has {n} sequence{'s' if n != 1 else ''}")
@@ -192,6 +197,8 @@ def attention(
     if weights.ndim != 2 or 0 in weights.shape:
         raise ShapeError(f"pattern must be [query, key] of one head, not {list(weights.shape)}")
     n_query, n_key = weights.shape
+    if labels is not None:
+        check_type((Sequence, np.ndarray), "a text for each position", labels=labels)
     if labels is not None and (len(labels) != n_key or n_query != n_key):
         raise ShapeError(f"{len(labels)} labels for a pattern of {n_query} queries and {n_key} keys")
     written = labels is not None and n_key <= _MAX_LABELS
@@ -251,6 +258,7 @@ def lens_table(
 
     Raises ConfigError when the next tokens are not known, ShapeError for a sequence or position that is not there.
     """
+    check_type(LogitLens, "a LogitLens, such as clew.lens.logit_lens gives", lens=lens)
     n_layers, n_batch, n_pos = lens.ranks.shape
     if not -n_batch <= batch < n_batch:
         raise ShapeError(f"batch = {batch}: the lens has {n_batch} sequence{'s' if n_batch != 1 else ''}")
@@ -338,6 +346,9 @@ def loss_curve(curve: Curve, *, smooth: int | None = None, ax: Axes | None = Non
 
     smooth: None is a fiftieth of the steps. Raises ShapeError for a curve without steps, or smooth < 1.
     """
+    from .train.curve import Curve
+
+    check_type(Curve, "a Curve, such as clew.train.fit gives", curve=curve)
     losses = curve.losses
     if losses.size == 0:
         raise ShapeError("loss_curve: the curve holds no step")
@@ -460,15 +471,16 @@ def sweep(
     >>> result = model.sweep([1, 403, 407, 261], [1, 403, 300, 261], metric=clew.metrics.logit_diff(378, 261))
     >>> figure = clew.plot.sweep(result)
     """
-    if show not in ("effect", "values", "recovered"):
-        raise ConfigError(f'show = {show!r}: "effect", "values" or "recovered"')
+    check_type(Sweep, "a Sweep, such as model.sweep gives", result=result)
+    check_choice(("effect", "values", "recovered"), show=show)
     data = result.per_example.mean(axis=-1) if show == "values" else getattr(result, show)
     if data.ndim > 2:
         raise ShapeError(f"a sweep over {' × '.join(result.axes)} has no map: choose two of its axes")
-    names = {"layer": "layer", "pos": "position", "head": "head", "neuron": "neuron"}
+    names = {axis: "position" if axis == "pos" else axis for axis in result.axes}
     words = {"effect": f"change of {result.metric}", "values": result.metric, "recovered": "share recovered"}
     texts = [[label(t) if isinstance(t, str) else str(t) for t in axis] for axis in result.labels]
-    title = f"Patching {result.site.removeprefix('blocks.L.')}" if title is None else title
+    if title is None:
+        title = "Edits" if result.axes == ("variant",) else f"Patching {result.site.removeprefix('blocks.L.')}"
     if data.ndim == 1:
         figure, ax = _axes(ax, 6.4, 3.8)
         ax.axhline(result.baseline.mean() if show == "values" else 0.0, color="#707070", linewidth=0.8)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ShapeError, SiteError
-from .inputs import as_array, sliced
+from .inputs import as_array, check_choice, sliced
 from .metrics import Metric, as_metric
 from .replay import LOGITS_LAST, LOGITS_LOSS, Base, CoreEdit, Ints, Source
 from .sites import LOGITS, SITES, Site, SiteName, pair_name
@@ -305,12 +305,10 @@ def sweep(
     method: Literal["patch", "attribution"] = "patch",
 ) -> Sweep:
     """Activation patching (Vig et al. 2020; Meng et al. 2022): see :meth:`clew.Model.sweep`."""
-    if method not in ("patch", "attribution"):
-        raise ConfigError(f'method = {method!r}: "patch" or "attribution"')
+    check_choice(("patch", "attribution"), method=method)
     kind, layers = find_kind(model, site, layers)
     axes = swept_axes(kind, over)
-    if direction not in ("denoise", "noise"):
-        raise ConfigError(f'direction = {direction!r}: "denoise" or "noise"')
+    check_choice(("denoise", "noise"), direction=direction)
     measure = as_metric(metric, model)
     first, second = same_prompts(model, clean, corrupted)
     into, source_batch = (second, first) if direction == "denoise" else (first, second)

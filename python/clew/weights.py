@@ -46,7 +46,7 @@ class Weights(Mapping[str, Array]):
             raise SiteError(f"{name!r} is no weight of this model{hint}") from None
 
     def __contains__(self, name: object) -> bool:  # a Mapping's own would look for the nearest names
-        return name in self._arrays
+        return isinstance(name, str) and name in self._arrays
 
     __eq__ = object.__eq__  # a Mapping's own would compare arrays
     __hash__ = object.__hash__

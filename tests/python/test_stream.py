@@ -246,7 +246,9 @@ def test_reducers_refuse() -> None:
         stream.Histogram(1, 1)
     with pytest.raises(clew.ShapeError, match=r"Ridge takes 2 arrays of rows, not 1"):
         stream.Ridge().update(np.ones((1, 1)))
-    with pytest.raises(clew.ShapeError, match=r"real rows \[n, d\] of equal number, not \[2, 1\] and \[3, 1\]"):
+    with pytest.raises(
+        clew.ShapeError, match=r"real rows \[n, d\] of equal number, not float64 \[2, 1\] and float64 \[3, 1\]"
+    ):
         stream.Ridge().update(np.ones((2, 1)), np.ones((3, 1)))
 
 

@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..config import ModelConfig
 from ..errors import LoadError, UnsupportedModelError
+from ..inputs import check_path
 from .assemble import Names, Source, assemble
 from .checkpoint import Checkpoint
 from .initialise import weight_shapes
@@ -60,9 +61,13 @@ def save(model: Saveable, directory: str | os.PathLike[str]) -> None:
     ------
     ValueError
         Mixed or other dtypes.
+    ConfigError
+        No path.
     OSError
         The files cannot be written.
     """
+    check_path(path=directory)
+    path = Path(directory)
     config, weights = model.config, dict(model.weights)
     dtypes = {array.dtype for array in weights.values()}
     if len(dtypes) > 1 or not dtypes <= {np.dtype("<f4"), np.dtype("<f8")}:
@@ -75,7 +80,6 @@ def save(model: Saveable, directory: str | os.PathLike[str]) -> None:
     weights = dict(sorted(weights.items(), key=lambda item: re.sub(r"\d+", lambda m: m[0].zfill(6), item[0])))
     axes = {name: _memory_order(array) for name, array in weights.items()}
     text = json.dumps({"model_type": "clew", "version": VERSION, "config": config.to_dict(), "weights": axes}, indent=1)
-    path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     ordered = {name: array.transpose(axes[name]) for name, array in weights.items()}
     # both files are complete before the old ones go

@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, SiteError, TokenError
-from ..inputs import check_type
+from ..brief import Brief
+from ..errors import ConfigError, ShapeError, SiteError, TokenError
+from ..inputs import as_array, check_type
 from ..model import Model, check_model
 from ..run import Run
 from ..weights import whole
@@ -31,7 +32,7 @@ CHUNK = 1 << 18  # characters, about
 
 
 @dataclass
-class Reduced(Mapping[str, Any]):
+class Reduced(Brief, Mapping[str, Any]):
     """Reducers by name, and what was read."""
 
     reducers: dict[str, Reducer]
@@ -126,12 +127,20 @@ def pieces(model: Model, first: int, items: list[Item], how: Settings) -> tuple[
         raise ConfigError(f"length = {most}: the model has learned {c.n_ctx} positions")
     out, split = [], 0
     for number, item in enumerate(items, first):
-        ids = [int(t) for t in model.to_tokens(item)[0]] if isinstance(item, str) else _known(item, c.d_vocab, number)
+        ids = _encoded(model, item, number) if isinstance(item, str) else _known(item, c.d_vocab, number)
         if len(ids) > most and how.too_long == "error":
             raise TokenError(f'text {number} has {len(ids)} tokens, a run {most}: too_long="split" cuts such texts')
         split += len(ids) > most
         out += [Piece(number, at, ids[at : at + most]) for at in range(0, len(ids), most)]
     return out, split
+
+
+def _encoded(model: Model, text: str, number: int) -> list[int]:
+    """A text's ids. Raises TokenError, with its number."""
+    try:
+        return [int(t) for t in model.to_tokens(text)[0]]
+    except TokenError as error:
+        raise TokenError(f"text {number}: {error}") from None
 
 
 def _known(ids: list[int], d_vocab: int, number: int) -> list[int]:
@@ -162,7 +171,11 @@ def real(run: Run) -> Array:
 def rows(run: Run, what: Where, mask: Array) -> Array:
     """What a reducer watches, as rows [tokens, d]."""
     if callable(what):
-        return what(run)
+        name, n = getattr(what, "__name__", type(what).__name__), int(mask.sum())
+        found = as_array(what(run), f"what {name} gave")
+        if found.ndim != 2 or len(found) != n:
+            raise ShapeError(f"what {name} gave for {n} tokens: {list(found.shape)}, expected rows [{n}, d]")
+        return found
     array = run[what]
     if array.shape[:2] != mask.shape:
         raise SiteError(
@@ -179,9 +192,21 @@ def check(watches: Mapping[str, Watch]) -> None:
         raise ConfigError("nothing is watched: give {name: (reducer, site)}")
     for name, watch in watches.items():
         if not isinstance(watch, tuple) or not watch or not isinstance(watch[0], Reducer):
-            raise ConfigError(f"{name!r}: {watch!r} is no (reducer, site)")
+            raise ConfigError(f"{name!r}: {watch!r} is no (reducer, site), such as (Mean(), 'resid_post.3')")
         if len(watch) - 1 != watch[0].inputs:
             raise ConfigError(f"{name!r}: {type(watch[0]).__name__} watches {watch[0].inputs}, not {len(watch) - 1}")
+
+
+def check_sites(model: Model, watches: Mapping[str, Watch], how: Settings) -> None:
+    """Raises SiteError for a site that the model does not have, or a name of several where one is watched."""
+    model.plan(1, 1, capture=watched(watches, how))
+    for name, watch in watches.items():
+        for w in watch[1:]:
+            found = [] if callable(w) else model.sites().find(w)
+            if len(found) > 1:
+                site, layer = found[-1]
+                raise SiteError(f"{name!r}: {w!r} means {len(found)} sites: a reducer watches one, such as "
+                                f"{site.full_name(layer)!r}")  # fmt: skip
 
 
 def check_progress(progress: Any) -> None:
@@ -256,7 +281,7 @@ def reduce(model: Model, source: Any, watches: Mapping[str, Watch], *, length: i
     check_progress(progress)
     how = settings(length, too_long, at_once, capture, chunk)
     texts = source if isinstance(source, Texts) else Texts(source)
-    model.plan(1, 1, capture=watched(watches, how))  # unknown sites are told before anything is read
+    check_sites(model, watches, how)  # before anything is read
     total = Reduced({name: watch[0].fresh() for name, watch in watches.items()})
     for first, items in chunks(texts, how.chunk):
         total.add(reduce_chunk(model, first, items, watches, how))

@@ -8,6 +8,8 @@ lose nothing. How rows were cut into batches changes results by rounding only; h
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array, check_numbers, whole
+from ..inputs import as_array, check_counts, check_numbers, whole
 from ..memory import copy as slab_copy
 from ..memory import empty
 
@@ -50,14 +52,16 @@ class Reducer:
     def update(self, *rows: ArrayLike, where: Array | None = None) -> None:
         """Takes rows [n, d], one array for each input; where: int64 [n, 2], text and position of each.
 
+        Bools count as 0 and 1. A call that Ctrl-C stops has taken none of them.
+
         Raises ShapeError where they are no matrices of equal length, or of another width than the rows before.
         """
         arrays = [as_array(r, f"{type(self).__name__}: rows") for r in rows]
         name = type(self).__name__
         if len(arrays) != self.inputs:
             raise ShapeError(f"{name} takes {self.inputs} array{'s' * (self.inputs > 1)} of rows, not {len(arrays)}")
-        shapes = " and ".join(str(list(a.shape)) for a in arrays)
-        if any(a.ndim != 2 or a.dtype.kind not in "fiu" for a in arrays) or len({len(a) for a in arrays}) != 1:
+        if any(a.ndim != 2 or a.dtype.kind not in "fiub" for a in arrays) or len({len(a) for a in arrays}) != 1:
+            shapes = " and ".join(f"{a.dtype} {list(a.shape)}" for a in arrays)
             raise ShapeError(f"{name} takes real rows [n, d] of equal number, not {shapes}")
         width = tuple(a.shape[1] for a in arrays)
         if self.width and width != self.width:
@@ -70,12 +74,13 @@ class Reducer:
         if where.dtype.kind not in "iu" or where.shape != (len(arrays[0]), 2):
             raise ShapeError(f"{name}: where must be int64 [n = {len(arrays[0])}, 2], not {where.dtype} "
                              f"{list(where.shape)}")  # fmt: skip
-        first = not self.width
-        self.width = width
         kinds = [a.dtype if a.dtype in (np.float32, np.float64) else np.float64 for a in arrays]
         arrays = [np.require(a, kind, ["C", "A"]) for a, kind in zip(arrays, kinds, strict=True)]
-        self._take(arrays, np.require(where, np.int64, ["C", "A"]), first)
-        self.n += len(arrays[0])
+        with self._whole_or_not():
+            first = not self.n
+            self.width = width
+            self._take(arrays, np.require(where, np.int64, ["C", "A"]), first)
+            self.n += len(arrays[0])
 
     def merge(self: R, other: R) -> None:
         """Takes what another reducer of this kind has seen. Raises ConfigError for other kinds or settings."""
@@ -88,8 +93,22 @@ class Reducer:
             return
         if self.width != other.width:
             raise ShapeError(f"{type(self).__name__}: rows of {self.width} values merged with rows of {other.width}")
-        self._join(other)
-        self.n += other.n
+        with self._whole_or_not():
+            self._join(other)
+            self.n += other.n
+
+    @contextmanager
+    def _whole_or_not(self) -> Iterator[None]:
+        """What is done inside, or the state before it: an exception, Ctrl-C for one, leaves no half of it behind.
+
+        It holds because `_take` and `_join` put new arrays in the place of old ones and write into none of these.
+        """
+        before = self.__dict__.copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__.update(before)
+            raise
 
     def _settings(self) -> tuple[Any, ...]:
         return ()
@@ -173,7 +192,8 @@ class _Centred(Reducer):
             self._mean, self._sums = means, sums
             return
         for total, more in zip(self._sums, sums, strict=True):
-            total += more
+            more += total
+        self._sums = sums
         self._mean = [_moved(m, s * (n / (self.n + n))) for m, s in zip(self._mean, shift, strict=True)]
 
     def _join(self, other: Any) -> None:
@@ -268,7 +288,7 @@ class Ridge(_Centred):
     def solve(self, lam: float | None = None) -> tuple[Array, Array]:
         """Weights [d, m] and bias [m]; of minimum norm where lam is 0 and the columns depend on each other.
 
-        Raises ConfigError before the first row.
+        Raises ConfigError before the first row, and for rows that held NaN, infinities or values too large to square.
         """
         self._needs()
         lam = self.lam if lam is None else lam
@@ -276,9 +296,16 @@ class Ridge(_Centred):
         if lam < 0:
             raise ConfigError(f"lam = {lam}: a number from 0")
         xx, xy = _whole(self._sums[0]), self._sums[1]
+        for name, of in zip("xy", self._sums[::2], strict=True):
+            bad = np.flatnonzero(~np.isfinite(of if of.ndim == 1 else of.diagonal()))
+            if bad.size:
+                raise ConfigError(f"Ridge: column {bad[0]} of {name} held NaN, infinity or values too large to square: "
+                                  f"there is no fit ({bad.size} such column{'s' * (bad.size > 1)})")  # fmt: skip
+        weights = None
         if lam > 0:
-            weights = np.linalg.solve(xx + lam * np.eye(len(xx)), xy)
-        else:
+            with suppress(np.linalg.LinAlgError):  # a lam that rounds away beside columns that depend on each other
+                weights = np.linalg.solve(xx + lam * np.eye(len(xx)), xy)
+        if weights is None:
             weights = np.linalg.lstsq(xx, xy, rcond=None)[0]
         return weights, self._mean[1][0] - self._mean[0][0] @ weights
 
@@ -294,7 +321,8 @@ class Ridge(_Centred):
 class Histogram(Reducer):
     """Counts of every column in equal bins of [low, high]; the last bin holds `high` too.
 
-    `below`, `above` and `nan` [d] count what is in none. Raises ConfigError unless low < high and bins ≥ 1.
+    `below`, `above` and `nan` [d] count what is in none. Raises ConfigError unless low < high and bins ≥ 1, and where
+    float64 cannot tell one edge from the next, or not hold high − low.
 
     >>> counts = Histogram(0, 1, bins=2)
     >>> counts.update([[0.1], [0.9], [1.0], [7.0]])
@@ -304,13 +332,17 @@ class Histogram(Reducer):
 
     def __init__(self, low: float, high: float, bins: int = 100) -> None:
         super().__init__()
+        check_counts(bins=bins)
         self.bins = whole(bins, "bins")
         check_numbers(low=low, high=high)
-        if self.bins < 1 or low >= high:
+        if low >= high:
             raise ConfigError(f"Histogram({low}, {high}, {bins}): needs low < high and one bin or more")
-        self.edges = np.linspace(float(low), float(high), self.bins + 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.edges = np.linspace(float(low), float(high), self.bins + 1)
         """[bins + 1]"""
-        self._all = np.zeros((0, 0), np.int64)
+        if not (self.edges[1:] > self.edges[:-1]).all():
+            raise ConfigError(f"Histogram({low}, {high}, {bins}): bins of equal width have no edges in float64 there")
+        self._all = np.zeros((0, self.bins + 3), np.int64)
 
     def _settings(self) -> tuple[Any, ...]:
         return (float(self.edges[0]), float(self.edges[-1]), self.bins)

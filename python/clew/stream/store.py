@@ -11,10 +11,10 @@ import numpy as np
 
 from ..errors import ConfigError, SiteError
 from ..info import __version__
-from ..inputs import check_folder, check_path
+from ..inputs import check_folder, check_path, check_type
 from ..model import Model, check_model
 from ..sites import capture_list, pair_name
-from .flow import CHUNK, Reduced, TooLong, batches, check_progress, chunks, pieces, real, rows, settings
+from .flow import CHUNK, Array, Piece, Reduced, TooLong, batches, check_progress, chunks, pieces, real, rows, settings
 from .texts import Texts
 
 _ROWS = 4096  # tokens in a chunk of the store
@@ -47,6 +47,7 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
 
     check_model(model)
     check_path(path=path)
+    check_type(bool, "True or False", overwrite=overwrite)
     names = _names(model, sites)
     how = settings(length, too_long, at_once, chunk=chunk)
     check_progress(progress)
@@ -59,37 +60,41 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
     total = Reduced({})
     for first, items in chunks(texts, how.chunk):
         found, split = pieces(model, first, items, how)
-        # a piece's rows, in order: batches are by length
-        starts = dict(
-            zip(((p.text, p.start) for p in found), np.cumsum([0, *(len(p.ids) for p in found)]), strict=False)
-        )
-        n = sum(len(p.ids) for p in found)
-        columns: dict[str, Any] = {
-            "tokens": np.concatenate([np.array(p.ids, np.int64) for p in found]),
-            "where": np.concatenate(
-                [np.column_stack([np.full(len(p.ids), p.text), p.start + np.arange(len(p.ids))]) for p in found]
-            ),
-        }
-        for batch in batches(found, how.at_once):
-            run = model.run([p.ids for p in batch], capture=names, logits=None)
-            to = np.concatenate([starts[p.text, p.start] + np.arange(len(p.ids)) for p in batch])
-            mask = real(run)
-            for name in names:
-                got = rows(run, name, mask)
-                columns.setdefault(name, np.empty((n, got.shape[1]), got.dtype))[to] = got
+        columns = _columns(model, found, names, how.at_once) if found else {}  # not of texts without a token
         for name, values in columns.items():
             if name not in arrays:
                 arrays[name] = group.create_array(
                     name, shape=(0, *values.shape[1:]), chunks=(_ROWS, *values.shape[1:]), dtype=values.dtype
                 )
             arrays[name].append(values)
-        total.texts, total.tokens, total.split = total.texts + len(items), total.tokens + n, total.split + split
+        total.texts, total.split = total.texts + len(items), total.split + split
+        total.tokens += sum(len(p.ids) for p in found)
         total.n_broken, total.broken = texts.n_broken, list(texts.broken)
         if progress is not None:
             progress(total)
     total.n_broken, total.broken = texts.n_broken, list(texts.broken)
     group.attrs.update({"texts": total.texts, "tokens": total.tokens})
     return total
+
+
+def _columns(model: Model, found: list[Piece], names: list[str], at_once: int) -> dict[str, Array]:
+    """What is written of a chunk: arrays of rows, in the order of its pieces whatever the batches they ran in."""
+    starts = dict(zip(((p.text, p.start) for p in found), np.cumsum([0, *(len(p.ids) for p in found)]), strict=False))
+    n = sum(len(p.ids) for p in found)
+    columns: dict[str, Array] = {
+        "tokens": np.concatenate([np.array(p.ids, np.int64) for p in found]),
+        "where": np.concatenate(
+            [np.column_stack([np.full(len(p.ids), p.text), p.start + np.arange(len(p.ids))]) for p in found]
+        ),
+    }
+    for batch in batches(found, at_once):
+        run = model.run([p.ids for p in batch], capture=names, logits=None)
+        to = np.concatenate([starts[p.text, p.start] + np.arange(len(p.ids)) for p in batch])
+        mask = real(run)
+        for name in names:
+            got = rows(run, name, mask)
+            columns.setdefault(name, np.empty((n, got.shape[1]), got.dtype))[to] = got
+    return columns
 
 
 def _names(model: Model, sites: Any) -> list[str]:

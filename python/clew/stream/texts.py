@@ -7,7 +7,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
@@ -53,7 +53,7 @@ class Texts:
 
     Raises ConfigError for other values, LoadError for a path that does not exist, is no such file, or for a folder
     without any, and, while it is read, for a file that cannot be (a .gz that breaks off); TokenError for an item of an
-    iterable that is neither text nor ids.
+    iterable that is neither text nor ids, or that is the name of such a file: a `pathlib.Path` is read.
 
     >>> list(Texts(["one", [1, 2]]))
     ['one', [1, 2]]
@@ -63,6 +63,8 @@ class Texts:
                  broken: Literal["error", "skip"] = "error") -> None:  # fmt: skip
         check_type(Iterable if not isinstance(source, os.PathLike) else os.PathLike,
                    "a file, a folder, or texts and lists of ids", source=source)  # fmt: skip
+        if isinstance(source, Mapping):
+            raise ConfigError("source: a mapping; give its texts alone: source.values()")
         check_type(str, "the name of a field", field=field)
         if by not in ("paragraph", "line", "file"):
             raise ConfigError(f"by = {by!r}: 'paragraph', 'line' or 'file'")
@@ -91,6 +93,8 @@ class Texts:
                 for path in _files(Path(item)):
                     yield from self._file(path)
             elif isinstance(item, str):
+                if _is_name(item):
+                    raise TokenError(f"item {i}, {item!r}, is the name of a file: pathlib.Path({item!r}) is read")
                 yield item
             else:
                 ids = as_array(item, f"item {i}")
@@ -185,9 +189,14 @@ def _kind(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
 
 
+def _is_name(text: str) -> bool:
+    """Is this the name of a file of texts that there is, and not a text?"""
+    return text.lower().endswith((*_JSON, *_PLAIN, ".gz")) and os.path.isfile(text)
+
+
 def _files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise LoadError(f"{path}: there is no such file or folder; a text itself is given in a list: [text]")
+    if not os.path.exists(path):  # what no path can be, a long text, does not exist either
+        raise LoadError(f"{str(path)!r:.80}: there is no such file or folder; a text itself is given in a list: [text]")
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in (*_JSON, *_PLAIN))
         if not found:

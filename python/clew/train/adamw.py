@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .. import _core, memory
 from ..engine import trainable_order
 from ..errors import ConfigError, ShapeError, TrainingError
+from ..inputs import check_type
 
 if TYPE_CHECKING:
     from ..gradients import WeightGradients
@@ -39,6 +40,7 @@ def _decay_rule(decay: Decay, names: Iterable[str]) -> dict[str, bool]:
         return {name: is_matrix(name) for name in names}
     if callable(decay):
         return {name: bool(decay(name)) for name in names}
+    check_type((str, Iterable), "names, globs or a function of a name", decay=decay)
     patterns = [decay] if isinstance(decay, str) else list(decay)
     for pattern in patterns:
         if not isinstance(pattern, str) or not fnmatch.filter(names, pattern):

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ..config import ModelConfig
 from ..engine import trainable_order
 from ..errors import LoadError
+from ..inputs import check_path
 from ..loaders.safetensors import SafetensorsFile, write_file
 from .curve import Curve
 
@@ -185,12 +186,13 @@ def thin(directory: Path, keep: int) -> None:
 def load_model(path: str | os.PathLike[str]) -> Model:
     """The model that a checkpoint of training holds, or the newest in a directory.
 
-    Raises LoadError naming the file.
+    Raises LoadError naming the file, ConfigError for what is no path.
     """
     from ..loaders.checkpoint import Checkpoint
     from ..loaders.keys import build
     from ..model import Model
 
+    check_path(path=path)
     place = Path(path)
     if place.is_dir():
         notes: list[str] = []

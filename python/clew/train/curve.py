@@ -36,6 +36,13 @@ class Curve:
     held_out: list[tuple[int, float]] = field(default_factory=list)
     """(steps done, mean loss of the held-out data)"""
 
+    def __repr__(self) -> str:
+        if not self.rows:
+            return "Curve of 0 steps"
+        n, (best, loss) = len(self.held_out), self.best or (0, 0.0)
+        held = f"; {n} held-out losses, least {loss:.4g} at step {best}" if n else ""
+        return f"Curve of {len(self.rows)} steps: loss {self.rows[0][1]:.4g} first, {self.rows[-1][1]:.4g} last{held}"
+
     @property
     def losses(self) -> NDArray[np.float64]:
         """Loss of each step, float64 [steps]."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError, TokenError
-from ..inputs import as_array
+from ..inputs import as_array, check_choice, whole
 from ..inputs import check_seed as check_seed  # where others look for it
 from .step import Examples
 
@@ -96,13 +96,12 @@ class Windows:
         array = as_array(stream, "the stream")
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ShapeError(f"Windows: a stream is token ids [n], not {array.dtype} {list(array.shape)}")
-        if context < 1 or len(array) <= context:
+        if whole(context, "context") < 1 or len(array) <= context:
             raise TokenError(
                 f"Windows: context = {context} in a stream of {len(array)} tokens: at least 1, and the stream must be "
                 "longer, for the last target"
             )
-        if order not in ("random", "shuffle"):
-            raise ConfigError(f'Windows: order = {order!r}: "random" or "shuffle"')
+        check_choice(("random", "shuffle"), order=order)
         self.stream, self.context, self.seed, self.order = array, context, check_seed(seed), order
         self.n_windows = max(1, (len(array) - context) // context)
         """Windows that an epoch of order "shuffle" holds: up to two less than the stream, so that cuts can shift."""
@@ -140,6 +139,8 @@ class Sequences:
         if isinstance(tokens, str) or not isinstance(tokens, Sequence | np.ndarray) or len(tokens) == 0:
             raise ShapeError("Sequences: tokens must be a list or an array of at least one sequence")
         for what, value in (("targets", targets), ("loss_mask", loss_mask)):
+            if value is not None and not isinstance(value, Sequence | np.ndarray):
+                raise ShapeError(f"Sequences: {what}: a list or an array, one for each sequence, not {value!r:.60}")
             if value is not None and len(value) != len(tokens):
                 raise ShapeError(f"Sequences: {what} of {len(value)} sequences, tokens of {len(tokens)}")
         self.tokens, self.targets, self.loss_mask = tokens, targets, loss_mask
@@ -182,6 +183,8 @@ class Generated:
     """
 
     def __init__(self, function: Callable[[np.random.Generator, int], Any], seed: int = 0) -> None:
+        if not callable(function):
+            raise ConfigError(f"Generated: a function f(rng, size), not {type(function).__name__}")
         self.function, self.seed = function, check_seed(seed)
 
     def batch(self, step: int, size: int) -> Examples:
@@ -189,7 +192,7 @@ class Generated:
         made = self.function(generator(self.seed, step), size)
         if isinstance(made, Examples):
             return made
-        return Examples(*made) if isinstance(made, tuple) else Examples(made)
+        return _of_tuple(made) if isinstance(made, tuple) else Examples(made)
 
     def identity(self) -> str:
         """Kind, seed and the function's name: what it computes cannot be told apart."""
@@ -204,6 +207,14 @@ def _is_stream(data: Any, model: Model) -> bool:
     return model.config.d_in is None and len(data) > 0 and np.ndim(data[0]) == 0 and not isinstance(data[0], str)
 
 
+def _of_tuple(parts: tuple[Any, ...]) -> Examples:
+    if not 1 <= len(parts) <= 3:
+        raise ShapeError(
+            f"examples: a tuple of {len(parts)}, expected (tokens, targets) or (tokens, targets, loss_mask)"
+        )
+    return Examples(*parts)
+
+
 def as_source(data: Any, model: Model, context: int | None, seed: int) -> Source:
     """What `fit` takes as data: a source, a function, a text or stream of ids, sequences, (tokens, targets, mask)."""
     if hasattr(data, "batch") and hasattr(data, "identity"):
@@ -214,7 +225,7 @@ def as_source(data: Any, model: Model, context: int | None, seed: int) -> Source
     if isinstance(data, Examples):
         return Sequences(data.tokens, data.targets, data.loss_mask, seed)
     if isinstance(data, tuple):
-        return as_source(Examples(*data), model, context, seed)
+        return as_source(_of_tuple(data), model, context, seed)
     if isinstance(data, str):
         data = model._encode(data)
     if _is_stream(data, model):
@@ -228,7 +239,7 @@ def as_held_out(data: Any, model: Model, context: int | None) -> Examples:
     if isinstance(data, Examples):
         return data
     if isinstance(data, tuple):
-        return Examples(*data)
+        return _of_tuple(data)
     if isinstance(data, str):
         data = model._encode(data)
     if _is_stream(data, model):

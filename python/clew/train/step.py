@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..brief import Brief
 from ..errors import ConfigError, ShapeError, TokenError, TrainingError
 from ..inputs import as_array
 from ..weights import whole
@@ -23,7 +24,7 @@ Array = NDArray[Any]
 
 
 @dataclass
-class Examples:
+class Examples(Brief):
     """A batch to train on: what `model.train_step` takes. Lists of sequences where these are ragged."""
 
     tokens: Any
@@ -32,6 +33,14 @@ class Examples:
     """[batch, pos] or [batch, pos, d_out]; None: the next token."""
     loss_mask: Any = None
     """[batch, pos], how much each target counts; None: all alike."""
+
+    def __post_init__(self) -> None:
+        for what in ("tokens", "targets", "loss_mask"):
+            value = getattr(self, what)
+            if not isinstance(value, str) and not hasattr(value, "__len__") and (what == "tokens" or value is not None):
+                raise ShapeError(
+                    f"Examples: {what} must be a list or an array of sequences, not {type(value).__name__}"
+                )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -47,7 +56,7 @@ class Examples:
 
 
 @dataclass
-class Packed:
+class Packed(Brief):
     """A checked batch as the core reads it: sequences one after the other."""
 
     lengths: NDArray[np.int32]
@@ -225,6 +234,9 @@ def evaluate(model: Model, examples: Examples | Any, batch: int = 16) -> tuple[f
     examples: or what `model.run` takes, each next token a target.
     Raises ShapeError, TokenError (no target at all), ConfigError as `model.train_step`.
     """
+    from ..model import check_model
+
+    check_model(model)
     if whole(batch, "batch") < 1:
         raise ConfigError(f"evaluate: batch = {batch}, at least 1")
     loss = count = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConfigError, TrainingError
+from ..inputs import check_folder, nearest
 from . import checkpoint
 from .adamw import AdamW, Decay
 from .curve import Curve
@@ -120,19 +122,26 @@ class Trainer:
         progress: bool | str = True,
         callback: Callable[[Trainer], object] | None = None,
     ) -> None:
+        from ..model import check_model
+
+        check_model(model)
+        if not isinstance(resume, bool):
+            raise ConfigError(f"Trainer: resume = {resume!r}: True or False")
+        if directory is not None:
+            check_folder(directory=directory)
         self.model = model
         self.steps = _whole("steps", steps, 0)
         self.batch = _whole("batch", batch, 1)
         self.micro_batch = None if micro_batch is None else _whole("micro_batch", micro_batch, 1)
         self.memory = None if memory is None else _whole("memory", memory, 1)
-        if recompute not in (True, False, None):
+        if recompute is not None and not isinstance(recompute, bool):
             raise ConfigError(f"Trainer: recompute = {recompute!r}: True, False or None")
         self.recompute = recompute
         self.eval_every, self.eval_batch = _whole("eval_every", eval_every, 1), _whole("eval_batch", eval_batch, 1)
         self.checkpoint_every, self.keep = _whole("checkpoint_every", checkpoint_every, 1), _whole("keep", keep, 1)
         if context is not None:
             context = _whole("context", context, 1)
-        if progress not in (True, False, "lines"):
+        if not isinstance(progress, bool | str) or progress not in (True, False, "lines"):
             raise ConfigError(f'Trainer: progress = {progress!r}: True, False or "lines"')
         if callback is not None and not callable(callback):
             raise ConfigError(f"Trainer: callback = {callback!r} cannot be called")
@@ -352,9 +361,15 @@ class Trainer:
 def fit(model: Model, data: Any, steps: int, batch: int, **settings: Any) -> Curve:
     """Trains a model in place and gives the loss curve; the settings are those of :class:`Trainer`.
 
+    Raises what it raises, and ConfigError for a setting that there is not, with the nearest.
+
     >>> import clew
     >>> model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=5))
     >>> len(fit(model, [0, 1, 2, 3, 4] * 9, steps=3, batch=2, progress=False).losses)
     3
     """
+    known = inspect.signature(Trainer).parameters
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"fit: no setting {name!r}{nearest(name, known)}; clew.train.Trainer says what each is")
     return Trainer(model, data, steps, batch, **settings).run()

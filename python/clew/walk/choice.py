@@ -47,7 +47,9 @@ class Settings:
         for name, kind in (("test", Test), ("scheme", Scheme), ("segment_average", Average),
                            ("example_average", Average), ("control", Control)):  # fmt: skip
             value = getattr(self, name)
-            if value not in get_args(kind) and not (name == "control" and value is None):
+            if (not isinstance(value, str) or value not in get_args(kind)) and not (
+                name == "control" and value is None
+            ):
                 raise ConfigError(f"evaluate: {name} = {value!r}: one of {', '.join(map(repr, get_args(kind)))}")
         check_seed(self.seed)
         if self.concept is not None:
