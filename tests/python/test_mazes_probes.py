@@ -162,7 +162,7 @@ def test_walls_are_read_where_they_are(model: clew.Model, monkeypatch: pytest.Mo
 
 def test_one_run_serves_all_tokens(model: clew.Model) -> None:
     train, test = mazes.generate(90, 3, seed=1, split="train"), mazes.generate(40, 3, seed=2, split="test")
-    positions = ["path_start", "target_end", "origin_start"]  # in any order
+    positions = ["target_end", "path_start", "origin_start"]  # in any order
     along = mazes.wall_probes_along(model, train, test, positions=positions, methods=["logistic", "ridge"], lam=1e-2)
     assert list(along) == positions
     for position in positions:
