@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,15 @@ def run(
     return result
 
 
-def _folder(out: str, force: bool) -> Path:
-    """The folder to write to: new, empty, or --force."""
+def _folder(out: str | None, name: str, force: bool) -> Path | None:
+    """The folder to write to: new, empty, or --force; where none was named, a new one in out/. None: figures cannot be
+    drawn, and none were asked for."""
+    if out is None:
+        if importlib.util.find_spec("matplotlib") is None:
+            print(f"{name}: only printed: figures need matplotlib: pip install 'clew[plot]'", file=sys.stderr)
+            return None
+        tries = (Path("out", name if n == 1 else f"{name}-{n}") for n in count(1))
+        return check_folder(out=next(folder for folder in tries if not folder.exists()))
     folder = check_folder(out=out)
     if folder.exists() and any(folder.iterdir()) and not force:
         raise ConfigError(
@@ -90,7 +99,7 @@ def _seed(text: str) -> int:
 
 def _act(args: argparse.Namespace) -> None:
     paper: Paper = args.paper
-    folder = None if args.out is None else _folder(args.out, args.force)  # before the work, not after it
+    folder = None if args.dry else _folder(args.out, paper.name, args.force)  # before the work, not after it
     text = None if args.text is None else _text(args.text)
     with listening(lambda part: print(f"{paper.name}: {part} ...", file=sys.stderr, flush=True)):
         result = run(paper, args.model, text, not args.full, args.seed)
@@ -98,7 +107,7 @@ def _act(args: argparse.Namespace) -> None:
     print(f"{details}\n\n{result.table()}" if details else result.table())  # the verdicts last: they stay in sight
     if folder is not None:
         files = result.save(folder, overwrite=args.force)
-        print(f"\nMade {len(files)} files in {args.out}: {', '.join(path.name for path in files)}")
+        print(f"\nMade {len(files)} files in {folder}: {', '.join(path.name for path in files)}")
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -123,7 +132,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
             "what was measured and the verdict.",
         )
         sub.add_argument("model", nargs="?", metavar="MODEL", help=f"({paper.model or 'it trains its own networks'})")
-        sub.add_argument("--out", metavar="DIR", help="folder for table.txt, result.json and figures")
+        where = sub.add_mutually_exclusive_group()
+        where.add_argument("--out", metavar="DIR", help="folder for table.txt, result.json and figures (a new one: "
+                           f"out/{paper.name}, out/{paper.name}-2, ...)")  # fmt: skip
+        where.add_argument("--dry", action="store_true", help="print the table, write nothing")
         sub.add_argument("--force", action="store_true", help="write into a folder that is not empty")
         sub.add_argument("--text", metavar="FILE", help="a text instead of the bundled one")
         sub.set_defaults(act=_act, paper=paper)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -118,6 +120,27 @@ def test_command_of_a_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "exists and is not empty" in capsys.readouterr().err
     assert cli.main(["adaptive", "stories260K"]) == 2
     assert "trains its own networks" in capsys.readouterr().err
+
+
+def test_a_command_makes_a_new_folder_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing that an earlier run wrote is written over, and --dry writes nothing."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["geometry", "stories260K", "--dry"]) == 0
+    assert "Made" not in capsys.readouterr().out and not any(tmp_path.iterdir())
+    for folder in ("geometry", "geometry-2"):
+        assert cli.main(["geometry", "stories260K"]) == 0
+        assert f"files in out/{folder}: table.txt, result.json, " in capsys.readouterr().out
+        result = json.loads((tmp_path / "out" / folder / "result.json").read_text(encoding="utf-8"))
+        assert (result["seed"], result["version"]) == (0, clew.__version__)
+        assert list((tmp_path / "out" / folder).glob("*.png"))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
+    assert cli.main(["geometry", "stories260K"]) == 0
+    shown = capsys.readouterr()
+    assert "only printed: figures need matplotlib: pip install 'clew[plot]'" in shown.err and "paper:" in shown.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["geometry", "geometry-2"]
 
 
 def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
