@@ -3,9 +3,8 @@
 Every row of the paper's Table 1 on 1,000 mazes of each kind; probes for every inner wall at <PATH_START>, learned from
 15,000 mazes as the paper's, and at <ORIGIN_END>; ridge probes at every token before the path, from 5,000 of them; and
 what walks do once one wall is flipped along the probes' directions at these two tokens, in 300 mazes, at every layer.
-Writes
-evaluation.json beside this file, with the seeds, and prints the tables that README.md shows; takes some minutes, and
-starts again from nothing when it is stopped. `clew mazes --full` measures all the rest.
+Writes evaluation.json beside this file, with the seeds, and prints the tables that README.md shows; takes about ten
+minutes, and starts again from nothing when it is stopped. `clew mazes --full` measures all the rest.
 """
 
 from __future__ import annotations
