@@ -115,7 +115,7 @@ struct clew_adaptive_chunk_f64;
                         size_t e, size_t n_rot, bool adjacent);                                                          \
     /* One row: its negative log-likelihood; dlogits = weight (softmax − one-hot), not in the logits' place. */        \
     double (*cross_entropy)(real * dlogits, const real *logits, size_t target, size_t n, real weight);                   \
-    void (*column_sums)(real * out, const real *x, ptrdiff_t ld, size_t rows, size_t n);                                 \
+    void (*column_sums)(real * out, const real *x, ptrdiff_t ld, size_t rows, size_t n, bool add);                       \
     /* adaptive.h: a chunk of contexts through the constrained transformer; variance left by a message. */               \
     void (*adaptive)(const struct clew_adaptive_chunk##suffix *chunk);                                                   \
     double (*expected_variance)(const real *joint, size_t ld, const real *squares, size_t points, size_t n);             \

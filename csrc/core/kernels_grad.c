@@ -205,13 +205,29 @@ double K(cross_entropy)(real *dlogits /* [n] */, const real *logits /* [n] */, s
   return (double)most + __builtin_log((double)sum) - picked;
 }
 
-void K(column_sums)(real *out /* [n] */, const real *x /* [rows, n] */, ptrdiff_t ld, size_t rows, size_t n) {
-  for (size_t j = 0; j < n; j++)
-    out[j] = 0;
-  for (size_t r = 0; r < rows; r++) {
-    const real *row = x + (ptrdiff_t)r * ld;
-#pragma omp simd
-    for (size_t j = 0; j < n; j++)
-      out[j] += row[j];
+void K(column_sums)(real *out /* [n] */, const real *x /* [rows, n] */, ptrdiff_t ld, size_t rows, size_t n, bool add) {
+  size_t j = 0;
+  for (; j + 2 * LANES <= n; j += 2 * LANES) {
+    vec sum[2][4] = {{{0}}}; /* of every fourth row: additions that need not wait for each other */
+    const real *at = x + j;
+    for (size_t r = 0; r + 4 <= rows; r += 4, at += 4 * ld)
+#pragma GCC unroll 4
+      for (size_t i = 0; i < 4; i++)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < 2; v++)
+          sum[v][i] += load(at + (ptrdiff_t)i * ld + (ptrdiff_t)(v * LANES));
+    for (size_t v = 0; v < 2; v++) {
+      for (size_t i = 0; i < rows % 4; i++)
+        sum[v][i] += load(at + (ptrdiff_t)i * ld + (ptrdiff_t)(v * LANES));
+      const vec all = (sum[v][0] + sum[v][1]) + (sum[v][2] + sum[v][3]);
+      real *to = out + j + v * LANES;
+      store(to, add ? load(to) + all : all);
+    }
+  }
+  for (; j < n; j++) {
+    real sum = 0;
+    for (size_t r = 0; r < rows; r++)
+      sum += x[(ptrdiff_t)r * ld + (ptrdiff_t)j];
+    out[j] = add ? out[j] + sum : sum;
   }
 }

@@ -186,7 +186,7 @@ void K(softmax_grad)(real *g, const real *p, ptrdiff_t ld, size_t m, size_t n);
 void K(rotary_grad)(real *x, const int32_t *pos, const real *cosine, const real *sine, size_t rows, size_t heads,
                     size_t e, size_t n_rot, bool adjacent);
 double K(cross_entropy)(real *dlogits, const real *logits, size_t target, size_t n, real weight);
-void K(column_sums)(real *out, const real *x, ptrdiff_t ld, size_t rows, size_t n);
+void K(column_sums)(real *out, const real *x, ptrdiff_t ld, size_t rows, size_t n, bool add);
 void K(adaptive)(const struct R(clew_adaptive_chunk) * chunk);
 double K(expected_variance)(const real *joint, size_t ld, const real *squares, size_t points, size_t n);
 

@@ -24,6 +24,7 @@
 #define DEPTH ((size_t)(1536 / REAL_BYTES)) /* of k at a time: a panel of rows leaves room in 32 KiB */
 #define ROWS ((size_t)1024)
 #define COLUMNS ((size_t)320)
+#define CONFLICT 2048
 #define A_VALUES (DEPTH * (ROWS + ROWS / TILE_ROWS * (PANEL_ROWS - TILE_ROWS) + 2 * PANEL_ROWS))
 
 _Static_assert((A_VALUES + DEPTH * COLUMNS) * REAL_BYTES <= CLEW_PACK_BYTES, "room for the panels");
@@ -145,10 +146,21 @@ INLINE void fill(real *out, const real *in, ptrdiff_t along, ptrdiff_t across, s
     for (; across == 1 && j + width <= n; j += step, to += k * width)
       for (size_t l = 0; l < width; l += LANES)
         store(to + l, load(row + j + l));
-    for (; j < n; j += step, to += k * width)
-      for (size_t l = 0; l < width; l++)
-        to[l] = j + l < n ? row[(ptrdiff_t)(j + l) * across] : (real)0;
+    for (; j < n; j += step, to += k * width) {
+      const size_t left = least(n - j, width);
+      for (size_t l = 0; l < width; l += LANES)
+        store(to + l, (vec){0});
+      for (size_t l = 0; l < left; l++)
+        to[l] = row[(ptrdiff_t)(j + l) * across];
+    }
   }
+}
+
+/* out [n, ld] = alpha · in [n, k], rows a little farther apart than they are long. */
+INLINE void copy_rows(real *out, size_t ld, const real *in, ptrdiff_t ld_in, size_t n, size_t k, real alpha) {
+  for (size_t i = 0; i < n; i++, in += ld_in, out += ld)
+    for (size_t p = 0; p < k; p++)
+      out[p] = alpha * in[p];
 }
 
 void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k] */, ptrdiff_t rs_a, ptrdiff_t cs_a,
@@ -157,7 +169,7 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
   const ptrdiff_t item = sizeof(real);
   real *columns_of_b = room, *rows_of_a = room + DEPTH * COLUMNS; /* panels */
   /* Contiguous rows of a serve as they are, but where their distance puts them into the same lines of the cache. */
-  const bool as_it_is = cs_a == 1 && alpha == (real)1 && rs_a * item % 2048 != 0;
+  const bool as_it_is = cs_a == 1 && alpha == (real)1 && rs_a * item % CONFLICT != 0;
   const size_t blocks = (k + DEPTH - 1) / DEPTH;
   for (size_t block = 0, p = 0, depth; block < blocks; block++, p += depth) {
     depth = k / blocks + (block < k % blocks);
@@ -167,7 +179,12 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
       const real *own = a + (ptrdiff_t)first * rs_a + (ptrdiff_t)p * cs_a;
       rows_of rows = {(const char *)own, rs_a * item, cs_a * item};
       ptrdiff_t next = TILE_ROWS * rows.row; /* from a tile's rows to the next ones */
-      if (!as_it_is) {
+      if (!as_it_is && cs_a == 1) {
+        const size_t ld = (depth + LANES - 1) / LANES * LANES + LANES;
+        copy_rows(rows_of_a, ld, own, rs_a, n_rows, depth, alpha);
+        rows = (rows_of){(const char *)rows_of_a, (ptrdiff_t)ld * item, item};
+        next = TILE_ROWS * rows.row;
+      } else if (!as_it_is) {
         fill(rows_of_a, own, cs_a, rs_a, depth, n_rows, TILE_ROWS, PANEL_ROWS);
         const size_t values = (n_rows + TILE_ROWS - 1) / TILE_ROWS * PANEL_ROWS * depth;
         for (size_t t = 0; t < values && alpha != (real)1; t++)

@@ -203,72 +203,65 @@ void R(clew_op_linear_dx)(const clew_exec *x, const clew_step *s) {
   clew_pool_for(job.tiling[0].n_rows * job.tiling[0].n_cols, R(dx_task), &job, x->n_slots, x->cancel);
 }
 
-/* Tiles of a weight's gradient: enough for the threads, by shape only; each sums over all rows. */
-static clew_tiling R(dw_tiling)(const clew_matrix *w) {
-  const size_t n = w->n * w->groups;
-  clew_tiling t = {.rows = w->k <= CLEW_DW_ROWS ? (w->k + 1) / 2 : CLEW_DW_ROWS,
-                   .cols = n <= CLEW_DW_COLS ? n : CLEW_DW_COLS};
-  t.n_rows = (w->k + t.rows - 1) / t.rows;
-  t.n_cols = (n + t.cols - 1) / t.cols;
+/* Tiles of a weight's gradient: near to squares, as both operands are copied for each, and two or more. Each sums over
+ * all rows. */
+static clew_tiling R(dw_tiling)(size_t k, size_t n) {
+  clew_tiling t = {.n_rows = (k + CLEW_DW_TILE - 1) / CLEW_DW_TILE, .n_cols = (n + CLEW_DW_TILE - 1) / CLEW_DW_TILE};
+  if (t.n_rows * t.n_cols == 1) {
+    *(k > n ? &t.n_rows : &t.n_cols) = 2;
+  }
+  t.rows = (k + t.n_rows - 1) / t.n_rows, t.cols = (n + t.n_cols - 1) / t.n_cols;
   return t;
 }
 
-#define CLEW_SUM_COLS 64
-
+/* A tile of dW = inᵀ g and, beside its first rows, of db = Σ g, while g is in cache. */
 static void R(dw_task)(void *ctx, size_t index, unsigned slot) {
+  (void)slot;
   const R(back_job) *job = ctx;
   const clew_exec *x = job->x;
   const clew_step *s = job->s;
-  int32_t part = 0;
-  while (index >= job->first[part + 1]) {
-    part++;
+  int32_t i = 0;
+  while (index >= job->first[i + 1]) {
+    i++;
   }
-  index -= job->first[part];
-  const int32_t i = part / 2;
-  const real *g = clew_buffer_data(x, s->dw.g[i]);
-  const size_t n = clew_cols(x, s->dw.g[i]);
-  if (part % 2 == 1) {
-    const size_t col = index * CLEW_SUM_COLS;
-    R(clew_get_kernels)
-    ()->column_sums((real *)clew_grad_data(x, s->dw.b[i]) + col, g + col, (ptrdiff_t)n, job->n_rows,
-                    clew_min(CLEW_SUM_COLS, n - col));
-    return;
-  }
-  const clew_matrix *w = s->dw.matrix[i];
+  index -= job->first[i];
   const clew_tiling *t = &job->tiling[i];
+  const size_t k = clew_cols(x, s->dw.in[i]), n = clew_cols(x, s->dw.g[i]);
   const size_t row = index % t->n_rows * t->rows, col = index / t->n_rows * t->cols;
-  const clew_grad *grad = &x->plan->grads[s->dw.w[i]];
-  ptrdiff_t rs = (ptrdiff_t)grad->info.cols, cs = 1;
-  if (w == &x->model->W_U && grad->info.weight == CLEW_WEIGHT_W_E) { /* tied: the embedding's gradient, transposed */
-    cs = rs, rs = 1;
+  const size_t rows = row < k ? clew_min(t->rows, k - row) : 0, cols = col < n ? clew_min(t->cols, n - col) : 0;
+  const real *in = (const real *)clew_buffer_data(x, s->dw.in[i]) + row; /* [all rows, k] */
+  const real *g = (const real *)clew_buffer_data(x, s->dw.g[i]) + col;   /* [all rows, n] */
+  real *dw = NULL, *db = NULL;
+  ptrdiff_t rs = (ptrdiff_t)n, cs = 1;
+  if (s->dw.w[i] != CLEW_NONE) {
+    const clew_grad *grad = &x->plan->grads[s->dw.w[i]];
+    rs = (ptrdiff_t)grad->info.cols;
+    if (s->dw.matrix[i] == &x->model->W_U && grad->info.weight == CLEW_WEIGHT_W_E) { /* tied: that of W_E, transposed */
+      cs = rs, rs = 1;
+    }
+    dw = (real *)clew_grad_data(x, s->dw.w[i]) + (ptrdiff_t)row * rs + (ptrdiff_t)col * cs;
   }
-  real *out = (real *)clew_grad_data(x, s->dw.w[i]) + (ptrdiff_t)row * rs + (ptrdiff_t)col * cs;
-  const real *in = (const real *)clew_buffer_data(x, s->dw.in[i]) + row;
-  const size_t rows = clew_min(t->rows, w->k - row), cols = clew_min(t->cols, n - col);
-  real *turned = (real *)(x->slots + slot * x->plan->slot_bytes); /* [rows, CLEW_SUM_ROWS] */
-  for (size_t at = 0; at < job->n_rows; at += CLEW_SUM_ROWS) {
+  if (s->dw.b[i] != CLEW_NONE && row == 0) {
+    db = (real *)clew_grad_data(x, s->dw.b[i]) + col;
+  }
+  for (size_t at = 0; at < job->n_rows; at += CLEW_SUM_ROWS, in += CLEW_SUM_ROWS * k, g += CLEW_SUM_ROWS * n) {
     const size_t depth = clew_min(CLEW_SUM_ROWS, job->n_rows - at);
-    R(turn)(turned, CLEW_SUM_ROWS, in + at * w->k, w->k, rows, depth);
-    (void)R(clew_gemm)(out, rs, cs, turned, CLEW_SUM_ROWS, 1, g + at * n + col, (ptrdiff_t)n, 1, rows, cols, depth, 1,
-                       at > 0 ? 1 : 0);
+    if (db != NULL) {
+      R(clew_get_kernels)()->column_sums(db, g, (ptrdiff_t)n, depth, cols, at > 0);
+    }
+    if (dw != NULL) {
+      (void)R(clew_gemm)(dw, rs, cs, in, 1, (ptrdiff_t)k, g, (ptrdiff_t)n, 1, rows, cols, depth, 1, at > 0 ? 1 : 0);
+    }
   }
 }
 
 void R(clew_op_linear_dw)(const clew_exec *x, const clew_step *s) {
   R(back_job) job = {.x = x, .s = s, .n_rows = x->plan->rows[s->rowset].n_rows};
-  for (int32_t i = 0; i < 3; i++) {
-    size_t tiles = 0, sums = 0;
-    if (i < s->dw.n_parts && s->dw.w[i] != CLEW_NONE) {
-      job.tiling[i] = R(dw_tiling)(s->dw.matrix[i]);
-      tiles = job.tiling[i].n_rows * job.tiling[i].n_cols;
-    }
-    if (i < s->dw.n_parts && s->dw.b[i] != CLEW_NONE) {
-      sums = (clew_cols(x, s->dw.g[i]) + CLEW_SUM_COLS - 1) / CLEW_SUM_COLS;
-    }
-    job.first[2 * i + 1] = job.first[2 * i] + tiles;
-    job.first[2 * i + 2] = job.first[2 * i + 1] + sums;
+  for (int32_t i = 0; i < s->dw.n_parts; i++) {
+    job.tiling[i] = R(dw_tiling)(clew_cols(x, s->dw.in[i]), clew_cols(x, s->dw.g[i]));
+    job.first[i + 1] = job.first[i] + job.tiling[i].n_rows * job.tiling[i].n_cols;
   }
-  clew_pool_for(job.first[6], R(dw_task), &job, x->n_slots, x->cancel);
+  clew_pool_for(job.first[s->dw.n_parts], R(dw_task), &job, x->n_slots, x->cancel);
 }
 
 /* Products of heads apart: of RESULT (rows of W belong to heads) and HEADS (its columns). */
@@ -296,7 +289,8 @@ static void R(heads_grad_task)(void *ctx, size_t head, unsigned slot) {
     (void)R(clew_gemm)(dw, (ptrdiff_t)n_all, 1, in, 1, ld_in, g, ld_g, 1, k, n, job->n_rows, 1, 0);
   }
   if (s->heads_grad.b != CLEW_NONE) {
-    R(clew_get_kernels)()->column_sums((real *)clew_grad_data(x, s->heads_grad.b) + col, g, ld_g, job->n_rows, n);
+    R(clew_get_kernels)
+    ()->column_sums((real *)clew_grad_data(x, s->heads_grad.b) + col, g, ld_g, job->n_rows, n, false);
   }
 }
 

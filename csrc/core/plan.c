@@ -570,8 +570,6 @@ static size_t slot_bytes(const clew_builder *b) {
     } else if (s->op == CLEW_OP_ATTENTION_GRAD || s->op == CLEW_OP_SOFTMAX_GRAD) {
       const size_t queries = (size_t)plan->longest < CLEW_QUERY_BLOCK ? (size_t)plan->longest : CLEW_QUERY_BLOCK;
       values = 3 * queries * (size_t)plan->most_keys + 3 * CLEW_QUERY_BLOCK;
-    } else if (s->op == CLEW_OP_LINEAR_DW) {
-      values = (size_t)CLEW_DW_ROWS * CLEW_SUM_ROWS;
     } else if (s->op == CLEW_OP_LOSS || s->op == CLEW_OP_METRIC) {
       values = (size_t)CLEW_LOSS_ROWS * CLEW_LOSS_COLS + 2 * CLEW_LOSS_ROWS;
     } else if (s->op == CLEW_OP_LINEAR && s->linear.part[0].out != CLEW_NONE &&

@@ -307,10 +307,9 @@ static inline bool clew_last_only(clew_logits logits) { return logits == CLEW_LO
 #define CLEW_LOSS_ROWS 256
 #define CLEW_LOSS_COLS 1024
 
-/* A tile of a weight's gradient, and how many rows are summed at a time: turned, they stay in cache. */
-#define CLEW_DW_ROWS 128
-#define CLEW_DW_COLS 512
-#define CLEW_SUM_ROWS 256
+/* The longest side of a tile of a weight's gradient, and how many rows are summed at a time. */
+#define CLEW_DW_TILE 256
+#define CLEW_SUM_ROWS 384
 
 /* How a product of m rows and n columns is cut into tiles: by shape only. */
 typedef struct clew_tiling {
