@@ -261,6 +261,6 @@ def test_results_are_told_in_few_lines() -> None:
     for result in results:
         told = repr(result)
         assert "array(" not in told and len(told.splitlines()) < 20 and max(map(len, told.splitlines())) < 160, told
-    assert "walls of 4 × 4 mazes at path_start, 12 mazes to learn from, 6 held out" in repr(PROBES)
+    assert "walls of 4 × 4 mazes at <PATH_START>, 12 mazes to learn from, 6 held out" in repr(PROBES)
     assert repr(PROBES["ridge"]).startswith("WallScores of 2 layers: best is layer")
     assert "next step right" in repr(route) and "pairs that differ in one edge" in repr(results[8])

@@ -14,6 +14,7 @@ import pytest
 from clew import ConfigError, SiteError, TokenError, cli, mazes
 from clew.mazes import claims
 from clew.mazes import demo as maze_demo
+from clew.mazes.prompts import FIXED
 
 CONFIG = mazes.hallway_config(
     n_layers=2, d_model=32, n_heads=2, d_mlp=64, d_vocab=11 + 9, n_ctx=64, initializer_range=0.1,
@@ -44,6 +45,15 @@ def test_what_it_holds(model: clew.Model, result: mazes.MazeExperiment) -> None:
         result.walls["ridge"].accuracy,
         mazes.wall_probes(model, train, test, methods=["ridge"], seed=4)["ridge"].accuracy,
     )
+    before = mazes.wall_probes(model, train, test, position="origin_end", methods=["ridge"])["ridge"]
+    assert np.allclose(result.walls_along["origin_end"]["ridge"].accuracy, before.accuracy, atol=1e-4)
+    assert result.walls is result.walls_along["path_start"]
+    for flips, walls in ((result.flips, result.walls), (result.flips_before, result.walls_along["origin_end"])):
+        assert flips.position == walls.position and flips.layers == (walls["ridge"].best,)
+    shown, tok = result.shown, mazes.tokenizer_of(model)
+    read = model.run(tok.encode(shown.maze, path=False)[:-3], capture="resid_post")["resid_post", shown.layer][:, -1]
+    assert shown.position == "origin_end" and shown.layer == before.best
+    assert np.allclose(shown.openness, result.walls_along["origin_end"].openness(read, shown.layer)[0], atol=1e-4)
     evaluated = mazes.evaluate(model, mazes.generate(150, 3, "prdfs", 4, split="test"), seed=4)
     assert result.rows["prdfs"] == dict(evaluated)
     assert result.embedding["l1"].r == mazes.embedding_distances(model, grid=3).r
@@ -63,11 +73,14 @@ def test_files_and_figures(result: mazes.MazeExperiment, tmp_path: Path) -> None
     numbers = saved["numbers"]
     assert numbers["rows"]["rdfs"]["exact"]["n"] == 150
     assert numbers["walls"]["scores"]["ridge"]["accuracy"] == result.walls["ridge"].accuracy.tolist()
-    assert {"lens", "adjacency", "ablation", "patching", "flips", "start", "route"} <= set(numbers)
+    assert {"lens", "adjacency", "ablation", "patching", "flips", "flips_before", "start", "route"} <= set(numbers)
+    assert set(numbers["walls_along"]) == set(FIXED)
     assert "shown" not in numbers and "nan" not in (tmp_path / "table.txt").read_text(encoding="utf-8")
     assert {claim.figure for claim in result.claims} - {None} <= set(result.figures())
     assert all(claim.paper == 5 and claim.says and claim.measured for claim in result.claims)
     details = result.details()
+    assert "at <PATH_START>, 2,000 mazes" in details and "from <ORIGIN_END> on" in details
+    assert "ridge probes by the token they read" in details
     assert "150 mazes of 3 × 3" in details and "minimal pairs" in details and LINE in details
 
 
@@ -124,6 +137,11 @@ def test_verdicts_follow_the_numbers(result: mazes.MazeExperiment) -> None:
                                      low=np.array([0.7, accuracy - 0.01]))  # fmt: skip
         found = judged(result, walls=dataclasses.replace(walls, scores={"ridge": better}))[text]
         assert found.verdict == want and f"{accuracy:.1%}" in found.measured and "majority" in found.measured
+    along = {at: dataclasses.replace(one, scores={"ridge": dataclasses.replace(
+        one["ridge"], accuracy=np.array([0.5, 0.92 if at == "target_end" else 0.6]))})
+        for at, one in result.walls_along.items()}  # fmt: skip
+    found = judged(result, walls_along=along)[text]
+    assert found.verdict == "does not hold" and "before it (ours) is <TARGET_END>: 92.0%" in found.measured
     bag = dataclasses.replace(result.walls_bag["ridge"], accuracy=np.array([0.96]))
     better = dataclasses.replace(better, accuracy=np.array([0.8, 0.95]), low=np.array([0.79, 0.94]))
     parts = {"walls": dataclasses.replace(walls, scores={"ridge": better}),
@@ -196,6 +214,19 @@ def test_verdicts_of_causal_tests(result: mazes.MazeExperiment) -> None:
     for other, want in ((above, "holds"), (none, "does not hold")):
         contrast = {kind: {"other wall": [above], "random": [other]} for kind in result.flips.kinds}
         assert judged(result, flips=dataclasses.replace(result.flips, contrast=contrast))[text].verdict == want
+    before = dataclasses.replace(result.flips_before, contrast=contrast)
+    assert judged(result, flips_before=before)[text].verdict == judged(result)[text].verdict
+
+    def moved(flips: mazes.WallFlips, share: int) -> mazes.WallFlips:
+        """As if so many of 50 walks had moved."""
+        each = np.arange(50) < share
+        rows = tuple(dataclasses.replace(row, moved=mazes.Rate(share, 50), moved_each=each) for row in flips.rows)
+        return dataclasses.replace(flips, rows=rows)
+
+    for here, there, words in ((10, 40, "better (open, close): open +60.0 ["), (40, 10, "less (open, close)"),
+                               (20, 20, "no better: open +0.0 [+0.0, +0.0] points")):  # fmt: skip
+        found = judged(result, flips=moved(result.flips, here), flips_before=moved(result.flips_before, there))[text]
+        assert f"Walls read at <ORIGIN_END> steer the walk {words}" in found.measured
 
 
 def test_the_demonstration(model: clew.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

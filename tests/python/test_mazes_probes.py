@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import clew
 import numpy as np
 import pytest
 from clew import ConfigError, ShapeError, TokenError, mazes, probe
-from clew.mazes.probes import _auc
-from clew.mazes.prompts import bootstrap, path_prompts, residuals
+from clew.mazes.probes import _auc, best_position, by_position
+from clew.mazes.prompts import BEFORE, FIXED, POSITIONS, bootstrap, path_prompts, reading_prompts, residuals
 from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.stats import bootstrap as scipy_bootstrap
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -85,6 +87,104 @@ def test_walls_at_every_layer(model: clew.Model) -> None:
     frequent = truth.mean(0) >= 0.5
     assert found.majority == pytest.approx((other == frequent).mean())
     assert found.wall((0, 0), (1, 0)) == 0 and found.openness(x[:2], 0).shape == (2, 2, 3, 3)
+
+
+def test_prompts_end_with_the_token_that_is_read() -> None:
+    ms, tok = mazes.generate(9, 4, seed=3), mazes.Tokenizer(5)
+    whole = tok.encode_batch(ms)
+    for position in FIXED:
+        asked = reading_prompts(ms, tok, position)
+        for row, tokens, k in zip(asked.tokens, whole, ms.path_lengths, strict=True):
+            assert tok.decode(row[-1:]) == [f"<{position.upper()}>"]
+            assert np.array_equal(row, tokens[: len(row)]) and len(tokens) - len(row) == k + 1 + BEFORE.get(position, 0)
+        assert (asked.step == -1 - BEFORE.get(position, 0)).all()
+        assert np.array_equal(asked.here, ms.ends[:, 0]) and np.array_equal(asked.following, ms.ends[:, 0])
+    for position in ("origin", "path"):
+        ours, theirs = reading_prompts(ms, tok, position, 7), path_prompts(ms, tok, position, 7)
+        assert all(map(np.array_equal, ours.tokens, theirs.tokens))
+    names = ", ".join((*POSITIONS, *BEFORE))
+    for wrong in ("end", "nonend", None):
+        with pytest.raises(ConfigError, match=f"position = {wrong!r}: one of {names}$"):
+            reading_prompts(ms, tok, wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("position", BEFORE)
+def test_probes_read_the_stream_at_their_token(model: clew.Model, position: str) -> None:
+    """At its index within the whole text, which comes after it and must not matter."""
+    train, test = mazes.generate(150, 3, seed=1, split="train"), mazes.generate(40, 3, seed=2, split="test")
+    found = mazes.wall_probes(model, train, test, position=position, methods=["ridge"], lam=1e-2)
+    route = mazes.route_probes(model, train, test, position=position, lam=1e-2)
+    assert found.position == route.position == position
+    tok, streams = mazes.tokenizer_of(model), []
+    for ms in (train, test):
+        texts = tok.encode_batch(ms)
+        run = model.run(texts, capture="resid_post", logits=None).stack("resid_post")
+        at = [int(np.flatnonzero(row == tok.ids[f"<{position.upper()}>"])[0]) for row in texts]
+        streams.append(run[:, np.arange(len(at)), at])
+    truth, other = mazes.walls_of(train).astype(float), mazes.walls_of(test)
+    steps = test.path_lengths - 1
+    for layer, (x, xt) in enumerate(zip(*streams, strict=True)):
+        theirs = Ridge(alpha=1e-2 * np.trace(np.cov(x.T, bias=True)) / 24 * len(x))
+        right = (theirs.fit(x, truth).predict(xt) > 0.5) == other
+        assert found["ridge"].accuracy[layer] == pytest.approx(right.mean(), abs=1e-3)
+        error = theirs.fit(x, train.path_lengths - 1).predict(xt) - steps
+        assert route.distance_r2[layer] == pytest.approx(1 - np.mean(error**2) / steps.var())
+
+
+def test_walls_are_read_where_they_are(model: clew.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted streams that hold the walls at <ORIGIN_END> alone, in the last layer."""
+    tok = mazes.tokenizer_of(model)
+    rng = np.random.default_rng(6)
+    mix = rng.standard_normal((12, 24))
+
+    def planted(_: Any, prompts: Any, size: int = 32, back: Any = (0,)) -> Any:
+        for rows, tokens in prompts.batches(size):
+            x = rng.standard_normal((len(back), 2, len(tokens), 24))
+            for place, b in enumerate(back):
+                if tok.decode(tokens[0][[len(tokens[0]) - 1 - b]]) == ["<ORIGIN_END>"]:
+                    x[place, 1] = 0.1 * x[place, 1] + mazes.walls_of(prompts.mazes[rows]) @ mix
+            yield rows, x.reshape(-1, len(tokens), 24)
+
+    monkeypatch.setattr(mazes.probes, "residuals", planted)
+    train, test = mazes.generate(400, 3, seed=1, split="train"), mazes.generate(60, 3, seed=2, split="test")
+    along = mazes.wall_probes_along(model, train, test)
+    assert tuple(along) == FIXED and best_position(along) == "origin_end"
+    for position in FIXED:
+        for found in (along[position], mazes.wall_probes(model, train, test, position=position, methods=["ridge"])):
+            ridge, here = found["ridge"], position == "origin_end"
+            assert ridge.accuracy[0] < found.majority + 0.05 and (ridge.accuracy[1] > 0.98) == here
+            assert ridge.control.max() < found.majority + 0.05
+    text = by_position(along)
+    assert "400 mazes to learn from, 60 held out" in text and len(text.splitlines()) == 2 + len(FIXED)
+    line = next(line for line in text.splitlines() if line.startswith("<ORIGIN_END>"))
+    assert f"{100 * along['origin_end']['ridge'].accuracy[1]:.1f}" in line
+
+
+def test_one_run_serves_all_tokens(model: clew.Model) -> None:
+    train, test = mazes.generate(90, 3, seed=1, split="train"), mazes.generate(40, 3, seed=2, split="test")
+    positions = ["target_end", "path_start", "origin_start"]  # in any order
+    along = mazes.wall_probes_along(model, train, test, positions=positions, methods=["logistic", "ridge"], lam=1e-2)
+    assert list(along) == positions
+    for position in positions:
+        alone = mazes.wall_probes(model, train, test, position=position, lam=1e-2)
+        found = along[position]
+        assert (found.position, found.n_train, found.n_test) == (position, 90, 40)
+        assert found.majority == alone.majority and found.always_wall == alone.always_wall
+        assert np.allclose(found.probes["ridge"].weight, alone.probes["ridge"].weight)
+        for method in ("ridge", "logistic"):
+            for key in ("accuracy", "low", "per_wall", "control", "exact", "tree_exact", "tree_accuracy"):
+                assert np.allclose(getattr(found[method], key), getattr(alone[method], key), atol=0.05), (method, key)
+            assert np.allclose(found[method].accuracy, alone[method].accuracy, atol=2e-3)
+    with pytest.raises(
+        ConfigError, match=r"wall_probes_along: positions = \['origin'\]: of 'adjlist_end', 'origin_start'"
+    ):
+        mazes.wall_probes_along(model, train, test, positions=["origin"])
+    with pytest.raises(ConfigError, match="wall_probes_along: positions"):
+        mazes.wall_probes_along(model, train, test, positions=[])
+    with pytest.raises(ConfigError, match="wall_probes_along: methods"):
+        mazes.wall_probes_along(model, train, test, methods=["lasso"])
+    with pytest.raises(ConfigError, match="wall_probes_along: 47 mazes' walls are in both parts"):
+        mazes.wall_probes_along(model, train, train)
 
 
 def test_what_wall_probes_refuse(model: clew.Model) -> None:

@@ -32,8 +32,17 @@ def train() -> mazes.Mazes:
 
 
 @pytest.fixture(scope="module")
-def probes(model: clew.Model, test: mazes.Mazes) -> mazes.WallProbes:
-    return mazes.wall_probes(model, mazes.generate(150, 4, seed=4, split="train"), test, methods=["ridge"])
+def along(model: clew.Model, test: mazes.Mazes) -> dict[str, mazes.WallProbes]:
+    return mazes.wall_probes_along(model, mazes.generate(150, 4, seed=4, split="train"), test)
+
+
+@pytest.fixture(scope="module")
+def probes(along: dict[str, mazes.WallProbes]) -> mazes.WallProbes:
+    return along["path_start"]
+
+
+BACK = {"path_start": 0, "origin_end": 4, "adjlist_end": 7}  # tokens before <PATH_START>
+POSITIONS = pytest.mark.parametrize("position", BACK)
 
 
 # ---- Walls ----------------------------------------------------------------------------------------------------------
@@ -94,13 +103,17 @@ def test_other_walls_are_in_the_same_state_and_away() -> None:
     assert np.mean(touching) < 0.2
 
 
+@POSITIONS
 @pytest.mark.parametrize("layer", [0, 1])
-def test_changes_of_the_stream(model: clew.Model, test: mazes.Mazes, probes: mazes.WallProbes, layer: int) -> None:
-    case = case_of(test, "close")
+def test_changes_of_the_stream(
+    model: clew.Model, test: mazes.Mazes, along: dict[str, mazes.WallProbes], layer: int, position: str
+) -> None:
+    case, probes, back = case_of(test, "close"), along[position], BACK[position]
     flips = steering._Flips(model, case, probes, [0, 1], 1.5, TOK, 0)
     n = len(case.wall)
     tokens = case.prompts.tokens
-    begin = [int(np.flatnonzero(row == TOK.ids["<PATH_START>"])[0]) for row in tokens]
+    begin = [int(np.flatnonzero(row == TOK.ids["<PATH_START>"])[0]) - back for row in tokens]
+    assert all(TOK.decode(row[[at]]) == [f"<{position.upper()}>"] for row, at in zip(tokens, begin, strict=True))
     probe = probes.probes["ridge"].layer(layer)
     plain_run = model.run(tokens, capture=[("resid_post", layer)])
     rows = np.arange(n)
@@ -118,8 +131,9 @@ def test_changes_of_the_stream(model: clew.Model, test: mazes.Mazes, probes: maz
             if change == "flip":
                 assert said[i, own] == pytest.approx(was[i, own] + 1.5)
             elif change == "erase":
-                assert said[i, begin[i]] == pytest.approx(flips.levels[layer, 0, case.wall[i]], abs=1e-12)
-                assert said[i, begin[i] + 1 : len(tokens[i])] == pytest.approx(flips.levels[layer, 1, case.wall[i]])
+                way = begin[i] + back + 1
+                assert said[i, begin[i] : way] == pytest.approx(flips.levels[layer, :-1, case.wall[i]], abs=1e-12)
+                assert said[i, way : len(tokens[i])] == pytest.approx(flips.levels[layer, -1, case.wall[i]])
                 moved = (x - before)[i, own]
                 direction = probe.weight[:, case.wall[i]]
                 assert np.allclose(moved, np.outer(moved @ direction, direction) / (direction @ direction))
@@ -131,36 +145,42 @@ def test_changes_of_the_stream(model: clew.Model, test: mazes.Mazes, probes: maz
     assert np.abs(out @ w).max() < 1e-12 * max(1, np.abs(plain_run["resid_post", layer] @ w).max())
 
 
-def test_levels_are_mean_readings(model: clew.Model, test: mazes.Mazes, probes: mazes.WallProbes) -> None:
-    case = case_of(test, "close")
+@POSITIONS
+def test_levels_are_mean_readings(
+    model: clew.Model, test: mazes.Mazes, along: dict[str, mazes.WallProbes], position: str
+) -> None:
+    case, probes, back = case_of(test, "close"), along[position], BACK[position]
     flips = steering._Flips(model, case, probes, [1], 1.0, TOK, 0)
     starts, ways, above = [], [], []
     for i, (tokens, k) in enumerate(zip(TOK.encode_batch(case.mazes), case.mazes.path_lengths, strict=True)):
         said = probes.probes["ridge"].layer(1)(model.run(tokens, capture=[("resid_post", 1)])["resid_post", 1][0])
-        starts.append(said[-k - 2])
+        starts.append(said[-k - 2 - back : -k - 1])
         ways.append(said[-k - 1 : -1].mean(0))
         above.append((said[-k - 1 : -1, case.wall[i]] > 0.5).mean())
-    assert np.allclose(flips.levels[0], [np.mean(starts, 0), np.mean(ways, 0)])
-    assert np.allclose(flips.first[0], [s[w] for s, w in zip(starts, case.wall, strict=True)])
+    assert np.allclose(flips.levels[0], [*np.mean(starts, 0), np.mean(ways, 0)])
+    assert np.allclose(flips.first[0], [s[0, w] for s, w in zip(starts, case.wall, strict=True)])
     assert np.allclose(flips.above[0], above)
 
 
+@POSITIONS
 def test_flipped_walks_are_walked_token_after_token(
-    model: clew.Model, test: mazes.Mazes, probes: mazes.WallProbes
+    model: clew.Model, test: mazes.Mazes, along: dict[str, mazes.WallProbes], position: str
 ) -> None:
-    case = case_of(test[:3], "close")
+    case, probes, back = case_of(test[:3], "close"), along[position], BACK[position]
     flips = steering._Flips(model, case, probes, [0], 1.0, TOK, 0)
     w, b = probes.probes["ridge"].weight[0], probes.probes["ridge"].bias[0]
     for change in ("flip", "erase"):
         for i, (path, prompt) in enumerate(zip(flips.walk(0, change), start_prompts(case.mazes, TOK), strict=True)):
             v = w[:, case.wall[i]]
 
-            def fn(x: Array, i: int = i, v: Array = v, begin: int = len(prompt) - 1, change: str = change) -> Array:
+            def fn(
+                x: Array, i: int = i, v: Array = v, begin: int = len(prompt) - 1 - back, change: str = change
+            ) -> Array:
                 for at in range(begin, x.shape[1]):
                     if change == "flip":
                         x[0, at] += v / (v @ v)
                     else:
-                        level = flips.levels[0, int(at > begin), case.wall[i]]
+                        level = flips.levels[0, min(at - begin, back + 1), case.wall[i]]
                         x[0, at] += (level - x[0, at] @ v - b[case.wall[i]]) * v / (v @ v)
                 return x
 
@@ -197,13 +217,17 @@ def test_walks_through_walls_are_counted(
         assert row.valid.successes == n // 2 and row.legal.value == 1
 
 
-def test_margins_of_flips_are_numpys(model: clew.Model, test: mazes.Mazes, probes: mazes.WallProbes) -> None:
+@POSITIONS
+def test_margins_of_flips_are_numpys(
+    model: clew.Model, test: mazes.Mazes, along: dict[str, mazes.WallProbes], position: str
+) -> None:
+    probes = along[position]
     found = mazes.flip_walls(model, test, probes, layers=[0], kinds=["close"], scale=2.0)
     case = case_of(test, "close")
     w = probes.probes["ridge"].weight[0]
     margins: dict[str, list[float]] = {"plain": [], "flip": []}
     for i, tokens in enumerate(case.prompts.tokens):
-        begin = int(np.flatnonzero(tokens == TOK.ids["<PATH_START>"])[0])
+        begin = int(np.flatnonzero(tokens == TOK.ids[f"<{position.upper()}>"])[0])
         v = w[:, case.wall[i]]
 
         def fn(x: Array, v: Array = v, begin: int = begin) -> Array:
@@ -218,6 +242,7 @@ def test_margins_of_flips_are_numpys(model: clew.Model, test: mazes.Mazes, probe
     assert np.allclose(found.row("close", 0, "flip").changes, change, atol=1e-9)
     assert found.margin["close"].value == pytest.approx(np.mean(margins["plain"]))
     assert found.push[0] > 0 and found.accuracy["close"].shape == (1, 2)
+    assert found.position == position and f"from <{position.upper()}> on" in found.table()
 
 
 # ---- The stream at <PATH_START> -------------------------------------------------------------------------------------
@@ -363,7 +388,10 @@ def test_what_flips_refuse(model: clew.Model, test: mazes.Mazes, probes: mazes.W
     logistic = mazes.wall_probes(
         model, mazes.generate(30, 4, seed=4, split="train"), test, methods=["logistic"], position="origin"
     )
-    with pytest.raises(ConfigError, match="probes by logistic at 'origin': ridge probes at 'path_start' are needed"):
+    fixed = "adjlist_end, origin_start, origin_end, target_start, target_end, path_start"
+    with pytest.raises(
+        ConfigError, match=f"probes by logistic at 'origin': ridge probes are needed, at one of {fixed}"
+    ):
         mazes.flip_walls(model, test, logistic)
     found = mazes.flip_walls(model, test, probes, layers=[1], kinds=["close"], changes=["erase"])
     with pytest.raises(ConfigError, match="no row of kind 'open', layer 1 and change 'erase'"):

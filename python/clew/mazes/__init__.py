@@ -17,8 +17,9 @@ What is here; the paper's parts are marked with its figures and tables:
 - Training: `hallway_config`, `jirpy_config`, `Curriculum` of `Stage`s, `examples`.
 - Walking: `solve`, `rollouts`, `judge`, `evaluate`, `table` (Table 1; `PAPER` holds the paper's, `TASKS` the rows).
 - Reading: `embedding_distances` (Fig. 4), `logit_attribution` (Fig. 5), `adjacency_heads` and `attention_over`
-  (Figs. 6, 7), `wall_probes` (Figs. 8, 9; `inner_walls`, `walls_of`, `spanning_trees`, `untrained`), `route_probes`,
-  `lens_masses` with `path_lens` and `path_steps` (Fig. 9b).
+  (Figs. 6, 7), `wall_probes` at <PATH_START> (Figs. 8, 9; `inner_walls`, `walls_of`, `spanning_trees`, `untrained`) or
+  another token, `wall_probes_along` at all tokens before the path, `route_probes`, `lens_masses` with `path_lens` and
+  `path_steps` (Fig. 9b).
 - Over training, and between seeds: `snapshot`, `over_training` with `kept_checkpoints` (Fig. 10), `compare`;
   `stored_dynamics`, `stored_consistency` come with the package.
 - Interventions, beyond the paper: `ablate_heads`, `patch_heads` (`matched_heads`, `output_norms`, `minimal_pairs`),
@@ -50,6 +51,7 @@ from .probes import (
     spanning_trees,
     untrained,
     wall_probes,
+    wall_probes_along,
     walls_of,
 )
 from .rollout import rollouts, solve, tokenizer_of
@@ -131,5 +133,6 @@ __all__ = [
     "unique",
     "untrained",
     "wall_probes",
+    "wall_probes_along",
     "walls_of",
 ]

@@ -129,11 +129,11 @@ class Pool:
         return np.asarray(self.z.mean(1, dtype=np.float64))
 
 
-def along_the_way(ms: Mazes, tok: Tokenizer) -> tuple[list[Array], Array, Array, Array]:
-    """Tokens of each maze without <PATH_END>; and of every place from <PATH_START> to the target, in order, its maze,
-    its position, and its number from <PATH_START> on [places]."""
+def along_the_way(ms: Mazes, tok: Tokenizer, back: int = 0) -> tuple[list[Array], Array, Array, Array]:
+    """Tokens of each maze without <PATH_END>; and of every place from <PATH_START>, or so many tokens before it, to the
+    target, in order, its maze, its position, and its number from the first on [places]."""
     texts = [row[:-1] for row in tok.encode_batch(ms)]
-    count = ms.path_lengths + 1
+    count = ms.path_lengths + 1 + back
     maze = np.repeat(np.arange(len(texts)), count)
     place = np.arange(len(maze)) - np.repeat(np.cumsum(count) - count, count)
     begin = np.array([len(row) for row in texts]) - count
@@ -413,11 +413,11 @@ class StandIns:
         return out
 
 
-def behind(prompts: Prompts, rows: slice) -> tuple[Array, Array]:
-    """The positions from <PATH_START> to the end of some prompts [n, longest], the last one repeated where there are
-    fewer, and how many there are of each."""
+def behind(prompts: Prompts, rows: slice, back: int = 0) -> tuple[Array, Array]:
+    """The positions from <PATH_START>, or so many tokens before it, to the end of some prompts [n, longest], the last
+    one repeated where there are fewer, and how many there are of each."""
     lengths = np.array([len(t) for t in prompts.tokens[rows]])
-    counts = prompts.step[rows] + 2  # <PATH_START>, c_0 … c_step
+    counts = prompts.step[rows] + 2 + back  # <PATH_START>, c_0 … c_step
     return np.minimum((lengths - counts)[:, None] + np.arange(int(counts.max())), lengths[:, None] - 1), counts
 
 

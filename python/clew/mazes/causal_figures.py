@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..plot import _MORE_SERIES, _axes
 from .checks import Head
 from .figures import _panels
+from .prompts import place_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +103,7 @@ def wall_flips(found: WallFlips) -> Figure:
         series = {names[c]: [found.row(kind, layer, c).moved for layer in found.layers] for c in changes}
         what = "walks through the wall, %" if kind == "open" else "walks that avoid the edge, %"
         title = "A wall made to look open" if kind == "open" else "An edge made to look like a wall"
-        _rates(ax, found.layers, series, what, title)
+        _rates(ax, found.layers, series, what, f"{title},\nfrom {place_name(found.position)} on")
     handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     return figure

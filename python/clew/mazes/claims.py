@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..experiment import Claim, verdict
+from .causal import share
 from .checks import head_name
 from .embedding import PAPER_R
 from .evaluate import PAPER, TASKS, Rate
+from .probes import WallProbes, best_position
+from .prompts import bootstrap, place_name
+from .steering import WallFlips
 
 Parts = Mapping[str, Any]
 Say = Callable[..., None]
@@ -174,8 +178,9 @@ def _walls(parts: Parts, say: Say) -> None:
         f"layer {layer}; as the paper counts {paper[layer]:.3f} ('always a wall' {walls.paper_always_wall:.3f}). "
         f"Baselines on inner walls: majority of each wall {walls.majority:.1%}, untrained model "
         f"{parts['walls_untrained']['ridge'].accuracy.max():.1%}, bag of tokens "
-        f"{parts['walls_bag']['ridge'].accuracy.max():.1%}, other mazes' walls {best.control.max():.1%}. Judged: 90 % "
-        "of inner walls, and above every baseline",
+        f"{parts['walls_bag']['ridge'].accuracy.max():.1%}, other mazes' walls {best.control.max():.1%}. "
+        f"{_elsewhere(parts['walls_along'])}. "
+        "Judged: 90 % of inner walls at <PATH_START>, and above every baseline",
         best.accuracy[layer] >= 0.9 and best.low[layer] > baseline,
         "probe_picture",
     )
@@ -197,6 +202,18 @@ def _walls(parts: Parts, say: Say) -> None:
         f"{best.tree_exact.max():.1%} after decoding to a maximum spanning tree",
         best.tree_exact.max() > 0.5 if not np.isnan(best.tree_exact).any() else best.exact[layer] > 0.5,
         "probes",
+    )
+
+
+def _elsewhere(along: Mapping[str, WallProbes]) -> str:
+    """Where else walls are read best, which the paper does not ask."""
+    walls = along[best_position(along)]
+    one, paper = walls["ridge"], walls.paper_accuracy("ridge")
+    i = one.best
+    return (
+        f"The best token before it (ours) is {place_name(walls.position)}: {one.accuracy[i]:.1%} [{one.low[i]:.1%}, "
+        f"{one.high[i]:.1%}], ridge, layer {i}, as the paper counts {paper[i]:.3f}; majority {walls.majority:.1%}, "
+        f"other mazes' walls {one.control[i]:.1%}"
     )
 
 
@@ -275,21 +292,15 @@ def _causal(parts: Parts, say: Say) -> None:
         )
     # The layer is chosen by what probes read, not by what the edits do: the best of several has effects by chance.
     flipped = _readable(parts["walls"], flips.layers)
-    told = []
-    for kind, what in (("open", "walks through the wall"), ("close", "avoids the edge")):
-        if kind in flips.kinds:
-            i = flipped
-            rows = {c: flips.row(kind, flips.layers[i], c).moved.value for c in ("flip", "other wall", "random")}
-            told.append(
-                f"layer {flips.layers[i]}, {kind}: {what} in {percent(rows['flip'])} of mazes (another wall's "
-                f"direction {percent(rows['other wall'])}, a random one {percent(rows['random'])})"
-            )
+    before = parts["flips_before"]
+    i = _readable(parts["walls_along"][before.position], before.layers)
     say(
         "the model walks by the walls that its probes read",
         beyond
         + "one wall's probe direction is flipped at every position from <PATH_START> on: does the model now walk "
         "through the wall, or avoid the edge?",
-        "; ".join(told),
+        f"{_moved(flips, flipped)}. By probes at {place_name(before.position)}, from there on: {_moved(before, i)}. "
+        f"{_better(flips, flipped, before, i)}. Judged at <PATH_START>",
         any(all(flips.contrast[kind][c][flipped].low > 0 for c in ("other wall", "random")) for kind in flips.kinds),
         "flips",
     )
@@ -315,6 +326,43 @@ def _causal(parts: Parts, say: Say) -> None:
         moves.get("walls"),
         "start",
     )
+
+
+WAYS_MOVED = {"open": "walks through the wall", "close": "avoids the edge"}
+
+
+def _moved(flips: WallFlips, i: int) -> str:
+    """What the walks do once walls are flipped behind layer number i."""
+    told = []
+    for kind in flips.kinds:
+        rows = {c: flips.row(kind, flips.layers[i], c).moved for c in ("flip", "other wall", "random")}
+        if rows["flip"].n == 0:
+            told.append(f"layer {flips.layers[i]}, {kind}: no walk to move")
+            continue
+        less = flips.contrast[kind]["other wall"][i]
+        told.append(
+            f"layer {flips.layers[i]}, {kind}: {WAYS_MOVED[kind]} in {percent(rows['flip'].value)} of "
+            f"{rows['flip'].n} mazes (another wall's direction {percent(rows['other wall'].value)}, a random one "
+            f"{percent(rows['random'].value)}; flip less other wall {share(less)} points)"
+        )
+    return "; ".join(told)
+
+
+def _better(flips: WallFlips, i: int, before: WallFlips, j: int) -> str:
+    """Do the second ones' probes steer better? Both are measured on the same walls and edges of the same mazes."""
+    gained = {
+        kind: bootstrap(
+            before.row(kind, before.layers[j], "flip").moved_each.astype(float)
+            - flips.row(kind, flips.layers[i], "flip").moved_each
+        )
+        for kind in flips.kinds
+        if flips.row(kind, flips.layers[i], "flip").moved.n
+    }
+    more = [kind for kind, gain in gained.items() if gain.above_zero]
+    less = [kind for kind, gain in gained.items() if gain.high < 0]
+    answer = f"better ({', '.join(more)})" if more else f"less ({', '.join(less)})" if less else "no better"
+    points = "; ".join(f"{kind} {share(gain)} points" for kind, gain in gained.items()) or "no walk to move"
+    return f"Walls read at {place_name(before.position)} steer the walk {answer}: {points} more walks moved"
 
 
 def _readable(walls: Any, layers: Any) -> int:

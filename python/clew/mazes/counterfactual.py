@@ -1,4 +1,4 @@
-"""Mazes that differ in one thing, and walks under interventions that begin at <PATH_START>."""
+"""Mazes that differ in one thing, and walks under interventions that begin at <PATH_START> or somewhat before it."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Edits = Callable[[Array, Array], "list[Edit]"]
-"""(rows [n], the positions of each from <PATH_START> on [n, room]) → edits"""
+"""(rows [n], the positions of each from <PATH_START>, or some tokens before it, on [n, room]) → edits"""
 
 
 # ---- Walking --------------------------------------------------------------------------------------------------------
 
 
-def walks(model: Model, tokens: Sequence[Array], tok: Tokenizer, cells: int, edits: Edits | None = None) -> list[Array]:
+def walks(
+    model: Model, tokens: Sequence[Array], tok: Tokenizer, cells: int, edits: Edits | None = None, back: int = 0
+) -> list[Array]:
     """The cells [k, 2] that a model walks behind prompts that end with <PATH_START>, the likeliest token again and
     again until it says <PATH_END>; (−1, −1) for tokens that are no cells.
 
     cells: of a path at most. edits: made for each batch of prompts, of its rows and of the positions of each prompt
-    from <PATH_START> on, those that are still to be generated included. Raises TokenError for prompts that leave no
-    room.
+    from <PATH_START>, or `back` tokens before it, on, those that are still to be generated included. Raises TokenError
+    for prompts that leave no room.
     """
     out: list[Array] = []
     for first in range(0, len(tokens), BATCH):
@@ -51,7 +53,7 @@ def walks(model: Model, tokens: Sequence[Array], tok: Tokenizer, cells: int, edi
                 f"prompts of {int(lengths.max())} tokens, {model.config.model_name} has {model.config.n_ctx} positions"
             )
         rows = np.arange(first, first + len(part))
-        positions = lengths[:, None] - 1 + np.arange(room + 1)
+        positions = lengths[:, None] - 1 - back + np.arange(room + 1 + back)
         held = [] if edits is None else edits(rows, positions)
         made = model.generate(list(part), max_new_tokens=room, stop=tok.ids["<PATH_END>"], edits=held)
         out += [tok.cells_of(walk_cells(row)) for row in made.tokens]

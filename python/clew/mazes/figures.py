@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..plot import _axes, _bar, _Figure, curves
 from .draw import as_walked, draw
 from .evaluate import PAPER, TASKS
+from .prompts import place_name
 
 if TYPE_CHECKING:
     from .consistency import Consistency
@@ -177,24 +178,38 @@ def adjacency_lengths(found: AdjacencyHeads, layer: int, head: int) -> Figure:
     return figure
 
 
-def probes(walls: WallProbes, untrained: WallProbes | None, bag: WallProbes | None) -> Figure:
-    """Accuracy of wall probes on inner walls by layer, and baselines."""
-    series: dict[str, Any] = {method: scores.accuracy for method, scores in walls.scores.items()}
+def probes(
+    walls: WallProbes, untrained: WallProbes | None, bag: WallProbes | None, before: WallProbes | None = None
+) -> Figure:
+    """Accuracy of wall probes on inner walls by layer, and baselines; `before`: of ridge probes at another token."""
+    here = place_name(walls.position)
+    series: dict[str, Any] = {f"{method} at {here}": scores.accuracy for method, scores in walls.scores.items()}
+    if before is not None:
+        series[f"ridge at {place_name(before.position)}"] = before["ridge"].accuracy
     first = next(iter(walls.scores.values()))
     n = len(first.accuracy)
-    series["spanning tree, exact mazes"] = first.tree_exact
+    series[f"{here}: spanning tree, exact mazes"] = first.tree_exact
     series["control: other mazes' walls"] = first.control
     series["control: majority of each wall"] = np.full(n, walls.majority)
     if untrained is not None:
         series["control: untrained"] = untrained["ridge"].accuracy
     if bag is not None:
         series["control: bag of tokens"] = np.full(n, bag["ridge"].accuracy[0])
-    return curves(series, ylabel="share of inner walls right", title="Walls read off <PATH_START>")
+    return curves(series, ylabel="share of inner walls right", title="Walls read off one token")
+
+
+def probe_positions(along: Mapping[str, WallProbes]) -> Figure:
+    """Accuracy of ridge probes on inner walls by layer, at every token before the path."""
+    series: dict[str, Any] = {place_name(position): walls["ridge"].accuracy for position, walls in along.items()}
+    first = next(iter(along.values()))
+    series["control: majority of each wall"] = np.full(len(first["ridge"].accuracy), first.majority)
+    return curves(series, ylabel="share of inner walls right", title="Where the walls are gathered")
 
 
 def probe_picture(shown: Shown) -> Figure:
     """What the probes of a layer say of every inner wall of one maze: red a wall, black edges where they are wrong."""
-    return draw(shown.maze, walls=shown.openness, title=f"Walls as layer {shown.layer} has them at <PATH_START>")
+    title = f"Walls as layer {shown.layer} has them at {place_name(shown.position)}"
+    return draw(shown.maze, walls=shown.openness, title=title)
 
 
 def lens(found: LensMasses) -> Figure:
@@ -236,5 +251,5 @@ def consistency(found: Consistency) -> Figure:
 
 __all__ = [
     "adjacency_head", "adjacency_lengths", "adjacency_scores", "attribution", "by_length", "consistency", "dynamics",
-    "embedding", "evaluation", "heads", "lens", "probe_picture", "probes", "solved",
+    "embedding", "evaluation", "heads", "lens", "probe_picture", "probe_positions", "probes", "solved",
 ]  # fmt: skip

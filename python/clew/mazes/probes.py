@@ -5,8 +5,9 @@ Activations are streamed: ridge regression keeps sums of products, logistic regr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +19,12 @@ from ..model import check_model
 from ..probe import Moments, Probe, logistic
 from .checks import names_of, one_size, place_in
 from .maze import Maze, Mazes, cell_pair, check_grid, way_of
-from .prompts import NORMAL_95, Prompts, reading_prompts, residuals
+from .prompts import BEFORE, FIXED, NORMAL_95, Prompts, place_name, reading_prompts, residuals
 from .rollout import tokenizer_of
 from .tokens import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ..model import Model
 
@@ -100,7 +101,7 @@ def bags(prompts: Prompts, vocab: int) -> Features:
         yield rows, np.array([np.bincount(row, minlength=vocab) for row in tokens], np.float64)[None]
 
 
-def _stream(source: Model | str, prompts: Prompts, vocab: int) -> Features:
+def _stream(source: Model | str, prompts: Prompts, *, vocab: int) -> Features:
     return bags(prompts, vocab) if isinstance(source, str) else residuals(source, prompts)
 
 
@@ -209,8 +210,8 @@ class WallProbes:
     def table(self) -> str:
         """Accuracy of every method and layer as text, in percent."""
         lines = [
-            f"walls of {self.grid} × {self.grid} mazes at {self.position}, {self.n_train:,} mazes to learn from, "
-            f"{self.n_test:,} held out; % of inner walls:",
+            f"walls of {self.grid} × {self.grid} mazes at {place_name(self.position)}, {self.n_train:,} mazes to learn "
+            f"from, {self.n_test:,} held out; % of inner walls:",
             f"what is commoner for each wall {100 * self.majority:.1f}, always a wall {100 * self.always_wall:.1f}",
             "method    layer  right [95 %]         other mazes' walls  whole mazes, raw  as a spanning tree",
         ]
@@ -368,22 +369,103 @@ def wall_probes(
     learn, held = (
         reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test)))
     )
-    grid = one_grid(learn.mazes, held.mazes, "wall_probes")
+    streams = partial(_stream, model, vocab=len(tok.vocab))
+    return _probed("wall_probes", streams, learn, held, [position], methods, lam)[position]
+
+
+def wall_probes_along(
+    model: Model,
+    train: Mazes | Iterable[Maze],
+    test: Mazes | Iterable[Maze],
+    *,
+    positions: Sequence[str] = FIXED,
+    methods: Sequence[str] = ("ridge",),
+    lam: float = 1e-3,
+    tokenizer: Tokenizer | None = None,
+) -> dict[str, WallProbes]:
+    """Wall probes at several tokens before the path, for which the model runs once: where does it gather the walls?
+
+    positions: of <ADJLIST_END>, <ORIGIN_START>, <ORIGIN_END>, <TARGET_START>, <TARGET_END> and <PATH_START>, as
+    :func:`wall_probes` names them. Returns what it gives at each of them, by name; other parameters and errors are
+    its own.
+
+    Example
+    -------
+    >>> import clew
+    >>> from clew import mazes
+    >>> model = clew.Model.from_config(mazes.hallway_config(n_layers=2, d_model=32, n_heads=2), seed=0)
+    >>> train, test = (mazes.generate(n, 4, split=part) for n, part in ((200, "train"), (50, "test")))
+    >>> found = mazes.wall_probes_along(model, train, test, positions=["origin_end", "path_start"])
+    >>> found["origin_end"]["ridge"].accuracy.shape, list(found)
+    ((2,), ['origin_end', 'path_start'])
+    """
+    what = "wall_probes_along"
+    positions = names_of(positions, f"{what}: positions", FIXED)
+    methods = names_of(methods, f"{what}: methods", METHODS)
+    tok = tokenizer_of(model, tokenizer)
+    learn, held = (reading_prompts(Mazes.of(ms), tok, "path_start") for ms in (train, test))
+    back = [BEFORE.get(position, 0) for position in positions]
+    return _probed(what, partial(residuals, model, back=back), learn, held, positions, methods, lam)
+
+
+def by_position(found: Mapping[str, WallProbes], method: str = "ridge") -> str:
+    """Accuracy at every token and layer as text, in percent, with its control at the best layer."""
+    first = next(iter(found.values()))
+    layers = range(len(first[method].accuracy))
+    lines = [
+        f"{method} probes by the token they read, {first.n_train:,} mazes to learn from, {first.n_test:,} held out; % "
+        f"of inner walls (what is commoner for each wall {100 * first.majority:.1f}):",
+        f"{'':<15}" + "".join(f"{f'layer {i}':>9}" for i in layers) + "  best [95 %]          other mazes' walls",
+    ]
+    for position, walls in found.items():
+        one, i = walls[method], walls[method].best
+        span = f"{100 * one.accuracy[i]:.1f} [{100 * one.low[i]:.1f}, {100 * one.high[i]:.1f}]"
+        lines.append(
+            f"{place_name(position):<15}" + "".join(f"{100 * x:9.1f}" for x in one.accuracy)
+            + f"  {span:<19}{100 * one.control[i]:20.1f}"
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def best_position(found: Mapping[str, WallProbes], but: str = "path_start", method: str = "ridge") -> str:
+    """The token where probes are right most often, among all others than `but`."""
+    return max((p for p in found if p != but), key=lambda p: float(found[p][method].accuracy.max()))
+
+
+def _probed(
+    what: str,
+    streams: Callable[[Prompts], Features],
+    learn: Prompts,
+    held: Prompts,
+    positions: Sequence[str],
+    methods: Sequence[str],
+    lam: float,
+) -> dict[str, WallProbes]:
+    """Fits and tests probes on streams that hold all layers at the first position, then at the next one, and so on."""
+    grid = one_grid(learn.mazes, held.mazes, what)
     truth, other = walls_of(learn.mazes), walls_of(held.mazes)
-    fit = _fit(_stream(model, learn, len(tok.vocab)), truth.astype(np.float32), methods, lam)
+    fit = _fit(streams(learn), truth.astype(np.float32), methods, lam)
     frequent = truth.mean(0) >= 0.5
     trees = bool((held.mazes.batch[2] == grid * grid - 1).all())
     parts: dict[str, list[tuple[Array, ...]]] = {name: [] for name in methods}
-    for rows, x in _stream(model, held, len(tok.vocab)):
+    for rows, x in streams(held):
         for name in methods:
             parts[name].append(_judged(fit.probes[name](x), fit.controls[name].predict(x), other[rows],
                                        fit.probes[name].boundary, grid if trees else None))  # fmt: skip
+    columns = {name: [np.concatenate(c, axis=1) for c in zip(*part, strict=True)] for name, part in parts.items()}
     per_wall = (frequent == other).mean(0)
-    return WallProbes(
-        grid, position, len(learn), len(held), inner_walls(grid),
-        {name: _scores([np.concatenate(c, axis=1) for c in zip(*part, strict=True)]) for name, part in parts.items()},
-        float(per_wall.mean()), per_wall, float(other.mean()), fit.probes,
-    )  # fmt: skip
+    n_layers = len(next(iter(fit.probes.values())).weight) // len(positions)
+
+    def at(i: int, position: str) -> WallProbes:
+        own = slice(i * n_layers, (i + 1) * n_layers)
+        return WallProbes(
+            grid, position, len(learn), len(held), inner_walls(grid),
+            {name: _scores([column[own] for column in found]) for name, found in columns.items()},
+            float(per_wall.mean()), per_wall, float(other.mean()),
+            {name: Probe(one.weight[own], one.bias[own], one.boundary) for name, one in fit.probes.items()},
+        )  # fmt: skip
+
+    return {position: at(i, position) for i, position in enumerate(positions)}
 
 
 def _judged(scores: Array, control: Array, truth: Array, boundary: float, grid: int | None) -> tuple[Array, ...]:
@@ -441,7 +523,7 @@ class RouteProbes:
     def table(self) -> str:
         """Every layer as text."""
         lines = [
-            f"the way at {self.position}, {self.n_train:,} mazes to learn from, {self.n_test:,} held out",
+            f"the way at {place_name(self.position)}, {self.n_train:,} mazes to learn from, {self.n_test:,} held out",
             "layer  cells of the way, AUC  cells right  length, R²  next step right",
         ]
         for i, auc in enumerate(self.path_auc):
@@ -555,6 +637,6 @@ def route_probes(
 
 
 __all__ = [
-    "KEPT", "RouteProbes", "WallProbes", "WallScores", "inner_walls", "route_probes", "spanning_trees",
-    "untrained", "wall_probes", "walls_of",
+    "KEPT", "RouteProbes", "WallProbes", "WallScores", "best_position", "by_position", "inner_walls", "route_probes",
+    "spanning_trees", "untrained", "wall_probes", "wall_probes_along", "walls_of",
 ]  # fmt: skip

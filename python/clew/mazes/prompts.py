@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ POSITIONS = ("path_start", "origin", "path")
 """Where a residual stream is read: at <PATH_START>, at the path's first cell, at a random cell of it but the last."""
 BEFORE = {"adjlist_end": 7, "origin_start": 6, "origin_end": 4, "target_start": 3, "target_end": 1}
 """Other tokens where it may be read, and how far each stands before <PATH_START>."""
+FIXED = (*BEFORE, "path_start")
+"""Tokens that stand in every prompt at the same place from <PATH_START>, in their order."""
 
 
 @dataclass(frozen=True)
@@ -112,18 +114,35 @@ def reading_prompts(
     return replace(start, tokens=[row[:-back] for row in start.tokens], step=start.step - back)
 
 
+def place_name(position: str) -> str:
+    """A position as tables and figures name it.
+
+    >>> place_name("origin_end"), place_name("path")
+    ('<ORIGIN_END>', 'a cell of the path')
+    """
+    cells = {"origin": "the path's first cell", "path": "a cell of the path"}
+    return cells.get(position, f"<{position.upper()}>")
+
+
 def tokens_until(ms: Mazes, tok: Tokenizer, step: Array) -> list[Array]:
     """Ids of each maze up to cell number `step` [n] of its path; −1: up to <PATH_START>."""
     rows = zip(tok.encode_batch(ms), ms.path_lengths, step, strict=True)
     return [row[: len(row) - k + s] for row, k, s in rows]  # behind the path comes <PATH_END>
 
 
-def residuals(model: Model, prompts: Prompts, size: int = BATCH) -> Iterator[tuple[slice, Array]]:
-    """(rows, the stream after every layer at each prompt's last token [layer, rows, d_model]), piece by piece."""
+def residuals(
+    model: Model, prompts: Prompts, size: int = BATCH, back: Sequence[int] = (0,)
+) -> Iterator[tuple[slice, Array]]:
+    """(rows, the stream after every layer at each prompt's last token [layer, rows, d_model]), piece by piece.
+
+    back: how many tokens before the last one instead; of several all layers at the first come first,
+    [place · layer, rows, d_model].
+    """
     check_length(model, prompts)
     for rows, tokens in prompts.batches(size):
-        run = model.run(tokens, capture="resid_post", positions=[-1], logits=None)
-        yield rows, run.stack("resid_post")[:, :, 0]
+        run = model.run(tokens, capture="resid_post", positions=[-1 - b for b in back], logits=None)
+        x = np.moveaxis(run.stack("resid_post"), 2, 0)  # [place, layer, rows, d_model]
+        yield rows, x.reshape(-1, *x.shape[2:])
 
 
 def check_length(model: Model, prompts: Prompts) -> None:
@@ -208,6 +227,6 @@ def bootstrap(
 
 
 __all__ = [
-    "POSITIONS", "Estimate", "Prompts", "bootstrap", "cell_mass", "check_length", "neighbours", "path_prompts",
-    "residuals", "softmax",
+    "BEFORE", "FIXED", "POSITIONS", "Estimate", "Prompts", "bootstrap", "cell_mass", "check_length", "neighbours",
+    "path_prompts", "place_name", "reading_prompts", "residuals", "softmax",
 ]  # fmt: skip

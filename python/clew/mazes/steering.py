@@ -19,7 +19,7 @@ from .counterfactual import crosses, legal_steps, rebuilt, start_prompts, walks
 from .evaluate import Rate, judge, rate_of
 from .maze import Maze, Mazes
 from .probes import WallProbes, inner_walls, walls_of
-from .prompts import Estimate, Prompts, bootstrap, check_length, tokens_until
+from .prompts import BEFORE, FIXED, Estimate, Prompts, bootstrap, check_length, place_name, tokens_until
 from .rollout import tokenizer_of
 from .tokens import Tokenizer
 
@@ -79,7 +79,7 @@ class WallFlip:
     effect: Estimate
     """Cohen's d of that change."""
     read: float
-    """Share of mazes where the wall's probe, at <PATH_START>, then says the opposite of what it said."""
+    """Share of mazes where the wall's probe, at its own token, then says the opposite of what it said."""
     moved_each: Array = field(repr=False, metadata={"json": False})
     """Bool [mazes of `moved`]"""
     changes: Array = field(repr=False, metadata={"json": False})
@@ -94,6 +94,8 @@ class WallFlips:
     kinds: tuple[str, ...]
     method: str
     """Of the probes."""
+    position: str
+    """Where they read, and where the changes begin."""
     scale: float
     """By how much a reading is moved: 1 is the way from "open" to "wall"."""
     n: dict[str, int]
@@ -105,9 +107,9 @@ class WallFlips:
     margin: dict[str, Estimate]
     """Of the cell behind the wall or edge, unchanged model."""
     accuracy: dict[str, Array]
-    """How often the probe reads these walls right, [layer of `layers`, at <PATH_START> and at the cells behind it]."""
+    """How often the probe reads these walls right, [layer of `layers`, at its own token and at cells of the way]."""
     push: Array
-    """Length of what "flip" adds, over the stream's mean length at <PATH_START> [layer of `layers`]."""
+    """Length of what "flip" adds, over the stream's mean length at the probe's token [layer of `layers`]."""
     rows: tuple[WallFlip, ...]
     contrast: dict[str, dict[str, list[Estimate]]]
     """kind → control → rate of moved walks under "flip" less that under the control, by layer."""
@@ -125,8 +127,9 @@ class WallFlips:
         for kind in self.kinds:
             what = "walks through the wall" if kind == "open" else "avoids the edge"
             lines += [
-                f"{kind}: {self.n[kind]} mazes, scale {self.scale:g}; unchanged: crosses {self.crossed[kind]}, valid "
-                f"{100 * self.valid[kind].value:.1f} %, margin {self.margin[kind].value:+.2f}",
+                f"{kind}: {self.n[kind]} mazes, from {place_name(self.position)} on, scale {self.scale:g}; unchanged: "
+                f"crosses {self.crossed[kind]}, valid {100 * self.valid[kind].value:.1f} %, margin "
+                f"{self.margin[kind].value:+.2f}",
                 f"layer  change      {what + ' [95 %], %':<38} valid  valid if so  exact if so  legal steps  "
                 "margin                      d  reads flipped",
             ]
@@ -239,16 +242,17 @@ def flip_walls(
 ) -> WallFlips:
     """Makes one wall look open, or one edge look like a wall, along a probe's direction, and lets the model walk.
 
-    "flip" adds ±scale · p / ‖p‖² to the stream after one layer, at <PATH_START> and at every position behind it, those
-    that are still to be generated included: the probe reads ±scale more. "erase" moves each of these positions along p
-    to the probe's mean reading, at <PATH_START> and at cells of the way: nothing of the wall is left for the probe to
-    read there. "open" takes, of the walls between two cells of the way, the one whose opening shortens it most; "close"
-    a random edge of the way.
+    "flip" adds ±scale · p / ‖p‖² to the stream after one layer, at the token that the probes read and at every position
+    behind it, those that are still to be generated included: the probe reads ±scale more. Of probes at <PATH_START>
+    these are the way's positions; of probes at a token before it, <ORIGIN_END> say, the tokens between are changed as
+    well. "erase" moves each of these positions along p to the probe's mean reading of that place, one for each token up
+    to <PATH_START> and one for cells of the way: nothing of the wall is left for the probe to read there. "open" takes,
+    of the walls between two cells of the way, the one whose opening shortens it most; "close" a random edge of the way.
 
     Confounds that are controlled here:
 
-    - *Later tokens* could read the adjacency list again: the direction is changed at every position from <PATH_START>
-      on, and each layer is tried, so that those behind which it is not read again are among them.
+    - *Later tokens* could read the adjacency list again: the direction is changed at every position from the probes'
+      token on, and each layer is tried, so that those behind which it is not read again are among them.
     - *Any push* does harm: "other wall" pushes as far along the same layer's direction of another wall in the same
       state, away from the way; "random" as far along a random direction. The result is the contrast with them.
     - *A wrecked model* walks through walls as well: steps that both the true and the changed maze allow are counted
@@ -262,7 +266,7 @@ def flip_walls(
     model, ms, tokenizer
         A model of maze tokens; mazes to measure on, of one grid, held out from what the probes learned.
     probes
-        Ridge probes of this model at <PATH_START>.
+        Ridge probes of this model at <PATH_START>, or at a token before it: the changes begin where they read.
     layers
         After which the stream is changed, one at a time; None: all.
     kinds, changes
@@ -277,8 +281,8 @@ def flip_walls(
     TokenError
         A model of other tokens.
     ConfigError
-        Too few mazes, a layer that there is not, probes that are no ridge probes at <PATH_START>, no such kind or
-        change.
+        Too few mazes, a layer that there is not, probes that are no ridge probes, or that read cells of the path, no
+        such kind or change.
     ShapeError
         Mazes of several grids; probes of another grid or width.
 
@@ -302,9 +306,11 @@ def flip_walls(
         raise ConfigError(f"{what}: scale = {scale!r}: a number above 0")
     if not isinstance(probes, WallProbes):
         raise ConfigError(f"{what}: probes: WallProbes, as wall_probes makes them, not {type(probes).__name__}")
-    if "ridge" not in probes.probes or probes.position != "path_start":
-        held = ", ".join(probes.probes)
-        raise ConfigError(f"{what}: probes by {held} at {probes.position!r}: ridge probes at 'path_start' are needed")
+    if "ridge" not in probes.probes or probes.position not in FIXED:
+        held, fixed = ", ".join(probes.probes), ", ".join(FIXED)
+        raise ConfigError(
+            f"{what}: probes by {held} at {probes.position!r}: ridge probes are needed, at one of {fixed}"
+        )
     side, probe = int(batch.grids[0]), probes.probes["ridge"]
     if probes.grid != side:
         raise ShapeError(f"{what}: probes of {probes.grid} × {probes.grid} mazes, mazes of {side} × {side}")
@@ -345,8 +351,8 @@ def flip_walls(
                 gained = found["flip"].moved_each.astype(float) - found[control].moved_each
                 estimates.append(bootstrap(gained, seed=seed) if len(gained) else Estimate(np.nan, np.nan, np.nan, 0))
     return WallFlips(
-        tuple(chosen), tuple(kinds), "ridge", float(scale), n, crossed, valid, margin, accuracy, push.mean(0),
-        tuple(rows), contrast,
+        tuple(chosen), tuple(kinds), "ridge", probes.position, float(scale), n, crossed, valid, margin, accuracy,
+        push.mean(0), tuple(rows), contrast,
     )  # fmt: skip
 
 
@@ -357,7 +363,7 @@ class _Flips:
         self, model: Model, case: _Case, probes: WallProbes, layers: list[int], scale: float, tok: Tokenizer, seed: int
     ) -> None:
         self.model, self.case, self.scale, self.tok, self.layers = model, case, scale, tok, layers
-        self.probe = probes.probes["ridge"]
+        self.probe, self.back = probes.probes["ridge"], BEFORE.get(probes.position, 0)
         self.sign = np.where(walls_of(case.mazes)[np.arange(len(case.wall)), case.wall], -1.0, 1.0)
         self.other = _others(case, probes.grid, seed)
         noise = generator(seed, 4).standard_normal((len(case.wall), model.config.d_model))
@@ -368,26 +374,27 @@ class _Flips:
         n, n_layers, n_walls = len(self.case.wall), len(self.layers), self.probe.weight.shape[2]
         site = [("resid_post", layer) for layer in self.layers]
         self.first = np.zeros((n_layers, n))
-        """Reading of each maze's wall at <PATH_START>."""
+        """Reading of each maze's wall at the probes' token."""
         self.above = np.zeros((n_layers, n))
         """Share of the way's cells where it reads more than ½."""
-        self.levels = np.zeros((n_layers, 2, n_walls))
-        """Mean readings of every wall at <PATH_START>, and over cells of the way."""
+        self.levels = np.zeros((n_layers, self.back + 2, n_walls))
+        """Mean readings of every wall at each token from the probes' to <PATH_START>, and over cells of the way."""
         self.size = np.zeros(n_layers)
-        """Mean length of the stream at <PATH_START>."""
+        """Mean length of the stream at the probes' token."""
         for rows in pieces(n):
             part = self.case.mazes[rows]
-            texts, maze, at, place = along_the_way(part, self.tok)
+            texts, maze, at, place = along_the_way(part, self.tok, self.back)
             run = self.model.run(texts, capture=site, logits=None)
             k, wall = part.path_lengths, self.case.wall[rows][maze]
             for i, layer in enumerate(self.layers):
                 x = run["resid_post", layer][maze, at].astype(np.float64)
                 said = self.probe.layer(layer)(x)
-                start = place == 0
+                start, way = place == 0, place > self.back
                 own = said[np.arange(len(maze)), wall]
                 self.first[i, rows] = own[start]
-                self.above[i, rows] = np.bincount(maze[~start], own[~start] > 0.5) / k
-                self.levels[i] += [said[start].sum(0), np.add.reduceat(said[~start], np.cumsum(k) - k).T @ (1 / k)]
+                self.above[i, rows] = np.bincount(maze[way], own[way] > 0.5) / k
+                self.levels[i, :-1] += said[~way].reshape(len(part), self.back + 1, n_walls).sum(0)
+                self.levels[i, -1] += np.add.reduceat(said[way], np.cumsum(k) - k).T @ (1 / k)
                 self.size[i] += np.sqrt((x[start] ** 2).sum(1)).sum()
         self.levels /= n
         self.size /= n
@@ -405,7 +412,7 @@ class _Flips:
         return np.asarray(length * other / np.sqrt((other**2).sum(1, keepdims=True)))
 
     def read(self, layer: int, change: str) -> float:
-        """Share of mazes whose reading at <PATH_START> is then on the other side of ½."""
+        """Share of mazes whose reading at the probes' token is then on the other side of ½."""
         i = self.layers.index(layer)
         if change == "erase":
             after = self.levels[i, 0, self.case.wall]
@@ -414,7 +421,7 @@ class _Flips:
         return float(((after > 0.5) != (self.first[i] > 0.5)).mean())
 
     def _edits(self, layer: int, change: str, rows: Array, positions: Array, real: Array) -> list[Edit]:
-        """At positions [n, room] from <PATH_START> on, of mazes `rows`; only where `real`."""
+        """At positions [n, room] from the probes' token on, of mazes `rows`; only where `real`."""
         site = ("resid_post", layer)
         if change != "erase":
             value = self.vectors(layer, change)[rows][:, None] * real[..., None]
@@ -425,8 +432,9 @@ class _Flips:
 
         def erase(stream: Array, name: str) -> Array:
             """Prompts are shown whole, new tokens one at a time."""
-            place = np.arange(stream.shape[1]) - (starts[:, None] if stream.shape[1] > 1 else -1)
-            level = np.where(place == 0, levels[0, wall][:, None], levels[1, wall][:, None])
+            last = self.back + 1
+            place = np.arange(stream.shape[1]) - (starts[:, None] if stream.shape[1] > 1 else -last)
+            level = levels[np.clip(place, 0, last), wall[:, None]]
             moved = with_reading(stream, weight[:, None], bias[:, None], level)
             return np.where((place >= 0)[..., None], moved, stream).astype(stream.dtype)
 
@@ -434,7 +442,7 @@ class _Flips:
 
     def prompted(self, layer: int, changes: Sequence[str], part: slice) -> list[list[Edit]]:
         """Edits of the true way up to the wall, by change."""
-        positions, counts = behind(self.case.prompts, part)
+        positions, counts = behind(self.case.prompts, part, self.back)
         real = np.arange(positions.shape[1]) < counts[:, None]
         rows = np.arange(part.start, part.stop)
         return [self._edits(layer, change, rows, positions, real) for change in changes]
@@ -446,7 +454,7 @@ class _Flips:
         def edits(rows: Array, positions: Array) -> list[Edit]:
             return self._edits(layer, change, rows, positions, np.ones(positions.shape, bool))
 
-        return walks(self.model, start_prompts(self.case.mazes, self.tok), self.tok, side * side, edits)
+        return walks(self.model, start_prompts(self.case.mazes, self.tok), self.tok, side * side, edits, self.back)
 
 
 def _walked(flips: _Flips, kind: str, layer: int, change: str, changes: Array, eligible: Array, seed: int) -> WallFlip:

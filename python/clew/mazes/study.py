@@ -25,8 +25,8 @@ from .heads import AdjacencyHeads, LogitAttribution, adjacency_heads, attention_
 from .lens import LensMasses, lens_masses
 from .maze import Cell, Maze, Mazes, check_grid
 from .patching import HeadPatching, PathStartPatching, patch_heads, patch_path_start
-from .probes import RouteProbes, WallProbes, route_probes, untrained, wall_probes
-from .prompts import path_prompts, residuals
+from .probes import RouteProbes, WallProbes, by_position, route_probes, untrained, wall_probes, wall_probes_along
+from .prompts import reading_prompts, residuals
 from .rollout import solve, tokenizer_of
 from .steering import WallFlips, flip_walls
 from .tokens import Tokenizer
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 KINDS = ("forkless", "rdfs", "prdfs")
+GATHERED = "origin_end"
+"""The token at whose stream the walls of the bundled model are read best."""
 LEAST_MASS = 0.05
 """Attention to the adjacency list below which no head is called an adjacency head."""
 
@@ -59,8 +61,9 @@ class Shown:
     here: Cell
     attention: Array
     """[grid, grid]"""
-    layer: int
+    position: str
     """Of the probes."""
+    layer: int
     openness: Array
     """[2, grid, grid]"""
 
@@ -83,6 +86,9 @@ class MazeExperiment(Experiment):
     adjacency_head: Head
     """The head with the highest score on mazes of the training split."""
     walls: WallProbes
+    """At <PATH_START>, as the paper's."""
+    walls_along: dict[str, WallProbes]
+    """Ridge probes at every token from <ADJLIST_END> to <PATH_START>."""
     walls_untrained: WallProbes
     walls_bag: WallProbes
     route: RouteProbes
@@ -91,6 +97,9 @@ class MazeExperiment(Experiment):
     """Causal tests, beyond the paper; None where a model has no heads to spare as controls."""
     patching: HeadPatching | None
     flips: WallFlips
+    """By probes at <PATH_START>, from there on."""
+    flips_before: WallFlips
+    """By probes at <ORIGIN_END>, from there on."""
     start: PathStartPatching
     dynamics: Dynamics | None
     """Of the training of "maze-6x6", as it is stored with the package; None for other models."""
@@ -111,11 +120,12 @@ class MazeExperiment(Experiment):
             "adjacency_scores": figures.adjacency_scores(self.adjacency),
             "adjacency_lengths": figures.adjacency_lengths(self.adjacency, *self.adjacency_head),
             "adjacency_head": figures.adjacency_head(self.shown),
-            "probes": figures.probes(self.walls, self.walls_untrained, self.walls_bag),
+            "probes": figures.probes(self.walls, self.walls_untrained, self.walls_bag, self.walls_along[GATHERED]),
+            "probe_positions": figures.probe_positions(self.walls_along),
             "probe_picture": figures.probe_picture(self.shown),
             "lens": figures.lens(self.lens),
         }
-        for name in ("ablation", "patching", "flips", "start"):
+        for name in ("ablation", "patching", "flips", "flips_before", "start"):
             part = getattr(self, name)
             if part is not None:
                 out[name] = part.figure()
@@ -130,8 +140,13 @@ class MazeExperiment(Experiment):
 
     def details(self) -> str:
         """The tables of all parts, one after the other."""
-        parts = [repr(self.table1), self.adjacency.table(8), self.walls.table(), self.route.table(), self.lens.table()]
-        more = (self.ablation, self.patching, self.flips, self.start, self.dynamics, self.consistency)
+        parts = [
+            repr(self.table1), self.adjacency.table(8), self.walls.table(), by_position(self.walls_along),
+            self.route.table(), self.lens.table(),
+        ]  # fmt: skip
+        more = (
+            self.ablation, self.patching, self.flips, self.flips_before, self.start, self.dynamics, self.consistency
+        )  # fmt: skip
         parts += [part.table() for part in more if part is not None]
         return "\n\n".join(parts)
 
@@ -146,11 +161,12 @@ def picture(model: Model, walls: WallProbes, head: Head, grid: int, seed: int, t
     scores = walls.scores
     method = max(scores, key=lambda name: float(scores[name].accuracy.max()))
     layer = scores[method].best
-    _, stream = next(residuals(model, path_prompts(maze, tok, walls.position)))
+    _, stream = next(residuals(model, reading_prompts(maze, tok, walls.position)))
     return Shown(
         ms, KINDS, tuple(paths), tuple(judge(paths, ms).exact.tolist()), maze, head, step,
         (int(maze.solution[step][0]), int(maze.solution[step][1])),
-        attention_over(model, maze, head, step, tokenizer=tok), layer, walls.openness(stream[layer], layer, method)[0],
+        attention_over(model, maze, head, step, tokenizer=tok), walls.position, layer,
+        walls.openness(stream[layer], layer, method)[0],
     )  # fmt: skip
 
 
@@ -175,7 +191,9 @@ def experiment(
         None: it makes its own mazes.
     quick
         The small version: 150 mazes of each kind for Table 1, 2,000 for the probes to learn from, 60 for causal tests
-        at the layer of the best probes alone; else 1,000, 15,000 (as the paper), 500, and every layer.
+        at the layer of the best probes alone; else 1,000, 15,000 (as the paper), 500, and every layer. Walls are read
+        and flipped at <PATH_START>, as the paper's, and beside it at <ORIGIN_END>, where the bundled model gathers
+        them.
     seed
         Of mazes, random cells, shuffles and resampling. Probes and lenses learn on mazes of the split "train", all is
         measured on "test".
@@ -213,10 +231,10 @@ def experiment(
     head = adjacency_heads(model, train[:n_heads], seed=seed, draws=2).ranked(LEAST_MASS)[0]
     tell("table 1")
     table1 = evaluations(model, n_table, side, kinds=KINDS, seed=seed)
-    methods = ("ridge",) if quick else ("ridge", "logistic")
     tell("wall probes")
-    walls = wall_probes(model, train, test[:n_test], methods=methods, seed=seed)
-    layers = [walls["ridge"].best] if quick else None
+    along = wall_probes_along(model, train, test[:n_test])
+    walls = along["path_start"] if quick else wall_probes(model, train, test[:n_test], seed=seed)
+    layers, layers_before = ([one["ridge"].best] if quick else None for one in (walls, along[GATHERED]))
     spare = model.config.n_layers * (model.config.n_heads // 2)
     asked, reference = test[:n_causal], train[: max(100, n_causal)]
     settings: dict[str, Any] = dict(heads=min(2, spare), draws=1 if quick else 3, least_mass=LEAST_MASS, seed=seed)
@@ -229,6 +247,7 @@ def experiment(
         rows={kind: dict(column) for kind, column in table1.columns.items()},
         adjacency_head=head,
         walls=walls,
+        walls_along=along,
     )  # fmt: skip
     blank: Any = dict(methods=["ridge"], seed=seed, tokenizer=tok)
     parts |= measured({
@@ -242,13 +261,14 @@ def experiment(
         "ablation": lambda: ablate_heads(model, asked, reference, **settings) if spare else None,
         "patching": lambda: patch_heads(model, asked, reference, **settings) if spare else None,
         "flips": lambda: flip_walls(model, asked, walls, layers=layers, seed=seed),
+        "flips_before": lambda: flip_walls(model, asked, along[GATHERED], layers=layers_before, seed=seed),
         "start": lambda: patch_path_start(model, asked, reference, layers=layers, seed=seed),
         "dynamics": lambda: stored_dynamics() if model.config.model_name == "maze-6x6" else None,
         "consistency": stored_consistency,
-        "shown": lambda: picture(model, walls, head, side, seed, tok),
+        "shown": lambda: picture(model, along[GATHERED], head, side, seed, tok),
     })  # fmt: skip
     title = "Structured world representations in maze-solving transformers"
     return MazeExperiment(5, title, model.config.model_name, seed, quick, claims(parts), **parts)
 
 
-__all__ = ["KINDS", "LEAST_MASS", "MazeExperiment", "Shown", "experiment", "picture"]
+__all__ = ["GATHERED", "KINDS", "LEAST_MASS", "MazeExperiment", "Shown", "experiment", "picture"]
