@@ -81,6 +81,8 @@ build-peers: $(PEERS)/.made
 # ---- Tests -----------------------------------------------------------------------------------------------------------
 
 test: build
+	@$(PY) -c "import importlib.util as u; raise SystemExit(u.find_spec('umap') is None)" || \
+	  $(PY) -m pip install $(PIP_FLAGS) umap-learn || echo "No umap-learn: the test of its projection is skipped."
 	@mkdir -p build
 	$(PY) tests/c/run.py | tee build/test-c.log
 	$(PY) -m pytest -q -n 2 --dist loadfile tests/python | tee build/test-python.log

@@ -89,7 +89,7 @@ class Reducer:
         if not other.n:
             return
         if not self.n:
-            self.__dict__.update(copy.deepcopy(other.__dict__))
+            self.__dict__.update(other.__dict__)  # neither writes into arrays that it holds: see _whole_or_not
             return
         if self.width != other.width:
             raise ShapeError(f"{type(self).__name__}: rows of {self.width} values merged with rows of {other.width}")
