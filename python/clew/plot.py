@@ -444,8 +444,9 @@ def _legend(figure: Figure, ax: Axes, own: bool, inside: int = 3) -> None:
         ax.legend(frameon=True, framealpha=1.0, edgecolor="none", fontsize=9)
     elif own:
         width, height = figure.get_size_inches()
-        figure.set_size_inches(width, height + 0.2 * -(-len(names) // 2))
-        figure.legend(handles, names, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
+        columns = 2 if max(map(len, names)) < 5 * width else 1  # letters that fit into half of it
+        figure.set_size_inches(width, height + 0.2 * -(-len(names) // columns))
+        figure.legend(handles, names, frameon=False, fontsize=9, loc="outside lower center", ncols=columns)
     else:
         ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 

@@ -102,7 +102,7 @@ def wall_flips(found: WallFlips) -> Figure:
     for ax, kind in zip(axes, found.kinds, strict=True):
         series = {names[c]: [found.row(kind, layer, c).moved for layer in found.layers] for c in changes}
         what = "walks through the wall, %" if kind == "open" else "walks that avoid the edge, %"
-        title = "A wall made to look open" if kind == "open" else "An edge made to look like a wall"
+        title = "A wall looks open" if kind == "open" else "An edge looks like a wall"
         _rates(ax, found.layers, series, what, f"{title},\nfrom {place_name(found.position)} on")
     handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
@@ -122,7 +122,7 @@ def start_patches(found: PathStartPatching) -> Figure:
                 series["its own way"] = [row.as_target for row in rows]
             else:
                 series[f"control: {source}, own way"] = [row.as_target for row in rows]
-        _rates(ax, found.layers, series, "walks, %", f"<PATH_START> of a maze with other {kind}")
+        _rates(ax, found.layers, series, "walks, %", f"<PATH_START> of a maze\nwith other {kind}")
     handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     return figure

@@ -188,7 +188,7 @@ def probes(
         series[f"ridge at {place_name(before.position)}"] = before["ridge"].accuracy
     first = next(iter(walls.scores.values()))
     n = len(first.accuracy)
-    series[f"{here}: spanning tree, exact mazes"] = first.tree_exact
+    series["whole mazes, as trees"] = first.tree_exact
     series["control: other mazes' walls"] = first.control
     series["control: majority of each wall"] = np.full(n, walls.majority)
     if untrained is not None:
