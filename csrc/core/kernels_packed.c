@@ -24,7 +24,7 @@
 #define DEPTH ((size_t)(1536 / REAL_BYTES)) /* of k at a time: a panel of rows leaves room in 32 KiB */
 #define ROWS ((size_t)1024)
 #define COLUMNS ((size_t)320)
-#define CONFLICT 2048
+#define CONFLICT 2048 /* bytes between rows: 14 of them at multiples of this share two sets of the first cache */
 #define A_VALUES (DEPTH * (ROWS + ROWS / TILE_ROWS * (PANEL_ROWS - TILE_ROWS) + 2 * PANEL_ROWS))
 
 _Static_assert((A_VALUES + DEPTH * COLUMNS) * REAL_BYTES <= CLEW_PACK_BYTES, "room for the panels");

@@ -15,6 +15,7 @@ from .config import ModelConfig
 from .engine import WEIGHTS
 from .errors import ConfigError, SiteError
 from .factored import FactoredMatrix
+from .inputs import nearest
 from .inputs import whole as whole  # where others look for it
 from .sites import SiteTable
 
@@ -38,11 +39,8 @@ class Weights(Mapping[str, Array]):
         try:
             return self._arrays[name]
         except KeyError:
-            import difflib
-
             same = [n for n in self._arrays if n.rsplit(".", 1)[-1] == name]
-            near = same[:3] or difflib.get_close_matches(name, self._arrays, n=3)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
+            hint = f"; nearest: {', '.join(same[:3])}" if same else nearest(name, self._arrays)
             raise SiteError(f"{name!r} is no weight of this model{hint}") from None
 
     def __contains__(self, name: object) -> bool:  # a Mapping's own would look for the nearest names

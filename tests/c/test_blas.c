@@ -147,6 +147,7 @@ static void F(test_products)(void) {
   for (unsigned layouts = 0; layouts < 27; layouts++) { /* large enough for BLIS */
     F(gemm_case)(70, 90, 50, layouts, 1, 0);
     F(gemm_case)(45, 100, 67, layouts, (T)0.5, (T)2);
+    F(gemm_case)(45, 60, 512, layouts, 1, 1); /* rows so far apart are copied */
   }
   F(gemm_case)(129, 3, 500, 0, 1, 0);
   F(gemm_case)(3, 300, 129, 9, 1, 0);

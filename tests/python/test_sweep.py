@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -289,6 +290,32 @@ def test_any_list_of_edits(model: clew.Model) -> None:
         want = readout(model.run(tokens, edits=changes, logits="last").logits)
         assert np.allclose(got.values[i], want, rtol=1e-11), f"variant {i}"
     assert np.array_equal(got.values[6], got.baseline)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "gpt_neox"])
+@pytest.mark.parametrize("metric", [readout, metrics.loss()])
+def test_variants_that_begin_at_other_blocks_join(name: str, metric: Any) -> None:
+    """Their edits lie before, at and behind the blocks where others join them, and behind the last of these."""
+    model, _ = make(dataclasses.replace(ZOO[name], n_layers=5))
+    _, tokens = prompts(model.config)
+    ones = np.ones(model.config.d_model)
+    variants: list[list[edit.Edit]] = [
+        [edit.zero(("z", 3), heads=[0])],
+        [edit.add(("resid_pre", 0), ones), edit.add(("attn_out", 1), ones, positions=[-1]),
+         edit.scale(("resid_post", 2), 1.5, batch=[1]), edit.add(("resid_pre", 3), 2 * ones),
+         edit.zero(("mlp_out", 4), positions=[-1])],
+        [edit.scale(("mlp_out", 3), 2.0), edit.zero("ln_final.hook_normalized", neurons=[1])],
+        [edit.scale(("mlp_out", 1), 2.0, positions=[1]), edit.scale(("z", 2), 1.5)],
+        [edit.add(("resid_pre", 1), ones, positions=[-1]), edit.zero(("z", 3), heads=[1])],
+    ]  # fmt: skip
+    got = model.sweep(tokens, edits=variants, metric=metric, keep_batch=True)
+    for i, changes in enumerate(variants):
+        if metric is readout:
+            want = readout(model.run(tokens, edits=changes, logits="last").logits)
+        else:
+            want = model.loss(tokens, edits=changes).mean(axis=-1)
+        assert np.allclose(got.values[i], want, rtol=1e-11), f"variant {i}"
+        assert not np.allclose(got.values[i], got.baseline, rtol=1e-6), f"variant {i} changes nothing"
 
 
 # ---- Refusals -------------------------------------------------------------------------------------------------------

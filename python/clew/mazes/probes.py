@@ -366,9 +366,7 @@ def wall_probes(
         tok = tokenizer
     else:
         tok = tokenizer_of(model, tokenizer)
-    learn, held = (
-        reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test)))
-    )
+    learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((train, test)))
     streams = partial(_stream, model, vocab=len(tok.vocab))
     return _probed("wall_probes", streams, learn, held, [position], methods, lam)[position]
 
@@ -403,7 +401,7 @@ def wall_probes_along(
     positions = names_of(positions, f"{what}: positions", FIXED)
     methods = names_of(methods, f"{what}: methods", METHODS)
     tok = tokenizer_of(model, tokenizer)
-    learn, held = (reading_prompts(Mazes.of(ms), tok, "path_start") for ms in (train, test))
+    learn, held = (reading_prompts(ms, tok, "path_start") for ms in (train, test))
     back = [BEFORE.get(position, 0) for position in positions]
     return _probed(what, partial(residuals, model, back=back), learn, held, positions, methods, lam)
 
@@ -590,9 +588,7 @@ def route_probes(
     """
     tok = tokenizer_of(model, tokenizer)
     check_seed(seed)
-    learn, held = (
-        reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((Mazes.of(train), Mazes.of(test)))
-    )
+    learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((train, test)))
     enough = [p.mazes.path_lengths > 1 for p in (learn, held)]
     if not all(e.all() for e in enough):
         raise ConfigError("route_probes: a maze whose origin is its target has no next step")

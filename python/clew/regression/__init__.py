@@ -16,10 +16,10 @@ one.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ..inputs import nearest
 from .linear import averaging, bayes, gd, gd_pp, lasso, momentum, newton_schulz, ols, ridge, sgd
 from .mixtures import dmmse, mixture, model_average, tree, tree_leaves
 from .neighbours import kernel_ridge, knn, nadaraya_watson
@@ -58,6 +58,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("constructed", "learners", "tasks"):  # on first use: they need models and training
         return importlib.import_module(f".{name}", __name__)
-    near = difflib.get_close_matches(name, __all__)
-    hint = f"; nearest: {', '.join(near)}" if near else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{nearest(name, __all__)}")
