@@ -347,6 +347,12 @@ static PyObject *plan_run(clew_plan_object *self, PyObject *args) {
   return list;
 }
 
+static PyObject *plan_trim(clew_plan_object *self, PyObject *unused) {
+  (void)unused;
+  clew_plan_trim(self->plan);
+  Py_RETURN_NONE;
+}
+
 /* ---- Questions ------------------------------------------------------------------------------------------------ */
 
 static PyObject *plan_keep_bytes(clew_plan_object *self, void *closure) {
@@ -410,6 +416,8 @@ static PyMethodDef plan_methods[] = {
     {"run", (PyCFunction)plan_run, METH_VARARGS,
      "run(tokens, embeddings)\n--\n\nComputes (embeddings: input vectors where the model reads vectors); a list of "
      "(site, layers, array) with read-only views of the slabs."},
+    {"trim", (PyCFunction)plan_trim, METH_NOARGS,
+     "trim()\n--\n\nGives back the memory that weight gradients keep between runs."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef plan_getset[] = {

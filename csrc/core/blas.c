@@ -162,6 +162,8 @@ static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) 
 DEFINE_GEMM(_f32, float, s)
 DEFINE_GEMM(_f64, double, d)
 
+bool clew_gemm_cuts_alike(void) { return clew_get_kernels_f32()->gemm_packed && clew_get_kernels_f64()->gemm_packed; }
+
 const char *clew_blas_kernel(void) {
   pthread_once(&once, start);
   return bli_arch_string(bli_arch_query_id());

@@ -253,7 +253,8 @@ typedef struct clew_weight_gradient {
 typedef struct clew_plan clew_plan;
 clew_status clew_plan_new(clew_plan **out, const clew_model *model, const clew_request *request, clew_error *err);
 void clew_plan_free(clew_plan *plan);
-size_t clew_plan_keep_bytes(const clew_plan *plan);    /* what the caller gets */
+size_t clew_plan_keep_bytes(const clew_plan *plan); /* what the caller gets */
+void clew_plan_trim(clew_plan *plan); /* releases the memory that a plan of weight gradients keeps between runs */
 size_t clew_plan_scratch_bytes(const clew_plan *plan); /* what the run needs besides, recycled */
 double clew_plan_flops(const clew_plan *plan);
 size_t clew_plan_n_outputs(const clew_plan *plan);

@@ -42,7 +42,7 @@ typedef struct clew_mask {
 struct clew_adaptive_chunk_f32;
 struct clew_adaptive_chunk_f64;
 
-/* What gemm_packed needs: panels of 1024 rows and 320 columns, of 1536 bytes of k each. */
+/* What gemm_packed needs: panels of 1024 rows and 512 columns, of 1536 bytes of k each. */
 #define CLEW_PACK_BYTES ((size_t)3 << 20)
 
 #define CLEW_DECLARE_KERNELS(suffix, real)                                                                               \

@@ -1,9 +1,10 @@
 /* Products of many rows: both operands are copied into panels that the innermost loop reads from end to end.
  *
- * The loops, from outside: a block of k; a block of rows, whose panels are copied; a block of columns, whose panels are
- * copied and stay in the second-level cache; a panel of rows, which stays in the first; a panel of columns. The last
- * two meet in a tile of c that is computed in registers. Every element of c is a sum in the order of k within each
- * block of k, added to c, wherever the tile edges fall: cutting m or n among threads does not change a bit. */
+ * The loops, from outside: a block of k; a block of rows; a block of columns, whose panels are copied and stay in the
+ * second-level cache; a panel of rows, which stays in the first; a panel of columns. The last two meet in a tile of c
+ * that is computed in registers, while what comes next is fetched: b's lines a few steps ahead into the first cache,
+ * those of the next panel of rows into the second. Every element of c is a sum in the order of k within each block of
+ * k, added to c, wherever the tile edges fall: cutting m or n among threads does not change a bit. */
 #include "kernels_contract.h"
 
 #include <string.h>
@@ -23,7 +24,9 @@
 
 #define DEPTH ((size_t)(1536 / REAL_BYTES)) /* of k at a time: a panel of rows leaves room in 32 KiB */
 #define ROWS ((size_t)1024)
-#define COLUMNS ((size_t)320)
+#define COLUMNS ((size_t)512)
+#define LINE 64       /* bytes of a line of the caches */
+#define STEPS_AHEAD 8 /* of k, that b is fetched before it is used */
 #define CONFLICT 2048 /* bytes between rows: 14 of them at multiples of this share two sets of the first cache */
 #define A_VALUES (DEPTH * (ROWS + ROWS / TILE_ROWS * (PANEL_ROWS - TILE_ROWS) + 2 * PANEL_ROWS))
 
@@ -41,10 +44,16 @@ typedef struct rows_of {
   ptrdiff_t row, step;
 } rows_of;
 
+/* What is fetched while a tile is computed: two runs of lines, of as many bytes as a row of the tile. */
+typedef struct runs_of {
+  const char *at;
+  ptrdiff_t next;
+} runs_of;
+
 /* c [rows, n] = Σ_p a[p] b[p] + beta · c; n ≤ width registers. a: [rows, k], b: [k, TILE_COLS]
  * Rows are addressed three by three, as an instruction adds no, one or two times a register: five pointers for 14. */
-INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, const size_t rows,
-                 const size_t width) {
+INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, runs_of ahead,
+                 const size_t rows, const size_t width) {
   vec sum[TILE_ROWS][2];
   const char *three[(TILE_ROWS + 2) / 3];
 #pragma GCC unroll 14
@@ -55,16 +64,23 @@ INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, si
     if (i % 3 == 0)
       three[i / 3] = a.at + (ptrdiff_t)i * a.row;
   }
-  for (size_t p = 0; p < k; p++, b += TILE_COLS) {
-    const vec b0 = load(b), b1 = width > 1 ? load(b + LANES) : b0;
+  for (size_t p = 0; p < k; ahead.at += LINE) {
+    __builtin_prefetch(ahead.at, 0, 2);
+    __builtin_prefetch(ahead.at + ahead.next, 0, 2);
+    for (const size_t end = least(p + LINE / sizeof(real), k); p < end; p++, b += TILE_COLS) {
+      const vec b0 = load(b), b1 = width > 1 ? load(b + LANES) : b0;
+      __builtin_prefetch(b + STEPS_AHEAD * TILE_COLS);
+      if (2 * VEC_BYTES > LINE)
+        __builtin_prefetch(b + STEPS_AHEAD * TILE_COLS + LANES);
 #pragma GCC unroll 14
-    for (size_t i = 0; i < rows; i++) {
-      const vec factor = splat(*(const real *)(three[i / 3] + (ptrdiff_t)(i % 3) * a.row));
-      sum[i][0] = factor * b0 + sum[i][0];
-      if (width > 1)
-        sum[i][1] = factor * b1 + sum[i][1];
-      if (i % 3 == 2 || i + 1 == rows)
-        three[i / 3] += a.step;
+      for (size_t i = 0; i < rows; i++) {
+        const vec factor = splat(*(const real *)(three[i / 3] + (ptrdiff_t)(i % 3) * a.row));
+        sum[i][0] = factor * b0 + sum[i][0];
+        if (width > 1)
+          sum[i][1] = factor * b1 + sum[i][1];
+        if (i % 3 == 2 || i + 1 == rows)
+          three[i / 3] += a.step;
+      }
     }
   }
   const vec old = splat(beta);
@@ -87,13 +103,14 @@ INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, si
 }
 
 /* The same; the number of rows becomes a constant. */
-static void tile_of(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, size_t rows) {
+static void tile_of(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, runs_of ahead,
+                    size_t rows) {
 #define TILE(count)                                                                                                    \
   case count:                                                                                                          \
     if (n <= LANES)                                                                                                    \
-      tile(c, ld_c, a, b, k, n, beta, count, 1);                                                                       \
+      tile(c, ld_c, a, b, k, n, beta, ahead, count, 1);                                                                \
     else                                                                                                               \
-      tile(c, ld_c, a, b, k, n, beta, count, 2);                                                                       \
+      tile(c, ld_c, a, b, k, n, beta, ahead, count, 2);                                                                \
     break
   switch (rows) {
     TILE(1);
@@ -169,38 +186,43 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
   const ptrdiff_t item = sizeof(real);
   real *columns_of_b = room, *rows_of_a = room + DEPTH * COLUMNS; /* panels */
   /* Contiguous rows of a serve as they are, but where their distance puts them into the same lines of the cache. */
-  const bool as_it_is = cs_a == 1 && alpha == (real)1 && rs_a * item % CONFLICT != 0;
+  const bool in_rows = cs_a == 1, as_it_is = in_rows && alpha == (real)1 && rs_a * item % CONFLICT != 0;
   const size_t blocks = (k + DEPTH - 1) / DEPTH;
   for (size_t block = 0, p = 0, depth; block < blocks; block++, p += depth) {
     depth = k / blocks + (block < k % blocks);
     const real old = block == 0 ? beta : (real)1;
+    const size_t ld = (depth + LANES - 1) / LANES * LANES + LANES; /* of rows that are copied */
     for (size_t first = 0; first < m; first += ROWS) {
       const size_t n_rows = least(ROWS, m - first);
-      const real *own = a + (ptrdiff_t)first * rs_a + (ptrdiff_t)p * cs_a;
-      rows_of rows = {(const char *)own, rs_a * item, cs_a * item};
-      ptrdiff_t next = TILE_ROWS * rows.row; /* from a tile's rows to the next ones */
-      if (!as_it_is && cs_a == 1) {
-        const size_t ld = (depth + LANES - 1) / LANES * LANES + LANES;
-        copy_rows(rows_of_a, ld, own, rs_a, n_rows, depth, alpha);
-        rows = (rows_of){(const char *)rows_of_a, (ptrdiff_t)ld * item, item};
-        next = TILE_ROWS * rows.row;
-      } else if (!as_it_is) {
-        fill(rows_of_a, own, cs_a, rs_a, depth, n_rows, TILE_ROWS, PANEL_ROWS);
+      rows_of rows = {(const char *)(a + (ptrdiff_t)first * rs_a + (ptrdiff_t)p * cs_a), rs_a * item, item};
+      runs_of ahead = {rows.at, rows.row};
+      ptrdiff_t next = TILE_ROWS * rows.row; /* from a panel of rows to the next one */
+      if (!in_rows) {
+        fill(rows_of_a, (const real *)rows.at, cs_a, rs_a, depth, n_rows, TILE_ROWS, PANEL_ROWS);
         const size_t values = (n_rows + TILE_ROWS - 1) / TILE_ROWS * PANEL_ROWS * depth;
         for (size_t t = 0; t < values && alpha != (real)1; t++)
           rows_of_a[t] *= alpha;
         rows = (rows_of){(const char *)rows_of_a, item, PANEL_ROWS * item};
         next = (ptrdiff_t)(PANEL_ROWS * depth) * item;
+        ahead = (runs_of){rows.at, (ptrdiff_t)depth * item};
       }
       for (size_t j = 0; j < n; j += COLUMNS) {
         const size_t n_cols = least(COLUMNS, n - j);
         fill(columns_of_b, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p * rs_b, rs_b, cs_b, depth, n_cols, TILE_COLS,
              TILE_COLS);
-        rows_of here = rows;
-        for (size_t i = 0; i < n_rows; i += TILE_ROWS, here.at += next)
-          for (size_t l = 0; l < n_cols; l += TILE_COLS)
+        for (size_t i = 0, panel = 0; i < n_rows; i += TILE_ROWS, panel++) {
+          rows_of here = {rows.at + (ptrdiff_t)panel * next, rows.row, rows.step};
+          const char *behind = here.at + next;
+          if (in_rows && !as_it_is) {
+            copy_rows(rows_of_a, ld, (const real *)here.at, rs_a, least(TILE_ROWS, n_rows - i), depth, alpha);
+            here = (rows_of){(const char *)rows_of_a, (ptrdiff_t)ld * item, item};
+          }
+          for (size_t l = 0, t = 0; l < n_cols; l += TILE_COLS, t++) {
+            ahead.at = behind + (ptrdiff_t)(2 * t % TILE_ROWS) * ahead.next;
             tile_of(c + (ptrdiff_t)(first + i) * ld_c + (ptrdiff_t)(j + l), ld_c, here, columns_of_b + l * depth, depth,
-                    least(TILE_COLS, n_cols - l), old, least(TILE_ROWS, n_rows - i));
+                    least(TILE_COLS, n_cols - l), old, ahead, least(TILE_ROWS, n_rows - i));
+          }
+        }
       }
     }
   }

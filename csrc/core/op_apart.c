@@ -115,7 +115,7 @@ static void R(heads_task)(void *ctx, size_t index, unsigned slot) {
 
 void R(clew_op_heads)(const clew_exec *x, const clew_step *s) {
   R(apart_job) job = {.x = x, .s = s, .n_rows = x->plan->rows[s->rowset].n_rows};
-  job.tiling = clew_tile(job.n_rows, s->heads.w->n * s->heads.w->groups / s->heads.heads);
+  job.tiling = clew_tile(job.n_rows, s->heads.w->n * s->heads.w->groups / s->heads.heads, x->n_slots);
   clew_pool_for(s->heads.heads * job.tiling.n_rows, R(heads_task), &job, x->n_slots, x->cancel);
 }
 

@@ -199,7 +199,7 @@ void R(clew_op_linear_dx)(const clew_exec *x, const clew_step *s) {
   if (job.first[s->dx.n_parts] > 0) {
     clew_pool_for(job.first[s->dx.n_parts], R(turn_task), &job, x->n_slots, x->cancel);
   }
-  job.tiling[0] = clew_tile(job.n_rows, clew_cols(x, s->dx.out));
+  job.tiling[0] = clew_tile(job.n_rows, clew_cols(x, s->dx.out), x->n_slots);
   clew_pool_for(job.tiling[0].n_rows * job.tiling[0].n_cols, R(dx_task), &job, x->n_slots, x->cancel);
 }
 

@@ -114,7 +114,7 @@ void R(clew_op_linear)(const clew_exec *x, const clew_step *s) {
   R(linear_job) job = {.x = x, .s = s};
   for (int32_t i = 0; i < s->linear.n_parts; i++) {
     const clew_part *p = &s->linear.part[i];
-    job.tiling[i] = clew_tile(x->plan->rows[s->rowset].n_rows, p->w->n);
+    job.tiling[i] = clew_tile(x->plan->rows[s->rowset].n_rows, p->w->n, x->n_slots);
     job.first[i + 1] = job.first[i] + p->w->groups * job.tiling[i].n_rows * job.tiling[i].n_cols;
     if (x->plan->buffers[p->out].scattered) { /* what no row reaches */
       const size_t cols = clew_cols(x, p->out), longest = (size_t)x->plan->longest;

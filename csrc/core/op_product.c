@@ -30,7 +30,7 @@ bool R(clew_product)(real *c, const real *a, const real *b, const clew_product_s
   if (shape->m == 0 || shape->n == 0) {
     return true; /* no tiles to cut */
   }
-  R(product_job) job = {c, a, b, shape, clew_tile(shape->m, shape->n)};
+  R(product_job) job = {c, a, b, shape, clew_tile(shape->m, shape->n, clew_get_threads())};
   return clew_pool_for(shape->batch * job.tiling.n_rows * job.tiling.n_cols, R(product_task), &job, clew_pool_threads(),
                        cancel);
 }

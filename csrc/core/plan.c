@@ -2,6 +2,7 @@
 #include "builder.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -574,7 +575,7 @@ static size_t slot_bytes(const clew_builder *b) {
       values = (size_t)CLEW_LOSS_ROWS * CLEW_LOSS_COLS + 2 * CLEW_LOSS_ROWS;
     } else if (s->op == CLEW_OP_LINEAR && s->linear.part[0].out != CLEW_NONE &&
                plan->buffers[s->linear.part[0].out].scattered) {
-      const clew_tiling t = clew_tile(plan->rows[s->rowset].n_rows, s->linear.part[0].w->n);
+      const clew_tiling t = clew_tile(plan->rows[s->rowset].n_rows, s->linear.part[0].w->n, 0);
       values = t.rows * t.cols;
     }
     most = values > most ? values : most;
@@ -713,6 +714,10 @@ size_t clew_plan_keep_bytes(const clew_plan *plan) {
     bytes += plan->slab_bytes[i];
   }
   return bytes;
+}
+
+void clew_plan_trim(clew_plan *plan) {
+  clew_slab_release(atomic_exchange(&plan->scratch, NULL)); /* a run under way has it in hand */
 }
 
 size_t clew_plan_scratch_bytes(const clew_plan *plan) {

@@ -311,12 +311,13 @@ static inline bool clew_last_only(clew_logits logits) { return logits == CLEW_LO
 #define CLEW_DW_TILE 256
 #define CLEW_SUM_ROWS 384
 
-/* How a product of m rows and n columns is cut into tiles: by shape only. */
+/* How a product of m rows and n columns is cut into tiles for so many threads; for 0, as large as for any number of
+ * them. Which kernel multiplies a tile does not depend on the threads. */
 typedef struct clew_tiling {
   size_t rows, cols;     /* of a tile */
   size_t n_rows, n_cols; /* tiles */
 } clew_tiling;
-clew_tiling clew_tile(size_t m, size_t n);
+clew_tiling clew_tile(size_t m, size_t n, size_t threads);
 
 /* Lengths of a site's head axis (1 where it has none) and last axis. */
 void clew_site_axes(const clew_config *c, clew_site site, size_t most_keys, size_t *heads, size_t *last);

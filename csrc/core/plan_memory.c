@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "blas.h"
 #include "plan.h"
 
 #define ALIGNMENT ((size_t)64)
@@ -428,16 +429,51 @@ clew_status clew_plan_place(clew_plan *plan, clew_error *err) {
 
 /* ---- Cost --------------------------------------------------------------------------------------------------- */
 
-clew_tiling clew_tile(size_t m, size_t n) {
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+/* The most tiles along a side whose number depends on the threads: the last of more could be a narrow rest, which
+ * another kernel multiplies. */
+#define FEW_TILES 8
+
+static size_t most_tiles(size_t length, size_t least, size_t threads) {
+  return threads > 0 && least < FEW_TILES ? larger(least, smaller(FEW_TILES, length / 256)) : least;
+}
+
+/* A product of many columns: what the slowest thread computes is least. Counted with each tile's own work are 40 rows
+ * for copying its columns' weights and 8 columns for reading its rows. */
+static void tile_evenly(clew_tiling *t, size_t m, size_t n, size_t threads) {
+  const size_t least_rows = m <= 1024 ? 1 : (m + 511) / 512, least_cols = (n + 511) / 512;
+  const size_t most_rows = most_tiles(m, least_rows, threads), most_cols = most_tiles(n, least_cols, threads);
+  size_t best = SIZE_MAX;
+  for (size_t n_rows = least_rows; n_rows <= most_rows; n_rows++) {
+    for (size_t n_cols = least_cols; n_cols <= most_cols; n_cols++) {
+      const size_t rows = (m + n_rows - 1) / n_rows, cols = ((n + n_cols - 1) / n_cols + 15) / 16 * 16;
+      const size_t turns = (n_rows * n_cols + larger(threads, 1) - 1) / larger(threads, 1);
+      const size_t cost = turns * (rows + 40) * (cols + 8);
+      if (cost < best) {
+        best = cost;
+        t->rows = rows, t->cols = cols;
+      }
+    }
+  }
+}
+
+clew_tiling clew_tile(size_t m, size_t n, size_t threads) {
   clew_tiling t;
+  if (threads > 0 && !clew_gemm_cuts_alike()) {
+    threads = 2;
+  }
   if (m <= 32) { /* streams the weights: enough chunks for the threads, each long enough to prefetch */
     t.rows = m;
     t.cols = (n / 8 + 63) / 64 * 64;
     t.cols = t.cols < 384 ? 384 : t.cols > 1024 ? 1024 : t.cols;
+  } else if (n > 512) {
+    tile_evenly(&t, m, n, threads);
   } else {
     /* Rows are copied once for each tile beside them: narrow products are cut by rows alone, where there are enough. */
     t.rows = m <= 640 ? m : n <= 256 ? 256 : 512;
-    t.cols = n <= 512 ? (m <= 640 ? (n + 1) / 2 : n) : n <= 1024 ? (n / 2 + 15) / 16 * 16 : 512;
+    t.cols = m <= 640 ? (n + 1) / 2 : n;
     t.cols = t.cols < 16 ? 16 : t.cols;
   }
   t.n_rows = (m + t.rows - 1) / t.rows;

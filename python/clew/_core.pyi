@@ -309,6 +309,8 @@ class Plan:
         objective: int = 0,
         recompute: bool = False,
     ) -> Plan: ...
+    def trim(self) -> None:
+        """Gives back the memory that weight gradients keep between runs."""
     @property
     def keep_bytes(self) -> int:
         """Bytes of what the caller gets."""

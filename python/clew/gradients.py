@@ -116,6 +116,10 @@ class WeightGradients:
             recompute=self._recompute,
         )
 
+    def trim(self) -> None:
+        """Gives back the memory of activations, which is kept from one run to the next."""
+        self._plan.trim()
+
     @property
     def scratch_bytes(self) -> int:
         """Bytes of memory that a run needs besides the gradients; depends on the number of threads."""

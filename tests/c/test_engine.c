@@ -3,6 +3,7 @@
 #include <math.h>
 #include <pthread.h>
 
+#include "plan.h"
 #include "pool.h"
 #include "test.h"
 
@@ -756,7 +757,32 @@ static void test_check(clew_dtype dtype) {
   end(&f);
 }
 
+/* ---- How products are cut ------------------------------------------------------------------------------------- */
+
+/* Scratch memory is planned for the largest tile; a rest so narrow that another kernel multiplies it would let the
+ * number of threads change bits. */
+static void test_tiles(void) {
+  static const size_t sides[] = {33, 256, 257, 511, 513, 700, 785, 816, 1000, 1024, 1025, 2304, 4097, 5120, 50257};
+  const size_t n_sides = sizeof sides / sizeof *sides;
+  for (size_t i = 0; i < n_sides; i++)
+    for (size_t j = 0; j < n_sides; j++) {
+      const size_t m = sides[i], n = sides[j];
+      const clew_tiling most = clew_tile(m, n, 0), one = clew_tile(m, n, 1);
+      for (size_t threads = 1; threads <= 64; threads++) {
+        const clew_tiling t = clew_tile(m, n, threads);
+        const bool covers = (t.n_rows - 1) * t.rows < m && m <= t.n_rows * t.rows && (t.n_cols - 1) * t.cols < n &&
+                            n <= t.n_cols * t.cols;
+        CHECK(covers && t.rows <= most.rows && t.cols <= most.cols, "%zu x %zu, %zu threads: %zu x %zu of %zu x %zu", m,
+              n, threads, t.n_rows, t.n_cols, t.rows, t.cols);
+        const size_t last_rows = m - (t.n_rows - 1) * t.rows, last_cols = n - (t.n_cols - 1) * t.cols;
+        CHECK((t.rows == one.rows || last_rows >= 64) && (t.cols == one.cols || last_cols >= 64),
+              "%zu x %zu, %zu threads: a rest of %zu x %zu", m, n, threads, last_rows, last_cols);
+      }
+    }
+}
+
 int main(void) {
+  test_tiles();
   for (int kind = 0; kind < 2; kind++) {
     const clew_dtype dtype = kind ? CLEW_FLOAT64 : CLEW_FLOAT32;
     static const int32_t windows[] = {0, 1, 3, 64, 65, 700};

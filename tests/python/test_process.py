@@ -41,11 +41,12 @@ def test_bits_do_not_depend_on_the_number_of_threads(config: clew.ModelConfig, d
     even = rng.integers(0, config.d_vocab, (1, 200))
     ragged = [rng.integers(0, config.d_vocab, n) for n in (33, 7, 33, 1)]
     few = rng.integers(0, config.d_vocab, (1, 5))
+    many = rng.integers(0, config.d_vocab, (4, 250))  # rows are cut differently for one, three and eight threads
 
     def everything() -> dict[str, bytes]:
         runs = {
             "even": model.run(even, capture="*"), "streaming": model.run(even),
-            "ragged": model.run(ragged, capture="*"),
+            "ragged": model.run(ragged, capture="*"), "many": model.run(many),
             "last": model.run(ragged, logits="last"), "few": model.run(few, capture=["resid_post", "z"]),
             "some": model.run(ragged, capture="*", positions=[-1, 0]),
         }  # fmt: skip

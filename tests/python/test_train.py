@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import clew
@@ -11,7 +12,7 @@ import pytest
 from clew import _core
 from clew.train import Examples, evaluate
 from clew.train.step import gradients_for, loss_and_gradients, loss_of, pack
-from support import make, relative_error
+from support import make, relative_error, run_python
 from test_train_adamw import copies, numpy_adamw
 from zoo import random_inputs, random_tokens, vector_zoo, zoo
 
@@ -336,6 +337,31 @@ def test_plans_are_kept_for_some_shapes() -> None:
     assert gradients_for(optimizer, np.array([13], np.int32)) is gradients_for(optimizer, np.array([13], np.int32))
     assert len(optimizer._plans) == 8
     assert gradients_for(optimizer, np.array([13], np.int32)).scratch_bytes > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is counted by Linux's /proc")
+def test_activations_of_one_shape_at_a_time() -> None:
+    """Eight shapes in turn: what training takes stays near to what is planned for the largest of them."""
+    script = """
+import clew, numpy as np
+from clew.train.step import gradients_for
+from support import resident
+clew.memory.set_idle_limit(0)
+model = clew.Model.from_config(clew.ModelConfig(n_layers=2, d_model=64, n_heads=2, n_ctx=256, d_vocab=8))
+optimizer = clew.AdamW(model, lr=0.0)
+lengths = [np.full(40, n, np.int32) for n in range(249, 257)]
+planned = gradients_for(optimizer, lengths[-1]).scratch_bytes
+before = resident()
+for _ in range(2):
+    for n in lengths:
+        model.train_step(np.ones((40, n[0]), int), optimizer=optimizer)
+print(planned, resident() - before)
+"""
+    result = run_python(script, CLEW_NUM_THREADS="2")
+    assert result.returncode == 0, result.stdout
+    planned, taken = map(int, result.stdout.split())
+    assert planned > 40 << 20
+    assert taken < 1.5 * planned, f"{taken / planned:.2f} times what is planned"
 
 
 # ---- evaluate --------------------------------------------------------------------------------------------------

@@ -179,6 +179,9 @@ def gradients_for(optimizer: AdamW, lengths: NDArray[np.int32], recompute: bool 
     from ..gradients import WeightGradients
 
     plans, key = optimizer._plans, (lengths.tobytes(), recompute)
+    last = next(reversed(plans), key)
+    if last != key:  # activations of one shape at a time: each may take all the memory that was planned
+        plans[last].trim()
     if key not in plans:
         plans[key] = WeightGradients(optimizer.model, lengths, loss_of(optimizer.model), recompute)
         while len(plans) > _KEPT:
