@@ -42,6 +42,74 @@ def test_the_loss_is_on_the_path_alone() -> None:
         assert learned == ["<PATH_START>", *cells, "<PATH_END>"]
 
 
+def _asked(words: list[str]) -> list[list[str]]:
+    """The questions behind a maze's own path, each from <ORIGIN_START> on."""
+    starts = [i for i, word in enumerate(words) if word == "<ORIGIN_START>"] + [len(words)]
+    return [words[a:b] for a, b in zip(starts[1:-1], starts[2:], strict=True)]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 50])
+def test_questions_follow_the_shortest_ways_of_the_same_maze(steps: int) -> None:
+    tok, ms = mazes.Tokenizer(7), mazes.Mazes.join([mazes.generate(20, 4), mazes.generate(20, 6)])
+    batch, plain = mazes.questions(ms, tok, 9, steps, seed=1), mazes.examples(ms, tok)
+    assert all(len(mask) == len(ids) <= 256 for ids, mask in zip(batch.tokens, batch.loss_mask, strict=True))
+    closed = 0
+    for i, maze in enumerate(ms):
+        own, words = len(plain.tokens[i]), tok.decode(batch.tokens[i])
+        assert batch.tokens[i][:own].tolist() == plain.tokens[i].tolist()
+        assert batch.loss_mask[i][: own - 1].tolist() == plain.loss_mask[i][:-1].tolist()
+        distance = ms[i : i + 1].distances()[0]
+        asked = _asked(words)
+        assert len(asked) == 9 or own + sum(map(len, asked)) > 256 - 8 - min(steps + 1, 36)
+        learned = [words[own + n + 1] for n in np.flatnonzero(batch.loss_mask[i][own:])]
+        want = []
+        for question in asked:
+            origin, target, path = question[1], question[4], [w for w in question[7:] if w != "<PATH_END>"]
+            cells = [tuple(map(int, w[1:-1].split(","))) for w in [target, *path]]
+            goal, *way = (r * maze.grid + c for r, c in cells)
+            assert path[0] == origin != target and len(path) <= steps + 1
+            assert all(distance[a, goal] == distance[b, goal] + 1 == distance[way[0], goal] - n
+                       for n, (a, b) in enumerate(zip(way[:-1], way[1:], strict=True)))  # fmt: skip
+            assert (question[-1] == "<PATH_END>") == (path[-1] == target) or len(words) == 256
+            assert len(path) == steps + 1 or path[-1] == target
+            closed += question[-1] == "<PATH_END>"
+            want += question[7:]
+        assert learned == want
+    assert closed > 10 or steps == 1
+
+
+def test_questions_are_drawn_once_for_a_seed_and_none_are_examples() -> None:
+    tok, ms = mazes.Tokenizer(7), mazes.generate(5, 3)
+    none, plain = mazes.questions(ms, tok, 0), mazes.examples(ms, tok)
+    assert all(np.array_equal(a, b) for a, b in zip(none.tokens, plain.tokens, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(none.loss_mask, plain.loss_mask, strict=True))
+    first, again, other = (mazes.questions(ms, tok, seed=seed).tokens for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    cut = mazes.questions(ms, tok, context=70)
+    assert max(map(len, cut.tokens)) <= 70
+
+
+def test_cells_that_no_way_joins_are_not_asked_for() -> None:
+    lone = mazes.Maze(3, [[(0, 0), (0, 1)]], (0, 0), (0, 1))  # all other cells stand alone
+    tok = mazes.Tokenizer(3)
+    words = tok.decode(mazes.questions(lone, tok, 200, seed=0).tokens[0])
+    asked = _asked(words)
+    assert 0 < len(asked) < 60 and {(q[1], q[4]) for q in asked} <= {("(0,0)", "(0,1)"), ("(0,1)", "(0,0)")}
+
+
+def test_a_stage_asks_more() -> None:
+    stages = [mazes.Stage(2, {3: 1.0}, {"rdfs": 1.0}), mazes.Stage(9, {3: 1.0}, {"rdfs": 1.0}, questions=3)]
+    data = mazes.Curriculum(stages, mazes.Tokenizer(7))
+    first, second = data.batch(1, 4), data.batch(2, 4)
+    assert all("<PATH_END>" == mazes.Tokenizer(7).decode(ids)[-1] for ids in first.tokens)
+    assert all(1 <= len(_asked(mazes.Tokenizer(7).decode(ids))) <= 3 for ids in second.tokens)
+    again = data.batch(2, 4)
+    assert all(np.array_equal(a, b) for a, b in zip(second.tokens, again.tokens, strict=True))
+    plain = mazes.Curriculum([stages[0], mazes.Stage(9, {3: 1.0}, {"rdfs": 1.0})], mazes.Tokenizer(7))
+    assert data.identity().replace(" questions 3", "") == plain.identity() != data.identity()
+
+
 def test_stages_follow_each_other() -> None:
     data = source()
     first, second = data.mazes(0, 8), data.mazes(2, 8)
@@ -88,6 +156,18 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         (lambda: mazes.Stage(1, {}, {"rdfs": 1.0}), r"Stage: grids = \{\}: a mapping to shares, which must be above 0"),
         (lambda: mazes.Stage(1, {3: 1.0}, {"rdfs": 0.0}), "Stage: kinds = .*: a mapping to shares"),
         (lambda: mazes.Stage(1, {3: 1.0}, {"rdfs": 1.0}, 0), "Stage: batch = 0, must be a whole number, at least 1"),
+        (
+            lambda: mazes.Stage(1, {3: 1.0}, {"rdfs": 1.0}, questions=-1),
+            "Stage: questions = -1, must be a whole number",
+        ),
+        (lambda: mazes.questions(mazes.generate(1, 3), mazes.Tokenizer(7), 1.5), "questions: n = 1.5"),  # type: ignore[arg-type]
+        (lambda: mazes.questions(mazes.generate(1, 3), mazes.Tokenizer(7), steps=0), "questions: steps = 0"),
+        (lambda: mazes.questions(mazes.generate(1, 3), mazes.Tokenizer(7), context=0), "questions: context = 0"),
+        (
+            lambda: mazes.questions(mazes.generate(1, 3), mazes.Tokenizer(7), seed=-1),
+            "seed = -1, must be a whole number",
+        ),
+        (lambda: mazes.questions([], mazes.Tokenizer(7)), "examples: no mazes"),
         (lambda: mazes.Curriculum([], mazes.Tokenizer(7)), "Curriculum: stages must come in order, at least one"),
         (lambda: mazes.Curriculum(STAGES[::-1], mazes.Tokenizer(7)), "Curriculum: stages must come in order"),
         (

@@ -14,7 +14,7 @@ What is here; the paper's parts are marked with its figures and tables:
 - Mazes: `generate`, `Maze`, `Mazes`, `unique`, `split`, `KINDS`; `from_maze_dataset`, `to_maze_dataset`.
 - Tokens: `Tokenizer`; `tokenizer_of(model)` is the one that a model was trained with.
 - Pictures: `text`, `draw` (a path, attention or what probes say over the maze).
-- Training: `hallway_config`, `jirpy_config`, `Curriculum` of `Stage`s, `examples`.
+- Training: `hallway_config`, `jirpy_config`, `Curriculum` of `Stage`s, `examples`, `questions`.
 - Walking: `solve`, `rollouts`, `judge`, `evaluate`, `table` (Table 1; `PAPER` holds the paper's, `TASKS` the rows).
 - Reading: `embedding_distances` (Fig. 4), `logit_attribution` (Fig. 5), `adjacency_heads` and `attention_over`
   (Figs. 6, 7), `wall_probes` at <PATH_START> (Figs. 8, 9; `inner_walls`, `walls_of`, `spanning_trees`, `untrained`) or
@@ -59,7 +59,7 @@ from .snapshot import Snapshot, snapshot
 from .steering import WallFlips, flip_walls
 from .study import MazeExperiment, experiment
 from .tokens import Tokenizer
-from .training import Curriculum, Stage, examples, hallway_config, jirpy_config
+from .training import Curriculum, Stage, examples, hallway_config, jirpy_config, questions
 
 __all__ = [
     "KINDS",
@@ -118,6 +118,7 @@ __all__ = [
     "patch_path_start",
     "path_lens",
     "path_steps",
+    "questions",
     "rollouts",
     "route_probes",
     "snapshot",

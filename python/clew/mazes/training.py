@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _core
 from ..config import ModelConfig
 from ..errors import ConfigError
 from ..inputs import check_seed, check_type
@@ -79,6 +80,84 @@ def examples(ms: Mazes | Iterable[Maze] | Maze, tokenizer: Tokenizer) -> Example
     return Examples(tokens, None, masks)
 
 
+def questions(
+    ms: Mazes | Iterable[Maze] | Maze,
+    tokenizer: Tokenizer,
+    n: int = 9,
+    steps: int = 2,
+    context: int = 256,
+    seed: int | np.random.Generator = 0,
+) -> Examples:
+    """Mazes as :func:`examples` gives them, with more questions behind each: ways between other cells of it.
+
+    The walls take most of a maze's tokens, and most of what is hard about a path is its first step. So behind
+    <PATH_END> come, again and again, an origin, a target and the first steps of the path between them, while there is
+    room; all these cells count for the loss. Only training reads such tokens: :meth:`Tokenizer.parse` refuses them.
+
+    Parameters
+    ----------
+    ms, tokenizer
+        As for :func:`examples`.
+    n
+        Most questions more.
+    steps
+        Of each path; a shorter one is closed by <PATH_END>.
+    context
+        Most tokens of a sequence. A question that lacks room for nothing but its last token is cut there.
+    seed
+        Of the cells, or a generator to draw them from.
+
+    Raises ConfigError and TokenError as :func:`examples`, and ConfigError for numbers out of range.
+
+    >>> from clew import mazes
+    >>> tok, maze = mazes.Tokenizer(2), mazes.Maze(2, [[(0, 0), (0, 1)], [(1, 1), (0, 1)]], (0, 0), (0, 1))
+    >>> batch = questions(maze, tok, n=1, steps=1, seed=3)
+    >>> print(*tok.decode(batch.tokens[0])[-9:])
+    <ORIGIN_START> (0,0) <ORIGIN_END> <TARGET_START> (1,1) <TARGET_END> <PATH_START> (0,0) (0,1)
+    """
+    batch = Mazes.of(ms)
+    n, steps = whole_number(n, "questions: n", 0, MOST), whole_number(steps, "questions: steps", 1, MOST)
+    context = whole_number(context, "questions: context", 1, MOST)
+    rng = seed if isinstance(seed, np.random.Generator) else generator(check_seed(seed))
+    first = examples(batch, tokenizer)
+    tokens, masks = [[row] for row in first.tokens], [[mask] for mask in first.loss_mask]
+    lengths = np.array([len(row) for row in first.tokens])
+    for _ in range(n):
+        asked, full = _other_ways(batch, rng)
+        cells = np.minimum(full, steps + 1)
+        fits = np.flatnonzero((full > 1) & (lengths + 8 + cells <= context + 1))
+        if not fits.size:
+            continue
+        for i, row in zip(fits.tolist(), tokenizer.encode_batch(asked[fits]), strict=True):
+            whole, k = full[i] <= steps + 1, cells[i]
+            row = row[
+                2 : 9 + k + whole
+            ]  # without <ADJLIST_START> <ADJLIST_END>, which stand before 7 tokens and the path
+            mask = np.zeros(len(row), np.float32)
+            mask[6 : 6 + k + whole] = 1  # what comes next is a cell of the path or <PATH_END>
+            tokens[i].append(row)
+            masks[i].append(mask)
+            lengths[i] += len(row)
+    out = [np.concatenate(parts)[:context] for parts in tokens]
+    wanted = [np.concatenate(parts)[:context] for parts in masks]
+    for mask in wanted:
+        mask[-1] = 0  # nothing comes behind it
+    return Examples(out, None, wanted)
+
+
+def _other_ways(batch: Mazes, rng: np.random.Generator) -> tuple[Mazes, Array]:
+    """A shortest path between two other cells of each maze, walls left out, and how many cells it has; 0: none."""
+    grids, edges, n_edges, *_ = (array.copy() for array in batch.batch)
+    cells = batch.grids**2
+    a = rng.integers(0, 2**31, len(batch)) % cells
+    b = (a + 1 + rng.integers(0, 2**31, len(batch)) % (cells - 1)) % cells
+    ends = np.stack([np.stack([c // batch.grids, c % batch.grids], 1) for c in (a, b)], 1).astype(np.uint8)
+    path = np.zeros((len(batch), int(cells.max(initial=0)), 2), np.uint8)
+    n_path = np.zeros(len(batch), np.int32)
+    _core.maze_paths((grids, edges, n_edges, ends, path, n_path))
+    return Mazes((grids, edges[:, :0], np.zeros_like(n_edges), ends, path, n_path)), n_path.astype(int)
+
+
 @dataclass(frozen=True)
 class Stage:
     """A part of a curriculum: up to a step, mazes of which grids and kinds, with which weights.
@@ -95,6 +174,9 @@ class Stage:
     """Kind → share of the mazes of each grid."""
     batch: int | None = None
     """Size of its batches instead of the trainer's."""
+    questions: int = 0
+    """Most questions more about each maze, of two steps each, as far as 256 tokens go; see
+    :func:`clew.mazes.questions`."""
 
     def __post_init__(self) -> None:
         whole_number(self.until, "Stage: until", 1)
@@ -108,6 +190,7 @@ class Stage:
                 raise ConfigError(f"Stage: kind {kind!r}; known: {', '.join(KINDS)}")
         if self.batch is not None:
             whole_number(self.batch, "Stage: batch", 1, MOST)
+        whole_number(self.questions, "Stage: questions", 0, MOST)
 
 
 def _is_share(value: Any) -> bool:
@@ -160,7 +243,7 @@ class Curriculum:
     def mazes(self, step: int, size: int) -> Mazes:
         """The mazes of a step. Raises ConfigError for a step or a size that is none."""
         step, size = whole_number(step, "Curriculum: step"), whole_number(size, "Curriculum: size", 1, MOST)
-        stage = next((s for s in self.stages if step < s.until), self.stages[-1])
+        stage = self._stage(step)
         size = stage.batch or size
         rng = generator(self.seed, step)
         parts = []
@@ -177,11 +260,21 @@ class Curriculum:
 
     def batch(self, step: int, size: int) -> Examples:
         """The examples of a step: the same for the same arguments."""
-        return examples(self.mazes(step, size), self.tokenizer)
+        ms, more = self.mazes(step, size), self._stage(step).questions
+        if more == 0:
+            return examples(ms, self.tokenizer)
+        return questions(ms, self.tokenizer, more, seed=generator(self.seed + 1, step))
+
+    def _stage(self, step: int) -> Stage:
+        return next((stage for stage in self.stages if step < stage.until), self.stages[-1])
 
     def identity(self) -> str:
         """Stages, vocabulary, seed and split."""
-        stages = "; ".join(f"until {s.until} {s.grids} {s.kinds} batch {s.batch}" for s in self.stages)
+        stages = "; ".join(
+            f"until {s.until} {s.grids} {s.kinds} batch {s.batch}"
+            + (f" questions {s.questions}" if s.questions else "")
+            for s in self.stages
+        )
         return f"mazes {stages}; {self.tokenizer!r}; seed {self.seed} test_share {self.test_share}"
 
 
