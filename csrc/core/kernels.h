@@ -42,6 +42,9 @@ typedef struct clew_mask {
 struct clew_adaptive_chunk_f32;
 struct clew_adaptive_chunk_f64;
 
+/* Columns that products of the fewest rows take at a time: c stays in cache. */
+#define CLEW_STREAM_COLUMNS ((size_t)2048)
+
 /* What gemm_packed needs: panels of 1024 rows and 512 columns, of 1536 bytes of k each. */
 #define CLEW_PACK_BYTES ((size_t)3 << 20)
 

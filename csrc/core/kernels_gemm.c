@@ -1,10 +1,11 @@
 /* Products of few rows with a large unpacked matrix: the matrix is streamed from memory once, a and c stay in cache.
  *
- * Three ways. Rows of b contiguous: strips of b, a few rows deep and two registers wide, are added to tiles of c.
- * Columns of b contiguous: tiles of dot products where k is long, else (a dot product of k = 64 spends half of its time
- * on adding lanes) strips are transposed in cache and go the first way. Each way computes an element of c from its own
- * row and column by one fixed sequence of operations, wherever the tile edges fall, and the way is chosen by m, k and
- * b's layout: cutting n among threads does not change a bit. */
+ * Four ways. Rows of b contiguous: up to eight rows of c take whole rows of b, eight at a time; to tiles of more,
+ * strips of b are added, a few rows deep and two registers wide. Columns of b contiguous: tiles of dot products where k
+ * is long, else (a dot product of k = 64 spends half of its time on adding lanes) strips are transposed in cache and go
+ * the second way. Each way computes an element of c from its own row and column by one fixed sequence of operations,
+ * wherever the tile edges fall, and the way is chosen by m, k and b's layout: cutting n among threads does not change a
+ * bit. */
 #include "kernels_contract.h"
 
 #include <string.h>
@@ -27,8 +28,8 @@
 #define DEPTH 32               /* rows of b in it: two strips and the tiles of a fit the first-level cache */
 #define PANEL ((TILE_ROWS + LANE_COUNT - 1) / LANE_COUNT * LANE_COUNT) /* whole registers, to turn a in them */
 #define TILES(rows) (((rows) + TILE_ROWS - 1) / TILE_ROWS)
-#define ONE_ROW_BLOCK 8
-#define ONE_ROW_COLUMNS 2048
+#define FEWEST 8 /* rows of c up to which b is read in whole rows */
+#define ROWS_OF_B 8
 #define ROWS_AT_ONCE 32
 #define COPY_ROWS 64
 #define COPY_DEPTH (256 / REAL_BYTES)
@@ -42,51 +43,42 @@ INLINE vec fma_vec(vec a, vec b, vec c) { return a * b + c; }
 
 /* ---- Rows of b contiguous ----------------------------------------------------------------------------------- */
 
-INLINE void take_row(real *tile, const real *c, size_t n, real beta) {
-  if (beta == (real)0) {
-    for (size_t j = 0; j < n; j++)
-      tile[j] = (real)0;
-  } else {
-    for (size_t j = 0; j < n; j++)
-      tile[j] = beta * c[j];
-  }
-}
-
-/* One row of c: ONE_ROW_BLOCK rows of b at a time, side by side, while the next ones are prefetched. c and a: [n], [k]
- */
-static void row_by_rows(real *c, const real *a, const real *b, ptrdiff_t rs_b, size_t n, size_t k, real alpha,
-                        real beta) {
-  real tile[ONE_ROW_COLUMNS] __attribute__((aligned(64)));
-  for (size_t first = 0; first < n; first += ONE_ROW_COLUMNS) {
-    const size_t here = n - first < ONE_ROW_COLUMNS ? n - first : ONE_ROW_COLUMNS, whole = here / LANES * LANES;
-    const real *columns = b + first;
-    take_row(tile, c + first, here, beta);
-    size_t p = 0;
-    for (; p + ONE_ROW_BLOCK <= k; p += ONE_ROW_BLOCK) {
-      const real *rows = columns + (ptrdiff_t)p * rs_b;
-      const ptrdiff_t ahead = p + 2 * ONE_ROW_BLOCK <= k ? ONE_ROW_BLOCK * rs_b : 0;
-      vec factor[ONE_ROW_BLOCK];
+/* c [m, n] += alpha · a [m, k] · b [k, n], m ≤ FEWEST: ROWS_OF_B rows of b at a time, side by side and from end to
+ * end, as memory likes to be read, while the next ones are prefetched. c comes and goes from cache each time. */
+static void add_rows(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b, size_t m,
+                     size_t n, size_t k, real alpha) {
+  const size_t whole = n / LANES * LANES;
+  real factor[FEWEST][ROWS_OF_B] __attribute__((aligned(64)));
+  for (size_t p = 0, kb; p < k; p += kb, b += (ptrdiff_t)kb * rs_b) {
+    kb = k - p < ROWS_OF_B ? k - p : ROWS_OF_B;
+    for (size_t i = 0; i < m; i++)
+      for (size_t t = 0; t < kb; t++)
+        factor[i][t] = alpha * a[(ptrdiff_t)i * ld_a + (ptrdiff_t)(p + t)];
+    const ptrdiff_t ahead = k - p >= 2 * ROWS_OF_B ? ROWS_OF_B * rs_b : 0;
+    size_t j = 0;
+    for (; kb == ROWS_OF_B && j < whole; j += LANES) {
+      vec rows[ROWS_OF_B];
 #pragma GCC unroll 8
-      for (size_t t = 0; t < ONE_ROW_BLOCK; t++)
-        factor[t] = splat(alpha * a[p + t]);
-      for (size_t j = 0; j < whole; j += LANES) {
-        vec sum = load(tile + j);
-#pragma GCC unroll 8
-        for (size_t t = 0; t < ONE_ROW_BLOCK; t++) {
-          const real *at = rows + (ptrdiff_t)t * rs_b + j;
-          PREFETCH(at + ahead);
-          sum = fma_vec(factor[t], load(at), sum);
-        }
-        store(tile + j, sum);
+      for (size_t t = 0; t < ROWS_OF_B; t++) {
+        const real *at = b + (ptrdiff_t)t * rs_b + j;
+        PREFETCH(at + ahead);
+        rows[t] = load(at);
       }
-      for (size_t j = whole; j < here; j++)
-        for (size_t t = 0; t < ONE_ROW_BLOCK; t++)
-          tile[j] = fma_real(alpha * a[p + t], rows[(ptrdiff_t)t * rs_b + (ptrdiff_t)j], tile[j]);
+      real *to = c + j;
+      for (size_t i = 0; i < m; i++, to += ld_c) {
+        vec sum = load(to);
+#pragma GCC unroll 8
+        for (size_t t = 0; t < ROWS_OF_B; t++)
+          sum = fma_vec(splat(factor[i][t]), rows[t], sum);
+        store(to, sum);
+      }
     }
-    for (; p < k; p++)
-      for (size_t j = 0; j < here; j++)
-        tile[j] = fma_real(alpha * a[p], columns[(ptrdiff_t)p * rs_b + (ptrdiff_t)j], tile[j]);
-    memcpy(c + first, tile, here * sizeof *c);
+    for (; j < n; j++)
+      for (size_t i = 0; i < m; i++) {
+        real *to = c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j;
+        for (size_t t = 0; t < kb; t++)
+          *to = fma_real(factor[i][t], b[(ptrdiff_t)t * rs_b + (ptrdiff_t)j], *to);
+      }
   }
 }
 
@@ -233,8 +225,11 @@ static void scale_rows(real *c, ptrdiff_t ld_c, size_t m, size_t n, real beta) {
 
 static void rows_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,
                             size_t m, size_t n, size_t k, real alpha, real beta) {
-  if (m == 1) {
-    row_by_rows(c, a, b, rs_b, n, k, alpha, beta);
+  scale_rows(c, ld_c, m, n, beta);
+  if (m <= FEWEST) {
+    for (size_t j = 0; j < n; j += CLEW_STREAM_COLUMNS)
+      add_rows(c + j, ld_c, a, ld_a, b + j, rs_b, m, n - j < CLEW_STREAM_COLUMNS ? n - j : CLEW_STREAM_COLUMNS, k,
+               alpha);
     return;
   }
   real packed[TILES(ROWS_AT_ONCE) * DEPTH * PANEL] __attribute__((aligned(64)));
@@ -243,7 +238,6 @@ static void rows_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld
   size_t depth = tiles == 1 ? DEPTH / 2 : DEPTH;
   if ((size_t)rs_b * REAL_BYTES % 4096 == 0) /* such rows meet in one set of the first-level cache */
     depth /= 2;
-  scale_rows(c, ld_c, m, n, beta);
   for (size_t p = 0, kb; p < k; p += kb) {
     kb = k - p < depth ? k - p : depth;
     const real *block = b + (ptrdiff_t)p * rs_b;
