@@ -24,9 +24,6 @@ CLEW_DECLARE_GEMM(_f64, double)
 /* Are products of many rows ours, whose bits do not depend on how they are cut? BLIS chooses a kernel by the shape. */
 bool clew_gemm_cuts_alike(void);
 
-/* Are products of many rows ours, whose bits do not depend on how they are cut? BLIS chooses a kernel by the shape. */
-bool clew_gemm_cuts_alike(void);
-
 const char *clew_blas_kernel(void); /* BLIS's kernel family on this machine: "zen3", "haswell", "skx", ... */
 const char *clew_blas_version(void);
 

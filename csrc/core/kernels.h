@@ -42,7 +42,8 @@ typedef struct clew_mask {
 struct clew_adaptive_chunk_f32;
 struct clew_adaptive_chunk_f64;
 
-/* Columns that products of the fewest rows take at a time: c stays in cache. */
+/* Products of at most so many rows read b's rows from end to end, so many columns at a time: c stays in cache. */
+#define CLEW_STREAM_ROWS ((size_t)8)
 #define CLEW_STREAM_COLUMNS ((size_t)2048)
 
 /* What gemm_packed needs: panels of 1024 rows and 512 columns, of 1536 bytes of k each. */

@@ -28,7 +28,6 @@
 #define DEPTH 32               /* rows of b in it: two strips and the tiles of a fit the first-level cache */
 #define PANEL ((TILE_ROWS + LANE_COUNT - 1) / LANE_COUNT * LANE_COUNT) /* whole registers, to turn a in them */
 #define TILES(rows) (((rows) + TILE_ROWS - 1) / TILE_ROWS)
-#define FEWEST 8 /* rows of c up to which b is read in whole rows */
 #define ROWS_OF_B 8
 #define ROWS_AT_ONCE 32
 #define COPY_ROWS 64
@@ -43,12 +42,12 @@ INLINE vec fma_vec(vec a, vec b, vec c) { return a * b + c; }
 
 /* ---- Rows of b contiguous ----------------------------------------------------------------------------------- */
 
-/* c [m, n] += alpha · a [m, k] · b [k, n], m ≤ FEWEST: ROWS_OF_B rows of b at a time, side by side and from end to
- * end, as memory likes to be read, while the next ones are prefetched. c comes and goes from cache each time. */
+/* c [m, n] += alpha · a [m, k] · b [k, n], m ≤ CLEW_STREAM_ROWS: ROWS_OF_B rows of b at a time, side by side and from
+ * end to end, as memory likes to be read, while the next ones are prefetched. c comes and goes from cache each time. */
 static void add_rows(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b, size_t m,
                      size_t n, size_t k, real alpha) {
   const size_t whole = n / LANES * LANES;
-  real factor[FEWEST][ROWS_OF_B] __attribute__((aligned(64)));
+  real factor[CLEW_STREAM_ROWS][ROWS_OF_B] __attribute__((aligned(64)));
   for (size_t p = 0, kb; p < k; p += kb, b += (ptrdiff_t)kb * rs_b) {
     kb = k - p < ROWS_OF_B ? k - p : ROWS_OF_B;
     for (size_t i = 0; i < m; i++)
@@ -226,7 +225,7 @@ static void scale_rows(real *c, ptrdiff_t ld_c, size_t m, size_t n, real beta) {
 static void rows_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,
                             size_t m, size_t n, size_t k, real alpha, real beta) {
   scale_rows(c, ld_c, m, n, beta);
-  if (m <= FEWEST) {
+  if (m <= CLEW_STREAM_ROWS) {
     for (size_t j = 0; j < n; j += CLEW_STREAM_COLUMNS)
       add_rows(c + j, ld_c, a, ld_a, b + j, rs_b, m, n - j < CLEW_STREAM_COLUMNS ? n - j : CLEW_STREAM_COLUMNS, k,
                alpha);

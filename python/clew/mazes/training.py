@@ -130,9 +130,8 @@ def questions(
             continue
         for i, row in zip(fits.tolist(), tokenizer.encode_batch(asked[fits]), strict=True):
             whole, k = full[i] <= steps + 1, cells[i]
-            row = row[
-                2 : 9 + k + whole
-            ]  # without <ADJLIST_START> <ADJLIST_END>, which stand before 7 tokens and the path
+            # <ADJLIST_START> <ADJLIST_END>, which are left out, stand before 7 tokens and the path
+            row = row[2 : 9 + k + whole]
             mask = np.zeros(len(row), np.float32)
             mask[6 : 6 + k + whole] = 1  # what comes next is a cell of the path or <PATH_END>
             tokens[i].append(row)
