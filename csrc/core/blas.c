@@ -20,6 +20,10 @@
  * name, on Cascade Lake), it is the faster one from so many rows on when b's rows or columns are contiguous. */
 #define PACKED_ROWS ((size_t)33)
 #define PACKED_COLUMNS ((size_t)24) /* values of heads of 32: 2 % of a training step */
+/* From so many rows on also where a product is one task's as a whole. Elsewhere the way must not change when a product
+ * is cut, and small ones go the way of few rows. Of 12 x 12 x 64 and 64 x 64 x 16, heads' scores and values, these take
+ * an eighth and a quarter of that way's time. */
+#define WHOLE_ROWS ((size_t)4)
 /* Products of at most this many multiplications are ours: BLIS's set-up costs more than the arithmetic. */
 #define SMALL_PRODUCT ((size_t)40 * 40 * 40)
 /* With b's columns contiguous (A · Bᵀ) and at most this long, BLIS 0.9 reaches two thirds of our speed at any m, n. */
@@ -102,9 +106,9 @@ static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) 
       }                                                                                                                \
   }                                                                                                                    \
                                                                                                                        \
-  clew_status clew_gemm##suffix(type *c /* [m, n] */, ptrdiff_t rs_c, ptrdiff_t cs_c, const type *a /* [m, k] */,      \
-                                ptrdiff_t rs_a, ptrdiff_t cs_a, const type *b /* [k, n] */, ptrdiff_t rs_b,            \
-                                ptrdiff_t cs_b, size_t m, size_t n, size_t k, type alpha, type beta) {                 \
+  static clew_status gemm##suffix(type *c /* [m, n] */, ptrdiff_t rs_c, ptrdiff_t cs_c, const type *a /* [m, k] */,    \
+                                  ptrdiff_t rs_a, ptrdiff_t cs_a, const type *b /* [k, n] */, ptrdiff_t rs_b,          \
+                                  ptrdiff_t cs_b, size_t m, size_t n, size_t k, type alpha, type beta, bool whole) {   \
     if (!addressable(m, n, rs_c, cs_c, sizeof(type)) || !addressable(m, k, rs_a, cs_a, sizeof(type)) ||                \
         !addressable(k, n, rs_b, cs_b, sizeof(type)) || !distinct(m, n, rs_c, cs_c))                                   \
       return CLEW_ERROR_SHAPE;                                                                                         \
@@ -130,8 +134,10 @@ static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) 
     const bool vector = n == 1 && m > 1 && rs_c == 1 && rs_b == 1 && (rs_a == 1 || cs_a == 1);                         \
     const clew_kernels##suffix *kernels = clew_get_kernels##suffix();                                                  \
     const bool across = cs_c == 1, down = rs_c == 1; /* a transposed c is the product of the transposes */             \
-    if (kernels->gemm_packed != NULL && !vector && !small && (across || down) && (across ? m : n) >= PACKED_ROWS &&    \
-        (across ? n : m) >= PACKED_COLUMNS) {                                                                          \
+    const bool many =                                                                                                  \
+        !small && (across || down) && (across ? m : n) >= PACKED_ROWS && (across ? n : m) >= PACKED_COLUMNS;           \
+    const bool some = whole && safe && across && m >= WHOLE_ROWS && (cs_b == 1 || cs_a != 1 || 12 * m >= k);           \
+    if (kernels->gemm_packed != NULL && !vector && (many || some)) {                                                   \
       type *room = panels_of_thread();                                                                                 \
       if (room != NULL && across)                                                                                      \
         kernels->gemm_packed(c, rs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, room);                       \
@@ -157,6 +163,18 @@ static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) 
     bli_##ch##gemm_ex(BLIS_NO_TRANSPOSE, BLIS_NO_TRANSPOSE, (dim_t)m, (dim_t)n, (dim_t)k, &alpha, (type *)a, rs_a,     \
                       cs_a, (type *)b, rs_b, cs_b, &beta, c, rs_c, cs_c, NULL, &serial);                               \
     return CLEW_OK;                                                                                                    \
+  }                                                                                                                    \
+                                                                                                                       \
+  clew_status clew_gemm##suffix(type *c, ptrdiff_t rs_c, ptrdiff_t cs_c, const type *a, ptrdiff_t rs_a,                \
+                                ptrdiff_t cs_a, const type *b, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n,     \
+                                size_t k, type alpha, type beta) {                                                     \
+    return gemm##suffix(c, rs_c, cs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, false);                     \
+  }                                                                                                                    \
+                                                                                                                       \
+  clew_status clew_gemm_whole##suffix(type *c, ptrdiff_t rs_c, ptrdiff_t cs_c, const type *a, ptrdiff_t rs_a,          \
+                                      ptrdiff_t cs_a, const type *b, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m,         \
+                                      size_t n, size_t k, type alpha, type beta) {                                     \
+    return gemm##suffix(c, rs_c, cs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, true);                      \
   }
 
 DEFINE_GEMM(_f32, float, s)

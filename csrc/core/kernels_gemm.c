@@ -55,7 +55,15 @@ static void add_rows(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, con
         factor[i][t] = alpha * a[(ptrdiff_t)i * ld_a + (ptrdiff_t)(p + t)];
     const ptrdiff_t ahead = k - p >= 2 * ROWS_OF_B ? ROWS_OF_B * rs_b : 0;
     size_t j = 0;
-    for (; kb == ROWS_OF_B && j < whole; j += LANES) {
+    for (; kb < ROWS_OF_B && j < whole; j += LANES)
+      for (size_t i = 0; i < m; i++) {
+        real *to = c + (ptrdiff_t)i * ld_c + (ptrdiff_t)j;
+        vec sum = load(to);
+        for (size_t t = 0; t < kb; t++)
+          sum = fma_vec(splat(factor[i][t]), load(b + (ptrdiff_t)t * rs_b + j), sum);
+        store(to, sum);
+      }
+    for (; j < whole; j += LANES) {
       vec rows[ROWS_OF_B];
 #pragma GCC unroll 8
       for (size_t t = 0; t < ROWS_OF_B; t++) {
@@ -199,17 +207,15 @@ static void add_strip(real *c, ptrdiff_t ld_c, const real *packed, const real *b
 
 /* A strip [kb, WIDTH] of our own from b [kb, n]; zeros to its right. */
 static void copy_strip(real *out, const real *b, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t kb, size_t n) {
-  size_t j = 0;
-  for (; cs_b != 1 && j + LANES <= n; j += LANES) {
-    size_t t = 0;
-    for (; t + LANES <= kb; t += LANES)
-      transpose(out + t * WIDTH + j, WIDTH, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)t * rs_b, cs_b, LANES);
-    for (; t < kb; t++)
-      for (size_t l = j; l < j + LANES; l++)
-        out[t * WIDTH + l] = b[(ptrdiff_t)l * cs_b + (ptrdiff_t)t * rs_b];
-  }
-  for (size_t t = 0; t < kb; t++)
-    for (size_t l = j; l < WIDTH; l++)
+  size_t t = 0;
+  for (; rs_b == 1 && cs_b != 1 && t + LANES <= kb; t += LANES)
+    for (size_t j = 0; j < WIDTH; j += LANES)
+      transpose(out + t * WIDTH + j, WIDTH, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)t, cs_b,
+                n <= j          ? 0
+                : n - j < LANES ? n - j
+                                : LANES);
+  for (; t < kb; t++)
+    for (size_t l = 0; l < WIDTH; l++)
       out[t * WIDTH + l] = l < n ? b[(ptrdiff_t)l * cs_b + (ptrdiff_t)t * rs_b] : (real)0;
 }
 

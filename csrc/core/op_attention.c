@@ -57,8 +57,8 @@ static const real *R(key_rows)(size_t *count, const R(block) * b, const real *ow
 static void R(query_key)(const R(block) * b, size_t k0, size_t n, size_t e) {
   for (size_t done = 0, count; done < n; done += count) {
     const real *k = R(key_rows)(&count, b, b->k, b->past_k, k0 + done, n - done);
-    (void)R(clew_gemm)(b->scores + done, b->ld_scores, 1, b->q, b->ld_q, 1, k, 1, b->ld_kv, b->n_queries, count, e, 1,
-                       0);
+    (void)R(clew_gemm_whole)(b->scores + done, b->ld_scores, 1, b->q, b->ld_q, 1, k, 1, b->ld_kv, b->n_queries, count,
+                             e, 1, 0);
   }
 }
 
@@ -66,8 +66,8 @@ static void R(query_key)(const R(block) * b, size_t k0, size_t n, size_t e) {
 static void R(weigh_values)(const R(block) * b, size_t k0, size_t n, size_t e, bool add) {
   for (size_t done = 0, count; done < n; done += count) {
     const real *v = R(key_rows)(&count, b, b->v, b->past_v, k0 + done, n - done);
-    (void)R(clew_gemm)(b->z, b->ld_q, 1, b->scores + done, b->ld_scores, 1, v, b->ld_kv, 1, b->n_queries, e, count, 1,
-                       add || done > 0 ? 1 : 0);
+    (void)R(clew_gemm_whole)(b->z, b->ld_q, 1, b->scores + done, b->ld_scores, 1, v, b->ld_kv, 1, b->n_queries, e,
+                             count, 1, add || done > 0 ? 1 : 0);
   }
 }
 
@@ -408,16 +408,16 @@ static void R(through_cap)(const clew_exec *x, const R(block) * b, real *g, cons
 static void R(query_key_back)(const R(back_block) * t, const real *g, size_t low, size_t n) {
   const R(block) *b = &t->b;
   const ptrdiff_t at = (ptrdiff_t)low * b->ld_kv;
-  (void)R(clew_gemm)(t->dq, b->ld_q, 1, g, b->ld_scores, 1, b->k + at, b->ld_kv, 1, b->n_queries, t->e, n, 1, 0);
-  (void)R(clew_gemm)(t->dk + at, b->ld_kv, 1, g, 1, b->ld_scores, b->q, b->ld_q, 1, n, t->e, b->n_queries, 1, 1);
+  (void)R(clew_gemm_whole)(t->dq, b->ld_q, 1, g, b->ld_scores, 1, b->k + at, b->ld_kv, 1, b->n_queries, t->e, n, 1, 0);
+  (void)R(clew_gemm_whole)(t->dk + at, b->ld_kv, 1, g, 1, b->ld_scores, b->q, b->ld_q, 1, n, t->e, b->n_queries, 1, 1);
 }
 
 /* g [n_queries, n] = dz · vᵀ, and dv += patternᵀ · dz */
 static void R(values_back)(const R(back_block) * t, real *g, const real *p, size_t low, size_t n) {
   const R(block) *b = &t->b;
   const ptrdiff_t at = (ptrdiff_t)low * b->ld_kv;
-  (void)R(clew_gemm)(g, b->ld_scores, 1, t->dz, b->ld_q, 1, b->v + at, 1, b->ld_kv, b->n_queries, n, t->e, 1, 0);
-  (void)R(clew_gemm)(t->dv + at, b->ld_kv, 1, p, 1, b->ld_scores, t->dz, b->ld_q, 1, n, t->e, b->n_queries, 1, 1);
+  (void)R(clew_gemm_whole)(g, b->ld_scores, 1, t->dz, b->ld_q, 1, b->v + at, 1, b->ld_kv, b->n_queries, n, t->e, 1, 0);
+  (void)R(clew_gemm_whole)(t->dv + at, b->ld_kv, 1, p, 1, b->ld_scores, t->dz, b->ld_q, 1, n, t->e, b->n_queries, 1, 1);
 }
 
 /* ---- Forward derivative: scores' tangent = scale (dq · k + q · dk), through the soft-cap ----------------------- */
@@ -441,11 +441,12 @@ static void R(scores_tangent_task)(void *ctx, size_t index, unsigned slot) {
   real *out = R(square_rows)(x, s, s->attention_grad.dscores, &b);
   const size_t n = b.n_keys;
   if (dq != NULL) {
-    (void)R(clew_gemm)(out, (ptrdiff_t)most, 1, dq + (b.q - q), b.ld_q, 1, b.k, 1, b.ld_kv, b.n_queries, n, e, 1, 0);
+    (void)R(clew_gemm_whole)(out, (ptrdiff_t)most, 1, dq + (b.q - q), b.ld_q, 1, b.k, 1, b.ld_kv, b.n_queries, n, e, 1,
+                             0);
   }
   if (dk != NULL) {
-    (void)R(clew_gemm)(out, (ptrdiff_t)most, 1, b.q, b.ld_q, 1, dk + (b.k - k), 1, b.ld_kv, b.n_queries, n, e, 1,
-                       dq != NULL ? 1 : 0);
+    (void)R(clew_gemm_whole)(out, (ptrdiff_t)most, 1, b.q, b.ld_q, 1, dk + (b.k - k), 1, b.ld_kv, b.n_queries, n, e, 1,
+                             dq != NULL ? 1 : 0);
   }
   for (size_t i = 0; i < b.n_queries; i++) {
     memset(out + i * most + n, 0, (most - n) * sizeof *out);

@@ -87,7 +87,7 @@ static void F(random)(T *x, size_t n) {
     x[i] = (T)uniform(-1, 1);
 }
 
-static void F(gemm_case)(size_t m, size_t n, size_t k, unsigned layouts, T alpha, T beta) {
+static void F(gemm_case_of)(size_t m, size_t n, size_t k, unsigned layouts, T alpha, T beta, bool whole) {
   ptrdiff_t rs_a, cs_a, rs_b, cs_b, rs_c, cs_c;
   const size_t size_c = F(strides)((F(layout))(layouts % 3), m, n, &rs_c, &cs_c);
   const size_t size_a = F(strides)((F(layout))(layouts / 3 % 3), m, k, &rs_a, &cs_a);
@@ -106,7 +106,8 @@ static void F(gemm_case)(size_t m, size_t n, size_t k, unsigned layouts, T alpha
     for (size_t j = 0; j < n; j++)
       c[(ptrdiff_t)i * rs_c + (ptrdiff_t)j * cs_c] = beta == 0 ? (T)NAN : (T)uniform(-1, 1);
   memcpy(expected, block, (size_c + 128) * sizeof(T));
-  const clew_status status = F(clew_gemm)(c, rs_c, cs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta);
+  const clew_status status =
+      (whole ? F(clew_gemm_whole) : F(clew_gemm))(c, rs_c, cs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta);
   CHECK(status == CLEW_OK, "%zu x %zu x %zu layouts %u", m, n, k, layouts);
   size_t wrong = 0;
   for (size_t i = 0; i < m; i++)
@@ -134,6 +135,11 @@ static void F(gemm_case)(size_t m, size_t n, size_t k, unsigned layouts, T alpha
   free(expected);
   fence_free(fence_a);
   fence_free(fence_b);
+}
+
+static void F(gemm_case)(size_t m, size_t n, size_t k, unsigned layouts, T alpha, T beta) {
+  F(gemm_case_of)(m, n, k, layouts, alpha, beta, false);
+  F(gemm_case_of)(m, n, k, layouts, alpha, beta, true);
 }
 
 static void F(test_products)(void) {
