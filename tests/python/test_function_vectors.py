@@ -115,19 +115,25 @@ def test_zero_shot_transfer(built: tuple[clew.Model, slice], found: fv.FunctionV
     right = 1 / (1 + (2 * S - 1) * math.exp(-LOGIT))
     for task in TASKS:
         result = fv.transfer(model, task, found.vectors[task.name], n=20, template=BARE)
-        assert result.layers == [0, 1] and result.best == 0 and result.n == 20
+        assert result.layers == [0, 1] and result.best == 0 and result.n == S  # each pair once: there are no others
         assert result.accuracy[0] == 1 and result.probability[0] == pytest.approx(right, rel=1e-12)
         # without, all outputs are equally likely; behind the last layer nobody reads the task
         assert result.base_probability == pytest.approx(1 / (2 * S), rel=1e-12)
         assert result.probability[1] == pytest.approx(1 / (2 * S), rel=1e-12)
         low, high = result.interval()
-        assert low[0] == pytest.approx(20 / (20 + 1.959964**2), rel=1e-6) and high[0] == pytest.approx(1)
+        assert low[0] == pytest.approx(S / (S + 1.959964**2), rel=1e-6) and high[0] == pytest.approx(1)
         other = TASKS[(TASKS.index(task) + 1) % T]
         assert fv.transfer(model, task, found.vectors[other.name], [0], n=20, template=BARE).accuracy[0] == 0
     # into prompts whose labels are shuffled: the task beats what they say by accident
     result = fv.transfer(model, TASKS[0], 4 * found.vectors["+1"], [0], SHOTS, 20, True, template=BARE)
     assert result.accuracy[0] == 1 > result.base_accuracy
     assert "without: accuracy" in repr(result)
+
+
+def test_prompts_without_examples_ask_every_pair_once(built: tuple[clew.Model, slice]) -> None:
+    for n, times in ((S, {1}), (S - 2, {1}), (2 * S, {2}), (2 * S + 1, {2, 3})):
+        asked = [tuple(p) for p in fv.make_prompts(built[0], TASKS[0], 0, n, template=BARE).tokens]
+        assert len(asked) == n and {asked.count(p) for p in asked} == times
 
 
 # ---- Against single runs --------------------------------------------------------------------------------------------

@@ -483,7 +483,18 @@ def test_another_schedule_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture
     run.run(until=4)
     assert "step-000000003.safetensors was made with another schedule" in capsys.readouterr().out
     assert [row[2] for row in run.curve.rows[-2:]] == [pytest.approx(1e-2), 0.5]
+    assert len(run.notes) == 1  # what was shown is still there
     assert not trainer(tmp_path, lr=0.5).notes
+
+
+def test_fit_tells_what_resuming_found(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    def again(lr: float, **settings: Any) -> None:
+        fit(clew.Model.from_config(CONFIG, seed=1), STREAM, 2, 3, lr=lr, directory=tmp_path, **settings)
+
+    again(0.1, progress=False)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="step-000000002.safetensors was made with another schedule"):
+        again(0.2, progress=False)
 
 
 def test_broken_checkpoints_are_passed_over_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

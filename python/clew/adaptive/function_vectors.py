@@ -140,6 +140,8 @@ def make_prompts(
 ) -> TaskPrompts:
     """n prompts of a task: `shots` examples drawn without repetition, then another input.
 
+    Without examples every pair is asked once before any comes again.
+
     shuffled: the examples' outputs change places, so that they show no function; the right answer stays the task's. The
     same seed draws the same examples with and without.
 
@@ -171,9 +173,10 @@ def make_prompts(
         )
     text, template = _text(task), Template() if template is None else template
     rng = generator(check_seed(seed))
+    alone = np.resize(rng.permutation(len(task.pairs)), n) if shots == 0 else None
     tokens, answers = [], []
-    for _ in range(n):
-        order = rng.permutation(len(task.pairs))[: shots + 1]
+    for prompt_number in range(n):
+        order = rng.permutation(len(task.pairs))[: shots + 1] if alone is None else alone[prompt_number, None]
         turned = rng.permutation(shots)
         shown = [task.pairs[i] for i in order[:shots]]
         if shuffled:
@@ -405,8 +408,9 @@ def transfer(
 ) -> Transfer:
     """Adds a vector [d_model] to the residual stream leaving a layer, at the last token, and looks at the answers.
 
-    shots = 0: prompts without any example (zero-shot transfer); with `shots` and `shuffled` those that show no
-    function. Controls: another task's vector, or a random one of the same length. layers: None, every one.
+    shots = 0: prompts without any example (zero-shot transfer), as many as the task has pairs or n, if that is less:
+    the same prompt again would tell nothing. With `shots` and `shuffled` n of those that show no function. Controls:
+    another task's vector, or a random one of the same length. layers: None, every one.
 
     Raises ShapeError, ConfigError.
     """
@@ -424,6 +428,9 @@ def transfer(
     if outside or not chosen:
         raise ConfigError(f"layers = {chosen}: at least one of 0 to {c.n_layers - 1}")
     prompts = make_prompts(model, task, shots, n, shuffled, template, seed)
+    if shots == 0 and n > len(task.pairs):
+        n = len(task.pairs)
+        prompts = TaskPrompts(prompts.tokens[:n], prompts.answers[:n])
 
     def measure(edits: Sequence[edit.Edit]) -> tuple[float, float]:
         right = likely = 0.0

@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -153,6 +154,7 @@ class Trainer:
         """Losses so far."""
         self.notes: list[str] = []
         """What was found when training was resumed: checkpoints that could not be read."""
+        self._noted = 0  # of them shown
         self.callback = callback
         self._progress = progress
         self._tokens = 0  # of the last step
@@ -321,9 +323,9 @@ class Trainer:
         kept = checkpoint.found(self.directory) if self.directory is not None else []
         saved = kept[0][0] if kept else -1
         try:
-            for note in self.notes:
+            for note in self.notes[self._noted :]:
                 show.line(note)
-            self.notes.clear()
+            self._noted = len(self.notes)
             if plan is not None:
                 show.line(plan)
             if self.optimizer.steps == 0 and (loss := self._evaluate()) is not None:
@@ -361,7 +363,8 @@ class Trainer:
 def fit(model: Model, data: Any, steps: int, batch: int, **settings: Any) -> Curve:
     """Trains a model in place and gives the loss curve; the settings are those of :class:`Trainer`.
 
-    Raises what it raises, and ConfigError for a setting that there is not, with the nearest.
+    Raises what it raises, and ConfigError for a setting that there is not, with the nearest. Without progress, what
+    resuming found (`Trainer.notes`) comes as warnings.
 
     >>> import clew
     >>> model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=5))
@@ -372,4 +375,8 @@ def fit(model: Model, data: Any, steps: int, batch: int, **settings: Any) -> Cur
     for name in settings:
         if name not in known:
             raise ConfigError(f"fit: no setting {name!r}{nearest(name, known)}; clew.train.Trainer says what each is")
-    return Trainer(model, data, steps, batch, **settings).run()
+    trainer = Trainer(model, data, steps, batch, **settings)
+    if settings.get("progress") is False:  # then nobody would hear of them
+        for note in trainer.notes:
+            warnings.warn(note, stacklevel=2)
+    return trainer.run()
