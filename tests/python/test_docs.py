@@ -213,7 +213,7 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PYTHONPATH", str(Path(clew.__file__).parent.parent))
     stored = nbformat.read(path, as_version=4)
     fresh = nbformat.read(path, as_version=4)
-    NotebookClient(fresh, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(fresh, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     for old, new in zip(stored.cells, fresh.cells, strict=True):
         if old.cell_type == "code":
             kinds = [[sorted(o.get("data", {"text": 0})) for o in cell.outputs] for cell in (old, new)]
