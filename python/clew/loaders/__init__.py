@@ -14,7 +14,8 @@ from ..errors import LoadError, UnsupportedModelError
 from ..inputs import check_type
 from .checkpoint import Checkpoint
 from .classic import is_classic, load_classic
-from .huggingface import SUPPORTED, find_tensors, load_huggingface
+from .huggingface import find_tensors, load_huggingface
+from .huggingface_config import SUPPORTED
 from .initialise import initialise, weight_shapes
 from .safetensors import TensorStore, _short, read_json, weights_dtype
 from .save import load_saved, save
