@@ -346,7 +346,8 @@ def _scaled(freq: NDArray[np.float64], scaling: Mapping[str, Any] | None) -> NDA
     """Rotary frequencies after linear or llama3 scaling."""
     if not scaling:
         return freq
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = scaling.get("rope_type")
+    kind = scaling.get("type") if kind is None else kind
     if kind in ("default", None):
         return freq
     factor = float(scaling.get("factor", 1.0))

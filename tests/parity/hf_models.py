@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,17 @@ def save(name: str, seed: int, directory: Path) -> None:
     _turn_up(model, seed)
     model.save_pretrained(directory)
     (directory / "generation_config.json").unlink(missing_ok=True)
+
+
+def save_as_written(raw: dict[str, Any], seed: int, directory: Path) -> None:
+    """The same for a config.json as somebody wrote it: it is read by the library, and stays as it is."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(raw))
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(directory))
+    _turn_up(model, seed)
+    model.save_pretrained(directory)
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    (directory / "config.json").write_text(json.dumps(raw))
 
 
 def tokens(name: str, seed: int, batch: int = 2, pos: int = 12) -> NDArray[np.int64]:

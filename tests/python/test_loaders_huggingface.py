@@ -25,9 +25,11 @@ from checkpoint_files import (
     to_bfloat16,
     write_checkpoint,
 )  # fmt: skip
+from clew.config import ModelConfig
 from clew.errors import LoadError, UnsupportedModelError
 from clew.loaders import open_checkpoint, weight_shapes
 from clew.loaders.checkpoint import Checkpoint
+from clew.loaders.huggingface_config import CLASS_DEFAULTS, OTHER_NAMES, read_config
 
 Array = np.ndarray[Any, np.dtype[Any]]
 KINDS = tuple(CASES)
@@ -44,6 +46,11 @@ def load(directory: Path, kind: str, dtype: Any = None, **changes: Any) -> tuple
 def only_config(directory: Path, kind: str, **changes: Any) -> Any:
     """The ModelConfig of a case with other keys."""
     return load(directory, kind, **changes)[0].config
+
+
+def read(raw: dict[str, Any]) -> ModelConfig:
+    """The ModelConfig of a configuration alone."""
+    return read_config(raw, "config.json")
 
 
 def heads(rows: Array, n: int, e: int) -> Array:
@@ -443,6 +450,28 @@ def test_gpt_neo_keys(tmp_path: Path) -> None:
             only_config(tmp_path / "c", "gpt_neo", attention_types=wrong)
 
 
+def test_gpt_neo_layers_win_over_types(tmp_path: Path) -> None:
+    """The reference reads attention_layers, which its own files hold beside attention_types."""
+    both = dict(attention_types=[[["global", "local"], 12]], attention_layers=["local", "local"])
+    assert only_config(tmp_path / "a", "gpt_neo", **both).attn_types == ("local", "local")
+    null = only_config(tmp_path / "b", "gpt_neo", attention_types=[[["local", "global"], 1]], attention_layers=None)
+    assert null.attn_types == ("local", "global")
+    for wrong in (["local"], ["local"] * 3, ["local", "sparse"], "local", 7, [["local"], "global"]):
+        with pytest.raises(LoadError, match="attention_layers = .*expected 'global' or 'local' for each of 2 layers"):
+            only_config(tmp_path / "c", "gpt_neo", attention_layers=wrong)
+
+
+@pytest.mark.parametrize("kind", OTHER_NAMES)
+def test_names_that_a_class_takes_as_well(kind: str, tmp_path: Path) -> None:
+    config, shapes = case(kind)
+    named = {other: config.pop(own) for other, own in OTHER_NAMES[kind].items()}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, config | named, random_tensors(shapes)))
+    want = only_config(tmp_path / "own", kind)
+    assert checkpoint.config == want and checkpoint.config.extra == want.extra
+    # where both are given the other name wins, as in the reference
+    assert read(case(kind)[0] | {"num_hidden_layers": 2, OTHER_NAMES[kind]["num_hidden_layers"]: 9}).n_layers == 2
+
+
 def test_gptj_keys(tmp_path: Path) -> None:
     config = only_config(tmp_path / "a", "gptj")
     assert config.rotary_dim == 2 and config.rotary_adjacent_pairs and config.rotary_base == 10000.0
@@ -461,6 +490,11 @@ def test_gpt_neox_keys(tmp_path: Path) -> None:
     new = {"rope_type": "default", "rope_theta": 77.0, "partial_rotary_factor": 1.0}
     config = only_config(tmp_path / "c", "gpt_neox", rope_parameters=new, rotary_pct=None, rotary_emb_base=None)
     assert config.rotary_dim == 4 and config.rotary_base == 77.0
+    # the names that other architectures have for them mean nothing here
+    other = dict(rope_theta=77.0, partial_rotary_factor=1.0)
+    config = only_config(tmp_path / "e", "gpt_neox", **other, rotary_pct=0.5, rotary_emb_base=None)
+    assert config.rotary_dim == 2 and config.rotary_base == 10000.0
+    assert read(case("gpt_neox", **other, hidden_size=24, rotary_pct=None)[0]).rotary_dim == 2  # of 8: a quarter
     raw, shapes = case("gpt_neox", attention_bias=False)
     bare = {n: s for n, s in shapes.items() if not n.endswith(("query_key_value.bias", "dense.bias"))}
     config = open_checkpoint(write_checkpoint(tmp_path / "d", raw, random_tensors(bare))).config
@@ -607,6 +641,79 @@ def test_gemma3_keys(tmp_path: Path) -> None:
         only_config(tmp_path / "d", "gemma3_text", rope_parameters={"rope_theta": 1e4})
 
 
+def test_gemma3_bases_beside_rope_parameters() -> None:
+    """The older keys hold where rope_parameters has no base of its own."""
+    outer = dict(rope_theta=5e5, rope_local_base_freq=7e3)
+    linear = {"rope_type": "linear", "factor": 8.0}
+    for new, bases in [
+        ({"full_attention": linear, "sliding_attention": {"rope_type": "default"}}, (5e5, 7e3)),
+        ({"full_attention": linear, "sliding_attention": None}, (5e5, 7e3)),
+        ({"sliding_attention": {"rope_theta": 11.0}}, (5e5, 11.0)),
+        ({"full_attention": linear | {"rope_theta": 12.0}}, (12.0, 7e3)),
+    ]:
+        config = read(case("gemma3_text", **outer, rope_parameters=new)[0])
+        assert (config.rotary_base, config.rotary_base_local) == bases, new
+        assert config.rope_scaling == (linear if "full_attention" in new else None)
+    config = read(case("gemma3_text", rope_theta=None, rope_parameters={"full_attention": linear})[0])
+    assert (config.rotary_base, config.rotary_base_local) == (1e6, 1e4)
+
+
+def test_scaling_under_its_older_name() -> None:
+    """`type` where rope_type is absent or null, for Gemma 3 too: the reference's fifth release forgets it there."""
+    linear = {"rope_type": "linear", "factor": 8.0}
+    for kind in ("llama", "gemma3_text"):
+        for scaling in ({"type": "linear", "factor": 8.0}, {"rope_type": None, "type": "linear", "factor": 8.0}):
+            assert read(case(kind, rope_scaling=scaling)[0]).rope_scaling == linear
+        both = {"rope_type": "default", "type": "linear", "factor": 8.0}
+        assert read(case(kind, rope_scaling=both)[0]).rope_scaling is None
+        with pytest.raises(UnsupportedModelError, match="rope_scaling: rope_type = 'yarn'"):
+            read(case(kind, rope_scaling={"rope_type": None, "type": "yarn", "factor": 8.0})[0])
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "gpt_neox", "gemma3_text"])
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        ("ab", "rope_parameters = 'ab'"),
+        ([[1, 2]], r"rope_parameters = \[\[1, 2\]\]"),
+        ({"full_attention": 3}, "rope_parameters: full_attention = 3"),
+        ({"full_attention": "ab"}, "rope_parameters: full_attention = 'ab'"),
+        ({"full_attention": 0}, "rope_parameters: full_attention = 0"),
+        ({"full_attention": []}, r"rope_parameters: full_attention = \[\]"),
+        ({"full_attention": [[1, 2]]}, r"rope_parameters: full_attention = \[\[1, 2\]\]"),
+        ({"sliding_attention": [1]}, r"rope_parameters: sliding_attention = \[1\]"),
+        ({"full_attention": {}, "sliding_attention": "ab"}, "rope_parameters: sliding_attention = 'ab'"),
+    ],
+)
+def test_rope_parameters_that_are_no_objects(kind: str, wrong: Any, key: str) -> None:
+    with pytest.raises(LoadError, match=f"config.json: {key}, expected an object"):
+        read(case(kind, rope_parameters=wrong)[0])
+
+
+def test_released_gemma3_leaves_out_what_its_class_says() -> None:
+    """Google's 4B, 12B and 27B files hold these keys and no others (sizes made small)."""
+    text = dict(
+        hidden_size=24, intermediate_size=37, model_type="gemma3_text", num_hidden_layers=6, sliding_window=4,
+        rope_scaling={"factor": 8.0, "rope_type": "linear"},
+    )  # fmt: skip
+    config = read({"model_type": "gemma3", "text_config": text, "eos_token_id": [1, 106]})
+    assert (config.n_heads, config.n_key_value_heads, config.d_head, config.d_vocab) == (8, 4, 256, 262208)
+    assert (config.n_layers, config.d_model, config.d_mlp, config.n_ctx) == (6, 24, 37, 131072)
+    assert config.attn_types == ("local",) * 5 + ("global",) and config.window_size == 4
+    assert (config.rotary_base, config.rotary_base_local, config.attn_scale) == (1e6, 1e4, 16.0)
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 8.0}
+    assert config.act_fn == "gelu_tanh" and config.eps == 1e-6 and config.tie_word_embeddings
+    assert (config.bos_token_id, config.eos_token_id) == (2, (1, 106))
+    assert read({"model_type": "gemma3", "text_config": {}}).n_layers == 26
+
+
+@pytest.mark.parametrize("kind", CLASS_DEFAULTS)
+def test_a_configuration_of_nothing_is_the_class_default(kind: str) -> None:
+    config = read({"model_type": kind})
+    assert config.d_vocab == CLASS_DEFAULTS[kind]["vocab_size"]
+    assert read({"model_type": kind} | CLASS_DEFAULTS[kind]).replace(extra={}) == config
+
+
 @pytest.mark.parametrize("style", ["language_model.model.", "model.language_model."])
 def test_gemma3_inside_its_wrapper(style: str, tmp_path: Path) -> None:
     config, shapes = case("gemma3_text")
@@ -659,6 +766,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mistral", {"attention_bias": True}, "attention_bias = True"),
     ("qwen2", {"attention_bias": False}, "attention_bias = False"),
     ("qwen3", {"mlp_bias": True}, "mlp_bias = True"),
+    *((kind, {"is_causal": False}, "is_causal = False is not supported") for kind in KINDS if kind != "gpt_neo"),
+    ("llama", {"is_causal": None}, "is_causal = None is not supported"),
+    *(
+        (kind, {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters by layer type")
+        for kind in ROTARY_KINDS
+    ),
     ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
     ("gemma", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
@@ -678,6 +791,14 @@ def test_keys_that_change_results_are_refused(kind: str, changes: dict[str, Any]
     with pytest.raises(UnsupportedModelError, match=message) as caught:
         only_config(tmp_path, kind, **changes)
     assert "config.json" in str(caught.value)
+
+
+def test_causal_attention_may_be_said(tmp_path: Path) -> None:
+    for kind in KINDS:
+        said = read(case(kind, is_causal=True)[0])
+        assert said.replace(extra={}) == read(case(kind)[0]) and said.attention_dir == "causal"
+    # GPT-Neo's own masks are causal whatever the key says
+    assert read(case("gpt_neo", is_causal=False)[0]).attention_dir == "causal"
 
 
 @pytest.mark.parametrize("kind", ["bert", "mixtral", None, 3])
@@ -715,7 +836,8 @@ def test_keys_that_make_no_sense(changes: dict[str, Any], message: str, tmp_path
 def test_sizes_that_are_missing(key: str, tmp_path: Path) -> None:
     config, shapes = case("llama")
     del config[key]
-    with pytest.raises(LoadError, match=f"{key} is missing"):
+    # the class's own default holds, and does not fit
+    with pytest.raises(LoadError, match=rf"config.json: {key} is missing \({CLASS_DEFAULTS['llama'][key]} assumed\)"):
         open_checkpoint(write_checkpoint(tmp_path, config, random_tensors(shapes)))
 
 

@@ -135,7 +135,7 @@ def _rotary(keys: Keys, d_head: int) -> dict[str, Any]:
     if rotary_dim % 2 or rotary_dim > d_head:
         raise keys.wrong("rotary_dim", f"an even number up to d_head = {d_head}")
     base = keys.number("rotary_base", 10000.0)
-    local = keys.number_or_none("rotary_base_local", None)
+    local = keys.number_or_none("rotary_base_local")
     linear = keys.number("rotary_scaling_factor", 1.0)
     out: dict[str, Any] = {
         "rotary_dim": rotary_dim,

@@ -29,7 +29,7 @@ from .assemble import (
     transposed,
 )
 from .checkpoint import Checkpoint
-from .huggingface_config import read_config
+from .huggingface_config import assumed_sizes, read_config
 from .safetensors import TensorStore
 
 # ---- Weights --------------------------------------------------------------------------------------------------------
@@ -260,8 +260,20 @@ def load_huggingface(store: TensorStore, raw: dict[str, Any], where: str, dtype:
     Raises
     ------
     LoadError, UnsupportedModelError
-        As :func:`clew.loaders.huggingface_config.read_config`; tensors missing, superfluous or of the wrong shape.
+        As :func:`clew.loaders.huggingface_config.read_config`; tensors missing, superfluous or of the wrong shape. Says
+        which sizes the configuration leaves to defaults.
     """
+    try:
+        return _load(store, raw, where, dtype)
+    except LoadError as error:
+        assumed = assumed_sizes(raw)
+        if not assumed:
+            raise
+        said = ", ".join(f"{key} is missing ({value} assumed)" for key, value in assumed.items())
+        raise LoadError(f"{error}; {where}: {said}") from error
+
+
+def _load(store: TensorStore, raw: dict[str, Any], where: str, dtype: DTypeLike | None) -> Checkpoint:
     config = read_config(raw, where)
     architecture = ARCHITECTURES[raw["model_type"]]
     if config.n_layers > len(store):

@@ -21,6 +21,8 @@ class Keys:
         The parsed file.
     where
         Its name, for messages.
+    defaults
+        What absent keys hold; a method's own default comes after it.
 
     Raises
     ------
@@ -28,9 +30,10 @@ class Keys:
         (every method) A key that is needed and absent, or of another type; names the file and the key.
     """
 
-    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+    def __init__(self, raw: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None) -> None:
         self.raw = dict(raw)
         self.where = where
+        self.defaults = dict(defaults or {})
         self.used: set[str] = set()
 
     def __contains__(self, key: object) -> bool:
@@ -39,7 +42,7 @@ class Keys:
     def get(self, key: str, default: Any = None) -> Any:
         """The value as it is; `default` only where the key is absent (null is a value)."""
         self.used.add(key)
-        return self.raw.get(key, default)
+        return self.raw.get(key, self.defaults.get(key, default))
 
     def wrong(self, key: str, expected: str) -> LoadError:
         """An error that says what the key holds and what it should."""
@@ -47,26 +50,28 @@ class Keys:
 
     def size(self, key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
         """A positive integer; without a default the key is needed."""
-        value = self.get(key, default)
-        if value is None and key not in self.raw:
-            raise LoadError(f"{self.where}: {key} is missing")
+        value = self._needed(key, default)
         if type(value) is not int or not 1 <= value <= most:
             raise self.wrong(key, f"an integer from 1 to {most}")
         return value
 
-    def size_or(self, key: str, default: int, absent: int | None = None) -> int:
-        """A positive integer; `default` where null, `absent` (or `default`) where there is no such key."""
-        if self.get(key, default if absent is None else absent) is None:
-            return default
-        return self.size(key, default if absent is None else absent)
+    def _needed(self, key: str, default: Any) -> Any:
+        value = self.get(key, default)
+        if value is None and key not in self.raw:
+            raise LoadError(f"{self.where}: {key} is missing")
+        return value
+
+    def size_or(self, key: str, default: int) -> int:
+        """A positive integer; `default` where null or absent."""
+        return default if self.get(key) is None else self.size(key)
 
     def layers(self, key: str) -> int:
         """The number of layers."""
         return self.size(key, most=10_000)
 
-    def number(self, key: str, default: float, positive: bool = True) -> float:
-        """A finite number."""
-        value = self.get(key, default)
+    def number(self, key: str, default: float | None = None, positive: bool = True) -> float:
+        """A finite number; without a default the key is needed."""
+        value = self._needed(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.wrong(key, "a number")
         value = float(value) if abs(value) < 1e300 else float("inf")
@@ -74,11 +79,11 @@ class Keys:
             raise self.wrong(key, "a positive number" if positive else "a finite number")
         return value
 
-    def number_or_none(self, key: str, default: float | None) -> float | None:
-        """A positive number or null."""
-        return None if self.get(key, default) is None else self.number(key, default or 1.0)
+    def number_or_none(self, key: str) -> float | None:
+        """A positive number; None where null or absent."""
+        return None if self.get(key) is None else self.number(key)
 
-    def flag(self, key: str, default: bool) -> bool:
+    def flag(self, key: str, default: bool = False) -> bool:
         """True or false; null counts as false."""
         value = self.get(key, default)
         if value is None:
@@ -87,7 +92,7 @@ class Keys:
             raise self.wrong(key, "true or false")
         return value
 
-    def activation(self, key: str, default: str) -> str:
+    def activation(self, key: str, default: str | None = None) -> str:
         """An activation function that the engine has.
 
         Raises
