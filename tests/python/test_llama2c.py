@@ -15,6 +15,7 @@ from clew.errors import LoadError, UnsupportedModelError
 from clew.loaders.llama2c import load_llama2c
 
 sys.path.insert(0, str(Path(__file__).parent))
+from checkpoint_files import case, random_tensors, write_checkpoint
 from twin import twin
 
 STORIES = Path(clew.__file__).parent / "data" / "stories260K" / "stories260K.bin"
@@ -49,7 +50,7 @@ def test_every_weight(tied: bool, dtype: str | None, tmp_path: Path) -> None:
     assert (config.n_layers, config.d_model, config.d_mlp) == (3, 12, 10)
     assert (config.n_heads, config.n_key_value_heads) == (3, 1)
     assert (config.d_vocab, config.n_ctx, config.d_head, config.tie_word_embeddings) == (7, 5, 4, tied)
-    assert config.rotary_adjacent_pairs
+    assert not config.rotary_adjacent_pairs
     assert config.gated_mlp
     assert (config.act_fn, config.normalization_type, config.eps) == ("silu", "RMS", 1e-5)
 
@@ -57,9 +58,11 @@ def test_every_weight(tied: bool, dtype: str | None, tmp_path: Path) -> None:
     x, f = np.random.default_rng(1).normal(size=(2, D)), np.random.default_rng(2).normal(size=(2, F))
     for layer in range(LAYERS):
         at = f"blocks.{layer}."
-        for letter, heads in (("q", HEADS), ("k", GROUPS), ("v", GROUPS)):
-            found = np.einsum("bd,hde->bhe", x, weights[f"{at}attn.W_{letter.upper()}"]).reshape(2, heads * 4)
-            np.testing.assert_allclose(found, x @ arrays[f"w{letter}"][layer].T.astype(float), rtol=1e-12)
+        # but for queries and keys, whose rotary pairs (0, 1), (2, 3) stand as halves (0, 2), (1, 3) everywhere else
+        for letter, heads, order in (("q", HEADS, (0, 2, 1, 3)), ("k", GROUPS, (0, 2, 1, 3)), ("v", GROUPS, range(4))):
+            found = np.einsum("bd,hde->bhe", x, weights[f"{at}attn.W_{letter.upper()}"])
+            theirs = (x @ arrays[f"w{letter}"][layer].T.astype(float)).reshape(2, heads, 4)
+            np.testing.assert_allclose(found, theirs[..., list(order)], rtol=1e-12)
         found = np.einsum("bhe,hed->bd", x.reshape(2, HEADS, 4), weights[at + "attn.W_O"])
         np.testing.assert_allclose(found, x @ arrays["wo"][layer].T.astype(float), rtol=1e-12)
         for name, source in (("W_gate", "w1"), ("W_in", "w3")):
@@ -82,7 +85,42 @@ def test_weights_are_views_of_the_file(tmp_path: Path) -> None:
     mapping = weights["embed.W_E"]
     while isinstance(mapping.base, np.ndarray):
         mapping = mapping.base
-    assert all(np.shares_memory(array, mapping) for array in weights.values())
+    for name, array in weights.items():
+        assert np.shares_memory(array, mapping) != name.endswith(("W_Q", "W_K")), name
+
+
+def test_queries_and_keys_mean_what_they_do_from_other_sources(tmp_path: Path) -> None:
+    """One model as a Hugging Face directory and as llama2.c's own export writes it: the same weights, the same bits."""
+    config, shapes = case("llama", rms_norm_eps=1e-5, vocab_size=VOCABULARY, max_position_embeddings=CONTEXT)
+    shapes = {name: (VOCABULARY, D) if "embed" in name or "lm_head" in name else s for name, s in shapes.items()}
+    tensors = random_tensors(shapes)
+    directory = clew.load(write_checkpoint(tmp_path / "hf", config, tensors), dtype="float64")
+
+    def of_layers(name: str, heads: int = 0) -> np.ndarray:
+        rows = [tensors[f"model.layers.{layer}.{name}.weight"] for layer in range(config["num_hidden_layers"])]
+        if heads:  # permute_reverse of its export.py
+            rows = [w.reshape(heads, 2, len(w) // heads // 2, D).swapaxes(1, 2).reshape(w.shape) for w in rows]
+        return np.stack(rows)
+
+    c = directory.config
+    parts = [
+        tensors["model.embed_tokens.weight"], of_layers("input_layernorm"), of_layers("self_attn.q_proj", c.n_heads),
+        of_layers("self_attn.k_proj", c.n_key_value_heads), of_layers("self_attn.v_proj"),
+        of_layers("self_attn.o_proj"), of_layers("post_attention_layernorm"), of_layers("mlp.gate_proj"),
+        of_layers("mlp.down_proj"), of_layers("mlp.up_proj"), tensors["model.norm.weight"],
+        np.zeros((2, CONTEXT, c.d_head // 2), np.float32), tensors["lm_head.weight"],
+    ]  # fmt: skip
+    header = struct.pack("<7i", D, c.d_mlp, c.n_layers, c.n_heads, c.n_key_value_heads, -VOCABULARY, CONTEXT)
+    (tmp_path / "a.bin").write_bytes(header + b"".join(part.tobytes() for part in parts))
+    file = clew.load(tmp_path / "a.bin", dtype="float64")
+    assert set(file.weights) == set(directory.weights)
+    for name, array in directory.weights.items():
+        np.testing.assert_array_equal(file.weights[name], array, err_msg=name)
+    sites = ["q", "k", "rot_q", "rot_k", "pattern"]
+    one, other = (model.run([[1, 2, 3, 4, 5]], capture=sites) for model in (directory, file))
+    for site in one:
+        np.testing.assert_array_equal(one[site], other[site], err_msg=site)
+    np.testing.assert_array_equal(one.logits, other.logits)
 
 
 def test_every_other_length_is_refused(tmp_path: Path) -> None:
@@ -177,6 +215,16 @@ def test_stories_tells_its_story() -> None:
     story = [1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317]
     logits = twin(checkpoint.config, checkpoint.weights, story[:-1])["logits"][0]
     assert logits.argmax(-1).tolist() == story[1:]
+    # what the file's own order gives, with pairs rotated as llama2.c rotates them
+    c, weights = checkpoint.config, dict(checkpoint.weights)
+    for name, array in weights.items():
+        if name.endswith(("W_Q", "W_K")):
+            h, d, e = array.shape
+            weights[name] = array.reshape(h, d, 2, e // 2).swapaxes(2, 3).reshape(h, d, e)
+    own = twin(c.replace(rotary_adjacent_pairs=True), weights, story[:-1])["logits"][0]
+    np.testing.assert_allclose(own, logits, rtol=0, atol=1e-10)
+    raw = np.fromfile(STORIES, dtype="<f4")[7 + 512 * 64 + 5 * 64 :][: 64 * 64].reshape(64, 64)  # layer 0's wq
+    np.testing.assert_array_equal(weights["blocks.0.attn.W_Q"].transpose(0, 2, 1).reshape(64, 64), raw)
 
 
 def test_stories_rotary_tables() -> None:

@@ -48,6 +48,23 @@ def heads_in(n_heads: int, part: int = 0, parts: int = 1) -> Callable[[Array], A
     return view
 
 
+def heads_in_interleaved(n_heads: int) -> Callable[[Array], Array]:
+    """Rotary rows in pairs [h·e/2·2, d] -> [h, d, e] in halves (a bias: [h, e]), as every other source has them
+
+    Owned: no stride leads from one order to the other.
+    """
+
+    def view(array: Array) -> Array:
+        mixed = array.reshape(n_heads, -1, 2, *array.shape[1:]).swapaxes(1, 2)
+        halves = memory.empty(mixed.shape, array.dtype)
+        halves[...] = mixed
+        halves.flags.writeable = False
+        out: Array = halves.reshape(n_heads, -1, *array.shape[1:])
+        return out.transpose(0, 2, 1) if out.ndim == 3 else out
+
+    return view
+
+
 def heads_in_columns(n_heads: int, part: int, parts: int) -> Callable[[Array], Array]:
     """[d, parts·h·e] -> [h, d, e]"""
 

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .. import memory
 from ..config import ModelConfig
 from ..errors import LoadError, UnsupportedModelError
-from .assemble import Names, Source, assemble, heads_out, transposed
+from .assemble import Names, Source, assemble, heads_in_interleaved, heads_out, transposed
 from .checkpoint import Checkpoint
 from .gguf_reader import GGUFStore
 
@@ -384,19 +383,6 @@ def _rows(start: int, heads: int, size: int) -> Callable[[Array], Array]:
     return view
 
 
-def _unpermuted(heads: int, size: int) -> Callable[[Array], Array]:
-    """The same, undoing Llama's order [h, e/2, 2] of rows: owned, because no stride leads from one to the other"""
-
-    def view(array: Array) -> Array:
-        mixed = array.reshape(heads, size // 2, 2, *array.shape[1:]).swapaxes(1, 2)
-        out = memory.empty(mixed.shape, array.dtype)
-        out[...] = mixed
-        out.flags.writeable = False
-        return _rows(0, heads, size)(out.reshape(array.shape))
-
-    return view
-
-
 def _sources(config: ModelConfig, store: GGUFStore) -> list[Source]:
     """The table of tensors."""
     arch = config.original_architecture
@@ -419,7 +405,7 @@ def _sources(config: ModelConfig, store: GGUFStore) -> list[Source]:
         for letter, heads in (("q", h), ("k", g), ("v", g)):
             view = _rows(start, heads, e)
             if arch == "llama" and letter != "v":
-                view = _unpermuted(heads, e)
+                view = heads_in_interleaved(heads)
             rows = (h + 2 * g) * e if fused else heads * e
             name = f"{blk}attn_{'qkv' if fused else letter}"
             out.append(Source(f"{at}attn.W_{letter.upper()}", f"{name}.weight", (rows, d), view))

@@ -1,4 +1,8 @@
-"""Models in llama2.c's file format: seven int32, then every weight as float32, in one fixed order."""
+"""Models in llama2.c's file format: seven int32, then every weight as float32, in one fixed order.
+
+Rows of queries and keys stand there in rotary pairs; they come back in halves, the order that every other source has,
+so that captured queries and keys mean the same.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from .. import memory
 from ..config import ModelConfig
 from ..errors import LoadError, UnsupportedModelError
+from .assemble import heads_in_interleaved
 from .checkpoint import Checkpoint
 from .safetensors import MIN_SLACK, weights_dtype
 
@@ -28,12 +33,14 @@ TOKENIZER_NAMES = ("tokenizer.bin", "tok{vocab_size}.bin")
 def load_llama2c(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Checkpoint:
     """Open a llama2.c `.bin` file (the format that its run.c reads); its weights are mapped in place.
 
+    All but W_Q and W_K, whose rows come back in the order that every other source has.
+
     Parameters
     ----------
     path
         The file. A `tokenizer.bin` or `tok<vocabulary>.bin` beside it becomes the tokenizer.
     dtype
-        None or "float32": views of the file. "float64" converts.
+        None or "float32": views of the file (W_Q and W_K owned). "float64" converts.
 
     Raises
     ------
@@ -73,7 +80,7 @@ def load_llama2c(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -
         raise LoadError(f"{path}: byte 16: n_heads = {h} is no multiple of n_kv_heads = {g}")
     e = d // h
     layout = {
-        "W_E": (v, d), "ln1": (n_layers, d), "W_Q": (n_layers, h, e, d), "W_K": (n_layers, g, e, d),
+        "W_E": (v, d), "ln1": (n_layers, d), "W_Q": (n_layers, h * e, d), "W_K": (n_layers, g * e, d),
         "W_V": (n_layers, g, e, d), "W_O": (n_layers, d, h, e), "ln2": (n_layers, d), "W_gate": (n_layers, f, d),
         "W_out": (n_layers, d, f), "W_in": (n_layers, f, d), "ln_final": (d,), "rotary": (2, context, e // 2),
     }  # fmt: skip
@@ -104,8 +111,9 @@ def load_llama2c(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -
     for layer in range(n_layers):
         at = f"blocks.{layer}."
         weights[at + "ln1.w"] = arrays["ln1"][layer]
-        for name in ("W_Q", "W_K", "W_V"):
-            weights[f"{at}attn.{name}"] = arrays[name][layer].transpose(0, 2, 1)  # [h, e, d] -> [h, d, e]
+        for name, heads in (("W_Q", h), ("W_K", g)):
+            weights[f"{at}attn.{name}"] = heads_in_interleaved(heads)(arrays[name][layer])
+        weights[at + "attn.W_V"] = arrays["W_V"][layer].transpose(0, 2, 1)  # [h, e, d] -> [h, d, e]
         weights[at + "attn.W_O"] = arrays["W_O"][layer].transpose(1, 2, 0)  # [d, h, e] -> [h, e, d]
         weights[at + "ln2.w"] = arrays["ln2"][layer]
         for name in ("W_gate", "W_in", "W_out"):
@@ -116,7 +124,7 @@ def load_llama2c(path: str | os.PathLike[str], dtype: DTypeLike | None = None) -
     config = ModelConfig(
         n_layers=n_layers, d_model=d, n_heads=h, n_ctx=context, d_vocab=v, d_head=e, n_key_value_heads=g, d_mlp=f,
         act_fn="silu", eps=1e-5, normalization_type="RMS", positional_embedding_type="rotary",
-        rotary_adjacent_pairs=True, gated_mlp=True, tie_word_embeddings=tied, qkv_bias=False, attn_out_bias=False,
+        gated_mlp=True, tie_word_embeddings=tied, qkv_bias=False, attn_out_bias=False,
         mlp_bias=False, norm_bias=False, original_architecture="llama2.c", model_name=path.stem, bos_token_id=1,
         eos_token_id=2,
     )  # fmt: skip
