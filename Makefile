@@ -101,7 +101,7 @@ sanitize: build
 # The tokenizer tests compare with transformers where it is installed: here.
 parity: build-peers
 	@mkdir -p build
-	$(PEERS_PY) -m pytest -q tests/parity tests/python/test_tokenizer.py | tee build/parity.log
+	$(PEERS_PY) -m pytest -q tests/parity tests/python/test_tokenizer*.py | tee build/parity.log
 	@echo "make parity: $$(tail -n 1 build/parity.log)"
 
 bench: build-peers

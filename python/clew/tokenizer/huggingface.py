@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 _FLAGS_FIRST = ("Llama", "CodeLlama", "Gemma", "Cohere")
 """Beginnings of tokenizer classes whose add_bos_token and add_eos_token replace what tokenizer.json adds."""
 
+_CLASSES = {
+    "gpt2": "GPT2Tokenizer", "gpt_neo": "GPT2Tokenizer", "gptj": "GPT2Tokenizer", "opt": "GPT2Tokenizer",
+    "phi": "GPT2Tokenizer", "gpt_neox": "GPTNeoXTokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
+    "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer", "gemma3": "GemmaTokenizer", "gemma3_text": "GemmaTokenizer",
+}  # fmt: skip
+"""model_type -> the class that the reference takes where tokenizer_config.json names none."""
+
+_SPECIAL = {
+    "GPT2Tokenizer": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+    "GPTNeoXTokenizer": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+    "Qwen2Tokenizer": {"eos_token": "<|endoftext|>"},
+    "GemmaTokenizer": {"bos_token": "<bos>", "eos_token": "<eos>"},
+}
+"""A class's own special tokens: GPT-2's repository names none in any file."""
+
 
 def require_tokenizers(what: str) -> Any:
     """The `tokenizers` package.
@@ -102,9 +117,10 @@ def from_directory(path: str | os.PathLike[str]) -> Tokenizer | None:
     """The tokenizer of a Hugging Face directory; None where it holds none.
 
     Looks for `tokenizer.json`, for `vocab.json` with `merges.txt` (byte-level BPE, as GPT-2), for `tokenizer.model`
-    (SentencePiece BPE), in this order. `tokenizer.json` says itself what `encode` adds; `add_bos_token` and
-    `add_eos_token` of `tokenizer_config.json` hold for the other two, and for the classes that have always put them
-    above `tokenizer.json` (Llama, Code Llama, Gemma, Cohere).
+    (SentencePiece BPE), in this order. Special tokens that no file names are those of the tokenizer's class, which
+    `tokenizer_config.json` or the model's type tells. `tokenizer.json` says itself what `encode` adds; `add_bos_token`
+    and `add_eos_token` of `tokenizer_config.json` hold for the other two, and for the classes that have always put
+    them above `tokenizer.json` (Llama, Code Llama, Gemma, Cohere).
 
     Raises
     ------
@@ -130,15 +146,17 @@ def from_directory(path: str | os.PathLike[str]) -> Tokenizer | None:
     else:
         return None
     names = _optional_json(path / "special_tokens_map.json") | config
-    default = None if (path / "tokenizer.json").is_file() else "<|endoftext|>"
+    bare = not (path / "tokenizer.json").is_file()
+    defaults = _SPECIAL["GPT2Tokenizer"] if bare else _SPECIAL.get(_class_name(path, config), {})
 
     def special(which: str) -> int | None:
-        value: Any = names.get(which)
+        value: Any = names.get(which, defaults.get(which))
         value = value.get("content") if isinstance(value, dict) else value
-        value = default if value is None else value
+        if value is None and bare:
+            value = defaults[which]
         return backend.token_to_id(value) if isinstance(value, str) else None
 
-    flags = default is not None or str(config.get("tokenizer_class")).startswith(_FLAGS_FIRST)
+    flags = bare or str(config.get("tokenizer_class")).startswith(_FLAGS_FIRST)
     return BackedTokenizer(
         backend,
         bos_id=special("bos_token"),
@@ -146,6 +164,18 @@ def from_directory(path: str | os.PathLike[str]) -> Tokenizer | None:
         add_bos=_flag(config, "add_bos_token") if flags else None,
         add_eos=_flag(config, "add_eos_token") if flags else None,
     )
+
+
+def _class_name(path: Path, config: dict[str, Any]) -> str:
+    """The tokenizer class: the one that is named, else the one that models of the directory's type have."""
+    named = config.get("tokenizer_class")
+    if isinstance(named, str):
+        return named.removesuffix("Fast")
+    model = _optional_json(path / "config.json")
+    kind = model.get("model_type")
+    if kind == "clew" and isinstance(model.get("config"), dict):  # what `save` wrote says where it came from
+        kind = model["config"].get("original_architecture")
+    return _CLASSES.get(kind, "") if isinstance(kind, str) else ""
 
 
 def _flag(config: dict[str, Any], key: str) -> bool | None:
