@@ -62,6 +62,25 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         open_checkpoint("nowhere")
 
 
+def test_hub_names_without_their_owner() -> None:
+    for name, full in [
+        ("gpt2", "openai-community/gpt2"), ("gpt2-xl", "openai-community/gpt2-xl"),
+        ("distilgpt2", "distilbert/distilgpt2"),
+    ]:  # fmt: skip
+        with pytest.raises(LoadError, match=f"no hub id .owner/name.; on the hub it is '{full}'"):
+            open_checkpoint(name)
+    with pytest.raises(LoadError, match=r"no hub id \(owner/name\)$"):
+        open_checkpoint("gpt3")
+
+
+def test_no_path_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert open_checkpoint(".").config.original_architecture == "gpt2"
+    with pytest.raises(LoadError, match="path = '': give a path"):
+        open_checkpoint("")
+
+
 def test_a_configuration_of_no_known_kind(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {"hidden_size": 3}, {})
     with pytest.raises(UnsupportedModelError, match="no model_type.*supported: gpt2"):

@@ -26,6 +26,12 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 """The package's own models: `<name>/` or `<name>.bin` or `<name>.gguf`."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_OWNERS = {
+    "gpt2": "openai-community/gpt2", "gpt2-small": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium", "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl", "distilgpt2": "distilbert/distilgpt2",
+}  # fmt: skip
+"""Names that the hub or other libraries take without an owner, and where they are."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
@@ -62,6 +68,8 @@ def open_checkpoint(path: str | os.PathLike[str], dtype: DTypeLike | None = None
     weights_dtype(dtype, False)  # a wrong dtype is refused before anything is read
     check_type((str, os.PathLike), "a path, a name of clew.bundled() or a hub id", path=path)
     text = os.fspath(path)
+    if not text:  # a Path of it is the working directory
+        raise LoadError("path = '': give a path, a name of clew.bundled() or a hub id (owner/name)")
     if "\0" in text:
         raise LoadError(f"{text!r} is no path")
     try:
@@ -79,7 +87,8 @@ def open_checkpoint(path: str | os.PathLike[str], dtype: DTypeLike | None = None
     if _HUB_ID.fullmatch(text):
         return _open_directory(_from_hub(text), dtype)
     names = ", ".join(bundled()) or "none"
-    raise LoadError(f"{text}: no such directory or file, no bundled model ({names}), and no hub id (owner/name)")
+    hint = f"; on the hub it is {_OWNERS[text]!r}" if text in _OWNERS else ""
+    raise LoadError(f"{text}: no such directory or file, no bundled model ({names}), and no hub id (owner/name){hint}")
 
 
 def bundled() -> list[str]:
