@@ -533,6 +533,8 @@ class Model(WeightAccess, TextAccess):
         if start is not None and stop is not None and stop < start:
             raise ConfigError(f"start_at_layer = {start_at_layer} lies behind stop_after_layer = {stop_after_layer}")
         wanted = capture_list(capture)
+        if stop is not None and not wanted:  # neither logits nor sites: what such a run leads to
+            wanted = [f"resid_post.{stop}"]
         pairs = self._table.resolve(wanted, start, stop)
         if stop is not None:
             if logits == _LOGITS["last"]:
@@ -673,9 +675,10 @@ class Model(WeightAccess, TextAccess):
             Capture only these positions: a number, a list, a slice or a mask [pos]; negative numbers count from each
             sequence's own end.
         start_at_layer, stop_after_layer
-            First and last block to compute; a run that stops early has no logits.
+            First and last block to compute. A run that stops early has no logits; where nothing is captured it keeps
+            the residual stream that leaves the last block.
         logits
-            "all" [batch, pos, d_vocab], "last" [batch, 1, d_vocab], or None.
+            "all" [batch, pos, d_vocab], "last" [batch, 1, d_vocab], or None (without capture, nothing is computed).
         edits
             Interventions of `clew.edit`; captured values are those after edits.
 

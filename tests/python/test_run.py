@@ -320,6 +320,19 @@ def test_logits_none_wins_over_globs(gpt2: clew.Model) -> None:
     assert gpt2.plan(1, 2, logits=None).keep_bytes == 0
 
 
+def test_a_run_that_stops_keeps_where_it_got_to(gpt2: clew.Model) -> None:
+    """Without capture the residual stream that leaves the last block is what it was run for."""
+    want = gpt2.run([1, 2, 3], capture="resid_post")
+    for layer in (0, -2, -1):
+        run = gpt2.run([1, 2, 3], stop_after_layer=layer)
+        assert len(run) == 1
+        np.testing.assert_array_equal(run["resid_post"], want["resid_post", layer])
+    last = gpt2.run([[1, 2, 3], [4, 5]], stop_after_layer=0, positions=[-1])
+    np.testing.assert_array_equal(last["resid_post"][0, 0], want["resid_post", 0][0, -1])
+    assert gpt2.plan(1, 3, stop_after_layer=0).keep_bytes == 3 * gpt2.config.d_model * gpt2.dtype.itemsize
+    assert list(gpt2.run([1, 2, 3], capture="z", stop_after_layer=0)) == ["blocks.0.attn.hook_z"]
+
+
 # ---- What new users try ---------------------------------------------------------------------------------------------
 
 
