@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -12,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .edit import CoreEdit, Edit, as_edits, indices, resolve
+from .edit import CoreEdit, Edit, _Frozen, _positions, _resolve_one, as_edits, indices, resolve
 from .errors import ConfigError, ShapeError, TokenError, UnsupportedModelError
 from .inputs import as_array, sliced
 from .replay import LOGITS_ALL, LOGITS_LAST, core_plan
@@ -22,6 +25,7 @@ from .sites import LOGITS, SITES, Site, capture_list
 if TYPE_CHECKING:
     from .inputs import Batch
     from .model import Capture, Model
+    from .tokenizer import Tokenizer
 
 Array = NDArray[Any]
 Ints = NDArray[np.int32]
@@ -37,7 +41,9 @@ class Step:
     tokens: tuple[int, ...]
     """The new token of each."""
     texts: tuple[str, ...]
-    """Its text, as far as it is whole characters; empty without a tokenizer."""
+    """Its text, as far as it is whole characters and no stop text can begin there; the rest comes with a later step,
+    with a sequence's last one at the latest, so that all pieces are what `generate` gives. Empty without a
+    tokenizer."""
     log_probs: tuple[float, ...]
     """Its log-probability under the model's own logits, nats."""
 
@@ -137,7 +143,8 @@ def settings(
         seed = secrets.randbits(63)
     tokens: set[int] = set()
     texts: list[str] = []
-    items: list[Any] = [] if stop is None else [stop] if isinstance(stop, (str, int, np.integer)) else list(stop)
+    several = isinstance(stop, Iterable) and not isinstance(stop, (str, bytes))
+    items: list[Any] = [] if stop is None else list(stop) if several else [stop]  # type: ignore[arg-type]
     for item in items:
         if isinstance(item, str) and item:
             if model.tokenizer is None:
@@ -162,7 +169,7 @@ def _whole(name: str, value: Any, least: int) -> int:
 
 
 def _prompt_positions(edit: Edit, lengths: Ints, n_new: int) -> Edit:
-    """The edit with negative positions counted from the prompts' ends."""
+    """The edit with negative positions and masks counted over the prompts."""
     where = edit.positions
     if where is None:
         return edit
@@ -171,6 +178,16 @@ def _prompt_positions(edit: Edit, lengths: Ints, n_new: int) -> Edit:
     if isinstance(where, slice):
         return _prompt_slice(edit, where, own, n_new)
     array = as_array(where, f"{edit!r}: positions")
+    longest = int(lengths.max())
+    if array.dtype == bool and array.ndim == 1 and len(array) != longest + n_new:
+        if len(array) != longest:
+            raise ShapeError(
+                f"{edit!r}: a mask {list(array.shape)} for prompts of {longest} positions, {longest + n_new} with the "
+                "new ones"
+            )
+        if array[int(own.min()) :].any():
+            raise ShapeError(f"{edit!r}: the mask selects positions behind the end of a prompt of {own.min()} tokens")
+        return replace(edit, positions=np.flatnonzero(array))
     if array.dtype.kind not in "iu" or array.ndim > 2 or not (array < 0).any():
         return edit
     if array.ndim == 2 and len(array) != len(own):
@@ -194,6 +211,49 @@ def _prompt_slice(edit: Edit, where: slice, own: Ints, n_new: int) -> Edit:
     return replace(edit, positions=np.array(rows))
 
 
+def _is_of_prompt(edit: Edit, site: Site, lengths: Ints, n_new: int) -> bool:
+    """Do the edit's values cover the prompt, no more and no less?
+
+    Where both readings fit, a value is broadcast as anywhere else: only what would not fit the whole text is meant.
+    """
+    if isinstance(edit.value, _Frozen):
+        run = edit.value.run
+        return isinstance(run, Run) and len(run.lengths) in (1, len(lengths)) and not (run.lengths != lengths).any()
+    if not isinstance(edit.value, np.ndarray | list | tuple) or "pos" not in site.axes:
+        return False
+    shape = as_array(edit.value, f"{edit!r}: the value").shape
+    axis = site.axes.index("pos") - len(site.axes) + len(shape)
+    longest = int(lengths.max())
+    if axis < 0 or shape[axis] != longest or longest == 1:
+        return False
+    batch = indices(edit.batch, len(lengths), "batch", repr(edit))
+    selected = _positions(edit.positions, (lengths + n_new).astype(np.int32), batch, repr(edit))
+    return selected is None or selected.shape[-1] != longest
+
+
+def _over_prompt(edit: Edit, site: Site, layer: int, model: Model, lengths: Ints) -> list[CoreEdit]:
+    """An edit of the prompt's positions alone, as the core reads it."""
+    number, layer, kind, batch, positions, heads, keys, value, strides, call = _resolve_one(
+        edit, site, layer, model, lengths
+    )
+    if keys is None and "key_pos" in site.axes:  # the text will have more of them
+        keys = np.arange(lengths.max(), dtype=np.int32)
+    if positions is not None:
+        return [(number, layer, kind, batch, positions, heads, keys, value, strides, call)]
+    assert value is not None
+    rows = np.arange(len(lengths), dtype=np.int32) if batch is None else batch
+    own = lengths[rows]
+    every = np.arange(lengths.max(), dtype=np.int32)
+    if (own == own[0]).all():
+        positions = np.ascontiguousarray(np.broadcast_to(every[: own[0]], (len(rows), own[0])))
+        return [(number, layer, kind, batch, positions, heads, keys, value, strides, call)]
+    out: list[CoreEdit] = []
+    for i, n in enumerate(own):  # as many positions as each prompt has
+        part = value if strides[0] == 0 else np.ascontiguousarray(value[i : i + 1])
+        out.append((number, layer, kind, rows[i : i + 1], every[None, :n], heads, keys, part, (0, *strides[1:]), call))
+    return out
+
+
 def _growing(core: list[CoreEdit], total: int, n_seq: int) -> list[CoreEdit]:
     """Edits whose values differ by position name the positions, as a step's first row is not the text's first."""
     out = []
@@ -206,7 +266,50 @@ def _growing(core: list[CoreEdit], total: int, n_seq: int) -> list[CoreEdit]:
     return out
 
 
+def _held(
+    edits: Iterable[Edit], model: Model, lengths: Ints, n_new: int
+) -> tuple[list[CoreEdit], list[Callable[..., Any]]]:
+    """Edits of texts that grow, as the core reads them, and the functions that they call."""
+    core: list[CoreEdit] = []
+    calls: list[Callable[..., Any]] = []
+    whole = (lengths + n_new).astype(np.int32)
+    for given in edits:
+        edit = _prompt_positions(given, lengths, n_new)
+        for site, layer in model.sites().resolve([edit.site]):
+            if _is_of_prompt(edit, site, lengths, n_new):
+                core += _over_prompt(edit, site, layer, model, lengths)
+                continue
+            if (
+                isinstance(edit.value, _Frozen)
+                and isinstance(edit.value.run, Run)
+                and (len(edit.value.run.lengths) not in (1, len(lengths)) or (edit.value.run.lengths != whole).any())
+            ):
+                raise ShapeError(
+                    f"{edit!r}: the run has prompts of {edit.value.run.lengths.tolist()} tokens, these are of "
+                    f"{lengths.tolist()}, or of {whole.tolist()} with the new ones"
+                )
+            found, functions = resolve([replace(edit, site=site.full_name(layer))], model, whole, None, None)
+            core += [(*one[:-1], one[-1] + len(calls) if functions else -1) for one in found]
+            calls += functions
+    return _growing(core, int(whole.max()), len(lengths)), calls
+
+
 # ---- The loop -------------------------------------------------------------------------------------------------------
+
+
+def _streams(tokens: Ints, lengths: Ints) -> NDArray[np.int64]:
+    """What each sequence draws its random numbers by: its prompt, and how many equal ones stand before it.
+
+    Not its row, so that a text stays the same whatever else is in the batch.
+    """
+    seen: Counter[bytes] = Counter()
+    out = []
+    for row in np.split(tokens, np.cumsum(lengths)[:-1]):
+        prompt = row.astype("<i4").tobytes()
+        key = hashlib.blake2b(prompt + seen[prompt].to_bytes(8, "little"), digest_size=8).digest()
+        out.append(int.from_bytes(key, "little", signed=True))
+        seen[prompt] += 1
+    return np.array(out, np.int64)
 
 
 class _Decoder:
@@ -241,9 +344,8 @@ class _Decoder:
         shape = (len(batch.lengths), total, config.n_key_value_heads, config.d_head)
         layers = range(config.n_layers)
         self.cache = tuple([_core.empty(shape, model.dtype.name) for _ in layers] for _ in range(2))
-        held = [_prompt_positions(e, batch.lengths, how.max_new_tokens) for e in (*model._active_edits(), *edits)]
-        core, self.calls = resolve(held, model, (batch.lengths + how.max_new_tokens).astype(np.int32), None, None)
-        self.edits = _growing(core, total, len(batch.lengths))
+        self.streams = _streams(batch.tokens, batch.lengths)
+        self.edits, self.calls = _held((*model._active_edits(), *edits), model, batch.lengths, how.max_new_tokens)
         self.kept: list[tuple[Ints, Ints, Ints, Any]] = []
         """Of each step: sequences, first positions, lengths, outputs."""
 
@@ -313,26 +415,56 @@ class _Text:
     tokens: list[int]
     log_probs: list[float]
     shown: str = ""
+    """What has been given to who streams it."""
     stopped: str | int | None = None
+
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+def _settled(tokenizer: Tokenizer, tokens: list[int], decoded: str, stops: tuple[str, ...]) -> str:
+    """As much of a text as stays what it is, whatever comes next: no broken character, no beginning of a stop text."""
+    n = len(tokens)
+    while n and _BYTE.fullmatch(tokenizer.tokens[tokens[n - 1]]):  # some decoders undo all of a run that is cut short
+        n -= 1
+    text = decoded if n == len(tokens) else tokenizer.decode(tokens[:n])
+    text = text.rstrip("\ufffd")
+    held = (k for s in stops for k in range(min(len(s) - 1, len(text)), 0, -1) if text.endswith(s[:k]))
+    return text[: len(text) - max(held, default=0)]
 
 
 def _ended(model: Model, text: _Text, how: Settings) -> str:
     """Notes why a text is complete, if it is; gives its new characters."""
     if text.tokens[-1] in how.stop_tokens:
         text.stopped = text.tokens[-1]
-    piece = ""
-    if model.tokenizer is not None:
-        decoded = model.tokenizer.decode(text.tokens)
-        whole = decoded if not decoded.endswith("\ufffd") else decoded.rstrip("\ufffd")
-        found = [(decoded.index(s), s) for s in how.stop_texts if s in decoded]
-        if found:
-            at, text.stopped = min(found)
-            whole = decoded[:at]
-        piece = whole[len(text.shown) :] if whole.startswith(text.shown) else ""
-        text.shown = whole if piece or found else text.shown
-    if text.stopped is None and len(text.tokens) == how.max_new_tokens:
+    elif len(text.tokens) == how.max_new_tokens:
         text.stopped = "length"
+    if model.tokenizer is None:
+        return ""
+    whole = model.tokenizer.decode(text.tokens)
+    found = [(whole.index(s), s) for s in how.stop_texts if s in whole]
+    if found:
+        at, text.stopped = min(found)
+        whole = whole[:at]
+    elif text.stopped is None:
+        whole = _settled(model.tokenizer, text.tokens, whole, how.stop_texts)
+    if not whole.startswith(text.shown):
+        return ""
+    piece = whole[len(text.shown) :]
+    text.shown = whole
     return piece
+
+
+def _chosen(logits: Array, decoder: _Decoder, active: Ints, step: int) -> tuple[Ints, Array]:
+    """A token for each sequence, and its log-probability."""
+    how, places, rows = decoder.how, np.full(len(active), step, np.int64), active.astype(np.int64)
+    try:
+        return _core.sample(
+            logits, decoder.streams[active], places, how.temperature, how.top_k, how.top_p, how.seed or 0
+        )
+    except ConfigError:  # which names the stream: again, to name the sequence
+        _core.sample(logits, rows, places, 0.0, 0, 1.0, 0)
+        raise
 
 
 def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> Iterator[Step]:
@@ -347,10 +479,7 @@ def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> 
         logits = decoder.run(tokens, lengths, past, active)
         assert logits is not None
         past = past + lengths
-        places = np.full(len(active), step, np.int64)
-        ids, log_probs = _core.sample(
-            logits, active.astype(np.int64), places, how.temperature, how.top_k, how.top_p, how.seed or 0
-        )
+        ids, log_probs = _chosen(logits, decoder, active, step)
         pieces = []
         grown = [row for row, seq in enumerate(active) if texts[seq].stopped is None]
         for row in grown:

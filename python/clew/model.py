@@ -332,14 +332,16 @@ class Model(WeightAccess, TextAccess):
             0: the likeliest token. Else random by softmax(logits / temperature), among the `top_k` likeliest, then
             among the likeliest that together hold a share `top_p`.
         seed
-            The same seed gives a sequence the same text, whatever else is in the batch; None draws one.
+            The same seed gives a prompt the same text, whatever else is in the batch; equal prompts of one batch get
+            different ones, in their order. None draws a seed.
         stop
             Token ids and texts that end a sequence.
         capture
             Sites over prompt and new tokens, the last one included: `generation["resid_post", 3]`; "logits" by name.
         edits
             Hold for the new tokens too. Positions count from the text's beginning, negative ones from the prompt's end;
-            a function (`edit.call`) is shown the new rows only.
+            a mask as long as the longest prompt, values with as many positions, and a run of the prompts' lengths
+            (`edit.freeze`) mean positions of the prompts alone. A function (`edit.call`) is shown the new rows only.
 
         Returns a :class:`clew.generate.Generation`. Raises TokenError (too long for learned positions),
         UnsupportedModelError (attention that is not causal), ConfigError.
@@ -365,7 +367,11 @@ class Model(WeightAccess, TextAccess):
         stop: int | str | Sequence[int | str] | None = None,
         edits: Edit | Iterable[Edit] = (),
     ) -> Iterator[Step]:
-        """The same, a :class:`clew.generate.Step` at a time: `for step in …: print(step.texts[0], end="")`."""
+        """The same, a :class:`clew.generate.Step` at a time: `for step in …: print(step.texts[0], end="")`.
+
+        The pieces of a sequence make up `generate(…).text`. It captures nothing: :meth:`generate` does, over the whole
+        text, and an `edit.call` is shown each step's values as they come.
+        """
         from .generate import prepare, settings, steps
 
         how = settings(self, max_new_tokens, temperature, top_k, top_p, seed, stop)

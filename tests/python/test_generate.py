@@ -10,6 +10,7 @@ import clew
 import numpy as np
 import pytest
 from clew import _core, edit, generate
+from clew.tokenizer import Tokenizer
 from numpy.typing import NDArray
 from support import make, relative_error
 from zoo import random_tokens, zoo
@@ -92,6 +93,92 @@ def test_edits_hold_for_new_tokens(model: clew.Model, name: str) -> None:
         assert t.tolist() == picks.tolist()
 
 
+PROMPT_SITES = ("resid_mid", "z", "pattern", "attn_scores", "embed")
+
+
+@pytest.mark.parametrize("site", PROMPT_SITES)
+@pytest.mark.parametrize("lengths", [(4, 4), (5, 3, 4)])
+def test_frozen_prompts(model: clew.Model, site: str, lengths: tuple[int, ...]) -> None:
+    """A run of prompts of the same lengths holds for the prompts, not for what is generated behind them."""
+    given = [random_tokens(model.config, 1, 1, n)[0].tolist() for n in lengths]
+    other = model.run([random_tokens(model.config, 9, 1, n)[0].tolist() for n in lengths], capture=site)
+    names = list(other)[:-1] if "logits" in list(other) else list(other)
+    for change in (
+        [edit.freeze(site, other)],
+        [edit.set(name, other[name]) for name in names],
+        [edit.freeze(site, other, batch=range(len(lengths)), positions=slice(0, 3))],
+        [edit.freeze(site, other, positions=[1, 0])],
+        [edit.set(name, other[name], positions=[-1]) for name in names],
+        [edit.set(name, other[name][::-1], batch=list(range(len(lengths)))[::-1]) for name in names],
+    ):
+        got = model.generate(given, max_new_tokens=NEW, edits=change, capture=[site, "logits"])
+        for i, (prompt, tokens) in enumerate(zip(given, got.tokens, strict=True)):
+            n = len(prompt)
+            where = {"slice(0, 3, None)": [0, 1, 2], "[1, 0]": [0, 1], "[-1]": [n - 1]}
+            places = where.get(str(change[0].positions), list(range(n)))
+            fixed = []
+            for name in names:
+                part = other[name][i : i + 1]
+                keys = None
+                if site in ("pattern", "attn_scores"):
+                    part, keys = part[..., places, :n], list(range(n))
+                else:
+                    part = part[:, places]
+                fixed.append(edit.set(name, part, positions=places, neurons=keys))
+            whole = model.run([*prompt, *tokens.tolist()], capture=site, edits=fixed)
+            for name in names:
+                now, want = got.run[name][i, ...], whole[name][0]
+                now = now[tuple(slice(0, k) for k in want.shape)]
+                assert relative_error(now[np.isfinite(want)], want[np.isfinite(want)]) <= 1e-9
+            assert tokens.tolist() == whole.logits[0, n - 1 : n - 1 + NEW].argmax(axis=-1).tolist()
+
+
+def test_a_run_of_one_prompt_is_frozen_into_all(model: clew.Model) -> None:
+    other = model.run([3, 1, 2], capture="resid_mid.0")
+    given = [[1, 2, 3], [4, 5, 6]]
+    got = model.generate(given, max_new_tokens=2, edits=edit.freeze("resid_mid.0", other), capture="resid_mid.0")
+    assert np.array_equal(got["resid_mid", 0][:, :3], np.repeat(other["resid_mid", 0], 2, axis=0))
+    with model.edited(edit.freeze("resid_mid.0", other)):
+        same = model.generate(given, max_new_tokens=2)
+    assert [t.tolist() for t in same.tokens] == [t.tolist() for t in got.tokens]
+
+
+def test_masks_and_values_of_the_prompt(model: clew.Model) -> None:
+    given = [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+    def tokens(*edits: edit.Edit) -> list[list[int]]:
+        return [t.tolist() for t in model.generate(given, max_new_tokens=NEW, edits=edits).tokens]
+
+    mask = np.array([False, True, False, True])
+    assert tokens(edit.zero("mlp_out", positions=mask)) == tokens(edit.zero("mlp_out", positions=[1, 3]))
+    values = np.random.default_rng(0).standard_normal((4, 24)) * 3
+    for make_edit in (edit.set, edit.add, edit.scale):
+        padded = np.concatenate([values, np.full((NEW, 24), 1.0 if make_edit is edit.scale else 0.0)])
+        subset = tokens(make_edit("resid_pre.1", values[[1, 3]], positions=[1, 3]))
+        assert tokens(make_edit("resid_pre.1", values, positions=[1, 3])) == subset
+        assert tokens(make_edit("resid_pre.1", values, positions=mask)) == subset
+        assert tokens(make_edit("resid_pre.1", padded, positions=mask)) == subset
+        if make_edit is not edit.set:
+            assert tokens(make_edit("resid_pre.1", values)) == tokens(make_edit("resid_pre.1", padded))
+    # edits of both kinds, and functions, in their order
+    order: list[str] = []
+    calls = [edit.call("resid_mid.0", lambda a, n: order.append("first")), edit.set("resid_mid.0", values),
+             edit.call("resid_mid.0", lambda a, n: order.append("then") or np.zeros_like(a))]  # fmt: skip
+    assert tokens(*calls) == tokens(edit.zero("resid_mid.0")) and order[:2] == ["first", "then"]
+
+
+def test_what_covers_neither_prompt_nor_text(model: clew.Model) -> None:
+    given = [[1, 2, 3, 4], [5, 6]]
+    with pytest.raises(clew.ShapeError, match=r"a mask \[3\] for prompts of 4 positions, 10 with the new ones"):
+        model.generate(given, NEW, edits=edit.zero("z", positions=[True, False, True]))
+    with pytest.raises(clew.ShapeError, match="behind the end of a prompt of 2 tokens"):
+        model.generate(given, NEW, edits=edit.zero("z", positions=[True, False, True, False]))
+    with pytest.raises(clew.ShapeError, match=r"prompts of \[3\] tokens, these are of \[4, 2\], or of \[10, 8\]"):
+        model.generate(given, NEW, edits=edit.freeze("z", model.run([1, 2, 3], capture="z")))
+    with pytest.raises(clew.ShapeError, match="position 3 of a prompt of 2 tokens"):
+        model.generate(given, NEW, edits=edit.set("resid_pre.0", np.ones((4, 24)), positions=[3]))
+
+
 def test_edited_context_and_calls(model: clew.Model) -> None:
     given = prompts(model.config)
     want = model.generate(given, edits=[edit.scale("mlp_out", 0.5)])
@@ -167,6 +254,10 @@ def test_broken_logits_are_refused() -> None:
     for bad in (np.nan, np.inf):
         with pytest.raises(clew.ConfigError, match="sequence 3 hold NaN or infinity"):
             _core.sample(np.array([[[1.0, bad]]]), np.array([3]), np.array([0]), 1.0, 0, 1.0, 0)
+    broken = make(ZOO["llama"])[0]
+    for heat in (0.0, 1.0):  # the sequence, not what its random numbers go by
+        with pytest.raises(clew.ConfigError, match="logits of sequence 1 hold NaN"):
+            broken.generate([[1], [2]], temperature=heat, edits=edit.set("logits", np.nan, batch=[1]))
     rows = np.array([[[-np.inf, 0.0]]])
     assert _core.sample(rows, np.array([0]), np.array([0]), 1.0, 0, 1.0, 0)[0].tolist() == [1]
 
@@ -177,7 +268,11 @@ def test_a_sequence_does_not_depend_on_its_batch(model: clew.Model) -> None:
     together = model.generate(given, **how)
     again = model.generate(given, **how)
     assert all(np.array_equal(a, b) for a, b in zip(together.tokens, again.tokens, strict=True))
-    assert np.array_equal(model.generate(given[:1], **how).tokens[0], together.tokens[0])
+    for row, prompt in enumerate(given):
+        assert np.array_equal(model.generate([prompt], **how).tokens[0], together.tokens[row])
+    turned = model.generate([given[2], given[0], given[2], given[2]], **how).tokens
+    assert np.array_equal(turned[1], together.tokens[0]) and np.array_equal(turned[0], together.tokens[2])
+    assert len({tuple(turned[row].tolist()) for row in (0, 2, 3)}) == 3, "equal prompts get texts of their own"
     other = model.generate(given, **(how | {"seed": 8}))
     assert not all(np.array_equal(a, b) for a, b in zip(together.tokens, other.tokens, strict=True))
     unseeded = model.generate(given, temperature=1.0)
@@ -210,6 +305,77 @@ def test_stop_texts(trained: clew.Model) -> None:
     assert got.text[0] == free.text[0][: free.text[0].index(stop)] and got.stopped == [stop]
     assert len(got.tokens[0]) < 60
     assert got.tokens[0].tolist() == free.tokens[0][: len(got.tokens[0])].tolist()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pieces_make_up_the_text(trained: clew.Model, seed: int) -> None:
+    """Stop texts of every length, over borders of tokens, one beginning in another; texts cut inside a character."""
+    rng = np.random.default_rng(seed)
+    tokenizer = trained.tokenizer
+    assert tokenizer is not None
+    prompts = ["ROMEO:", "To be, or not to", "A"][: 1 + seed % 3]
+    how: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.2, "seed": seed}
+    odd = set(tokenizer.encode("é—", add_special_tokens=False))  # pieces of characters, made likely
+    push = np.zeros(trained.config.d_vocab)
+    push[sorted(odd)] = 6.0
+    if seed % 2:
+        how["edits"] = edit.add("logits", push)
+    said = "".join(trained.generate(prompts, **how).text or [])
+    cuts = [(int(a), int(n)) for a, n in zip(rng.integers(0, len(said), 8), rng.integers(1, 6, 8), strict=True)]
+    words = [said[a : a + n] for a, n in cuts] + [said[a : a + n] + "#" for a, n in cuts]
+    for stops in (None, words[0], words[1:3], words[3:], words[8:], ["\ufffd"], [*words[8:], int(rng.integers(1024))]):
+        whole = trained.generate(prompts, stop=stops, **how)
+        pieces = [""] * len(prompts)
+        for step in trained.generate_stream(prompts, stop=stops, **how):
+            for seq, text in zip(step.sequences, step.texts, strict=True):
+                pieces[seq] += text
+                assert whole.text is not None and whole.text[seq].startswith(pieces[seq]), stops
+        assert pieces == whole.text, stops
+
+
+def test_a_text_that_ends_inside_a_character(trained: clew.Model) -> None:
+    assert trained.tokenizer is not None
+    first = trained.tokenizer.encode("é", add_special_tokens=False)[0]
+    push = np.zeros(trained.config.d_vocab)
+    push[first] = 1e4
+    how: dict[str, Any] = {"max_new_tokens": 3, "edits": edit.add("logits", push)}
+    texts = [step.texts[0] for step in trained.generate_stream("A", **how)]
+    assert texts[:2] == ["", ""] and texts[2] and set(texts[2]) == {"\ufffd"}
+    assert "".join(texts) == trained.generate("A", **how).text[0]  # type: ignore[index]
+
+
+def test_decoders_that_undo_a_run_of_bytes(trained: clew.Model) -> None:
+    """Byte fallback of `tokenizers`: a run that is no whole text becomes one U+FFFD for each byte, its start too."""
+
+    class Bytes(Tokenizer):
+        tokens = [*(f"<0x{n:02X}>" for n in range(256)), "x"]
+
+        def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            out, run = "", b""
+            for token in [*ids, 256]:
+                if token < 256:
+                    run += bytes([token])
+                    continue
+                try:
+                    out += run.decode()
+                except UnicodeDecodeError:
+                    out += "\ufffd" * len(run)
+                out, run = out + "x", b""
+            return out[:-1]
+
+        _encode = _str_token = _lookup = None  # type: ignore[assignment]
+
+    class Reader:
+        tokenizer = Bytes()
+
+    for end in ("x", "é"):
+        ids = [256, *"€€".encode(), 256, *"é".encode(), *end.encode()[:1]]
+        text, how = generate._Text([], []), generate.settings(trained, len(ids), 0.0, None, None, None, None)
+        pieces = []
+        for token in ids:
+            text.tokens.append(token)
+            pieces.append(generate._ended(Reader(), text, how))  # type: ignore[arg-type]
+        assert "".join(pieces) == Bytes().decode(ids)
 
 
 def test_streaming_gives_the_same(trained: clew.Model) -> None:
@@ -263,6 +429,9 @@ def test_ctrl_c_leaves_the_model_usable(trained: clew.Model) -> None:
         ({"stop": 31}, clew.TokenError, "stop token 31: there are ids 0 to 30"),
         ({"stop": "a"}, clew.TokenError, "without a tokenizer"),
         ({"stop": [1.5]}, clew.ConfigError, "1.5"),
+        ({"stop": 1.5}, clew.ConfigError, "stop = 1.5: token ids and texts"),
+        ({"stop": True}, clew.ConfigError, "stop = True"),
+        ({"stop": b"ab"}, clew.ConfigError, "stop = b'ab'"),
         ({"stop": ""}, clew.ConfigError, "not empty"),
         ({"tokens": []}, clew.TokenError, "empty"),
         ({"capture": "zz"}, clew.SiteError, "zz"),
