@@ -77,6 +77,14 @@ def check_numbers(**given: Any) -> None:
             raise ConfigError(f"{name} = {value!r:.80}: expected a finite number")
 
 
+def check_flags(**given: Any) -> None:
+    """Raises ConfigError, with its name, for an argument that is neither True nor False, NumPy's or Python's."""
+    for name, value in given.items():
+        if not isinstance(value, bool | np.bool_):
+            said = ", whether the estimator's weights are returned" if name == "weights" else ""
+            raise ConfigError(f"{name} = {value!r:.40}: True or False{said}")
+
+
 def check_type(kind: type | tuple[type, ...], said: str, /, **given: Any) -> None:
     """Raises ConfigError, with its name, for an argument of another type; `said` is what was expected, in words."""
     for name, value in given.items():

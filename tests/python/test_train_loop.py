@@ -326,8 +326,98 @@ def test_a_held_out_loss_that_is_not_finite_stops_training() -> None:
     run = Trainer(
         clew.Model.from_config(config), (x, x[..., :1]), 3, 2, held_out=(x, x[..., :1] * np.nan), progress=False
     )
-    with pytest.raises(clew.TrainingError, match="step 0: the held-out loss is nan"):
+    with pytest.raises(clew.TrainingError, match="step 0: the held-out loss is nan; the weights are those of step 0"):
         run.run()
+
+
+def exploding(directory: Path | None, at: int, **settings: Any) -> Trainer:
+    """A run whose rate becomes 1e30 behind step `at`: step at + 1 breaks the weights."""
+
+    def explode(run: Trainer) -> None:
+        if run.optimizer.steps == at:
+            run.schedule = clew.train.constant(1e30)
+
+    given = dict(lr=1e-2, held_out=None, directory=directory, checkpoint_every=1, callback=explode)
+    return trainer(**{**given, **settings})
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+@pytest.mark.parametrize("every", [1, 3])
+def test_broken_weights_cost_no_good_checkpoint(keep: int, every: int, tmp_path: Path) -> None:
+    """The weights of step 6 are broken, which the loss of step 7 tells; step 5 is good."""
+    run = exploding(tmp_path, 5, keep=keep, checkpoint_every=every)
+    with pytest.raises(clew.TrainingError) as error:
+        run.run()
+    assert error.value.step == 7 and run.optimizer.steps == 6
+    assert "step 7: the loss is" in str(error.value) and "the weights are those of step 6" in str(error.value)
+    left = checkpoint.found(tmp_path)
+    last = 5 if every == 1 else 3
+    assert [steps for steps, _ in left] == list(range(last, 0, -every))[:keep]
+    assert f"last good checkpoint: {left[0][1]}" in str(error.value)
+    assert np.isfinite(clew.train.load_model(tmp_path).loss(STREAM[:12])).all()
+    again = trainer(tmp_path, lr=1e-2, held_out=None, keep=keep, checkpoint_every=every)
+    assert again.optimizer.steps == last
+    again.run()
+    whole = trainer(lr=1e-2, held_out=None)
+    whole.run()
+    same_bits(again, whole)
+    assert len(checkpoint.found(tmp_path)) == min(keep, 12 // every)
+
+
+def test_weights_that_the_last_step_breaks(tmp_path: Path) -> None:
+    """No step comes that would tell: they are tried."""
+    run = exploding(tmp_path, 11, keep=1, checkpoint_every=4)
+    with pytest.raises(
+        clew.TrainingError, match="step 12: .*; the weights are those of step 12; last .*00000008"
+    ) as error:
+        run.run()
+    assert error.value.step == 12
+    assert [steps for steps, _ in checkpoint.found(tmp_path)] == [8]
+
+
+def test_broken_weights_that_an_interrupt_saved(tmp_path: Path) -> None:
+    """Nothing was known of them; the run that goes on from there removes them, and the next one goes on."""
+
+    def interrupt(run: Trainer) -> None:
+        if run.optimizer.steps == 6:
+            raise KeyboardInterrupt
+
+    run = exploding(tmp_path, 5, keep=1)
+    callback, before = run.callback, []
+    run.callback = lambda t: (callback(t), interrupt(t))  # type: ignore[misc]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    before = [steps for steps, _ in checkpoint.found(tmp_path)]
+    assert before == [6, 5]
+    with pytest.raises(clew.TrainingError, match="step 7: .*last good checkpoint: .*step-000000005"):
+        trainer(tmp_path, lr=1e-2, held_out=None).run()
+    assert trainer(tmp_path, lr=1e-2, held_out=None).optimizer.steps == 5
+
+
+def test_data_that_are_broken_cost_no_checkpoint(tmp_path: Path) -> None:
+    """The weights are good where what they were trained on last still has a finite loss."""
+    config = clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=4, d_in=2, d_out=1)
+
+    def make(rng: np.random.Generator, size: int) -> Any:
+        x = rng.standard_normal((size, 4, 2))
+        return x, x[..., :1] + (np.nan if rng.bit_generator.seed_seq.spawn_key == (5,) else 0)  # type: ignore[attr-defined]
+
+    run = Trainer(
+        clew.Model.from_config(config), make, 12, 4, directory=tmp_path, checkpoint_every=5, keep=1, progress=False
+    )
+    with pytest.raises(clew.TrainingError, match="step 6: .*last good checkpoint: .*step-000000005"):
+        run.run()
+    assert checkpoint.found(tmp_path)[0][0] == 5
+
+
+def test_flags_of_numpy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trainer(tmp_path, resume=np.True_, recompute=np.True_, progress=np.False_, steps=1)
+    run.run()
+    assert capsys.readouterr().out == ""
+    with pytest.raises(clew.ConfigError, match="resume is False"):
+        trainer(tmp_path, resume=np.False_)
+    with pytest.raises(clew.ConfigError, match="resume = 1: True or False"):
+        trainer(tmp_path, resume=1)
 
 
 # ---- Memory, looks ---------------------------------------------------------------------------------------------

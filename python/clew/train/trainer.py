@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConfigError, TrainingError
-from ..inputs import check_folder, nearest
+from ..inputs import check_flags, check_folder, nearest
 from . import checkpoint
 from .adamw import AdamW, Decay
 from .curve import Curve
@@ -67,8 +67,9 @@ class Trainer:
         Data whose loss is measured before the first step, every so many steps and at the end; a stream is cut into
         windows of `context`. Sequences run at a time.
     directory, checkpoint_every, keep
-        Where checkpoints go, how often, and how many of the newest stay. With `held_out`, "best.safetensors" is the one
-        of the least loss. There is a checkpoint at the end and after Ctrl-C too. `curve.jsonl` holds the loss curve.
+        Where checkpoints go, how often, and how many of the newest stay; older ones go once a loss with the newest's
+        weights is known to be finite. With `held_out`, "best.safetensors" is the one of the least loss. There is a
+        checkpoint at the end and after Ctrl-C too. `curve.jsonl` holds the loss curve.
     resume
         Go on from the newest checkpoint in the directory. False: a directory with checkpoints is refused.
     seed
@@ -83,8 +84,9 @@ class Trainer:
     ConfigError
         Settings out of range, or a checkpoint of a run with other settings (names both values).
     TrainingError
-        From :meth:`run`: a loss or a gradient that is NaN or infinite. Names the step and the last checkpoint; the
-        model holds the weights from before that step.
+        From :meth:`run`: a loss or a gradient that is NaN or infinite. Names the step, the step whose weights the model
+        holds, which gave it, and the last good checkpoint; a checkpoint of weights that give no finite loss of what
+        they were last trained on is removed, so that the newest is one to go on from.
 
     Example
     -------
@@ -126,8 +128,7 @@ class Trainer:
         from ..model import check_model
 
         check_model(model)
-        if not isinstance(resume, bool):
-            raise ConfigError(f"Trainer: resume = {resume!r}: True or False")
+        check_flags(resume=resume)
         if directory is not None:
             check_folder(directory=directory)
         self.model = model
@@ -135,14 +136,14 @@ class Trainer:
         self.batch = _whole("batch", batch, 1)
         self.micro_batch = None if micro_batch is None else _whole("micro_batch", micro_batch, 1)
         self.memory = None if memory is None else _whole("memory", memory, 1)
-        if recompute is not None and not isinstance(recompute, bool):
+        if recompute is not None and not isinstance(recompute, bool | np.bool_):
             raise ConfigError(f"Trainer: recompute = {recompute!r}: True, False or None")
         self.recompute = recompute
         self.eval_every, self.eval_batch = _whole("eval_every", eval_every, 1), _whole("eval_batch", eval_batch, 1)
         self.checkpoint_every, self.keep = _whole("checkpoint_every", checkpoint_every, 1), _whole("keep", keep, 1)
         if context is not None:
             context = _whole("context", context, 1)
-        if not isinstance(progress, bool | str) or progress not in (True, False, "lines"):
+        if not isinstance(progress, bool | np.bool_ | str) or progress not in (True, False, "lines"):
             raise ConfigError(f'Trainer: progress = {progress!r}: True, False or "lines"')
         if callback is not None and not callable(callback):
             raise ConfigError(f"Trainer: callback = {callback!r} cannot be called")
@@ -156,8 +157,9 @@ class Trainer:
         """What was found when training was resumed: checkpoints that could not be read."""
         self._noted = 0  # of them shown
         self.callback = callback
-        self._progress = progress
+        self._progress = progress if isinstance(progress, str) else bool(progress)
         self._tokens = 0  # of the last step
+        self._sound = self._untried = -1  # steps of the last weights known to be good; of a checkpoint still to try
         self.directory = None if directory is None else Path(directory)
         if self.directory is not None:
             self._open(self.directory, resume)
@@ -211,7 +213,10 @@ class Trainer:
         self.curve = saved.curve
 
     def save(self) -> Path | None:
-        """Writes a checkpoint of the state as it is; its path. None without a directory. Raises OSError."""
+        """Writes a checkpoint of the state as it is; its path. None without a directory. Raises OSError.
+
+        Older ones are thinned out once these weights have given a finite loss: now or in the next step.
+        """
         if self.directory is None:
             return None
         self.curve.cut(self.optimizer.steps)
@@ -221,8 +226,48 @@ class Trainer:
         if best is not None and best[0] == self.optimizer.steps:
             checkpoint.copy(path, self.directory / "best.safetensors")
         self.curve.save(self.directory / "curve.jsonl")
-        checkpoint.thin(self.directory, self.keep)
+        self._untried = self.optimizer.steps
+        self._thin()
         return path
+
+    def _thin(self) -> None:
+        """Removes old checkpoints, if the newest is known to be good."""
+        if self.directory is not None and self._untried == self._sound >= 0:
+            checkpoint.thin(self.directory, self.keep)
+            self._untried = -1
+
+    def _try(self) -> None:
+        """Are the weights good? They must give a finite loss and gradient of what they were last trained on.
+
+        Raises TrainingError.
+        """
+        opt = self.optimizer
+        if self._sound == opt.steps:
+            return
+        try:
+            for packed in self._parts(self._examples(max(opt.steps - 1, 0))):
+                opt.discard()
+                opt.prepare(loss_and_gradients(opt, packed, bool(self.recompute))[1])
+        except TrainingError:
+            raise TrainingError(
+                f"step {opt.steps}: the loss of its batch, or its gradient, is NaN or infinite after it; the weights "
+                f"are those of step {opt.steps}",
+                opt.steps,
+            ) from None
+        self._sound = opt.steps
+
+    def _last_good(self) -> str:
+        """Removes the newest checkpoint if it is of these weights and they are broken; says which is the last good."""
+        if self.directory is None:
+            return ""
+        path = checkpoint.path_of(self.directory, self.optimizer.steps)
+        if path.exists():
+            try:
+                self._try()
+            except TrainingError:
+                path.unlink()
+        kept = checkpoint.found(self.directory)
+        return f"; last good checkpoint: {kept[0][1]}" if kept else "; no good checkpoint"
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
@@ -262,6 +307,12 @@ class Trainer:
 
     # ---- steps ----------------------------------------------------------------------------------------------------
 
+    def _parts(self, examples: Examples) -> Iterator[Packed]:
+        """Micro-batches."""
+        assert self.micro_batch is not None
+        for start in range(0, len(examples), self.micro_batch):
+            yield pack(self.model, examples.part(start, start + self.micro_batch))
+
     def _examples(self, step: int) -> Examples:
         examples = self.source.batch(step, self.batch)
         if not isinstance(examples, Examples) or len(examples) == 0:
@@ -282,17 +333,18 @@ class Trainer:
         opt.discard()
         opt.lr = self.schedule(number)
         examples = self._examples(number)
-        sizes = range(0, len(examples), self.micro_batch)
+        several = len(examples) > self.micro_batch
         loss = total = 0.0
         tokens = 0
         gradients = None
-        for start in sizes:
-            packed = pack(self.model, examples.part(start, start + self.micro_batch))
+        for packed in self._parts(examples):
             part, gradients = loss_and_gradients(opt, packed, bool(self.recompute))
             loss, total, tokens = loss + part * packed.total, total + packed.total, tokens + int(packed.lengths.sum())
-            if len(sizes) > 1:
+            if several:
                 opt.accumulate(gradients, packed.total)
-        arrays, norm, scale = opt.prepare(gradients if len(sizes) == 1 else None)
+        arrays, norm, scale = opt.prepare(None if several else gradients)
+        self._sound = number
+        self._thin()
         # before the step: an interrupt between the two leaves a row too many, which is cut, never one too few
         self.curve.cut(number)
         self.curve.rows.append((number + 1, loss / total, opt.lr, norm))
@@ -307,14 +359,15 @@ class Trainer:
         loss, _ = evaluate(self.model, self.held_out, self.eval_batch)
         if not math.isfinite(loss):
             step = self.optimizer.steps
-            raise TrainingError(f"step {step}: the held-out loss is {loss}", step)
+            raise TrainingError(f"step {step}: the held-out loss is {loss}; the weights are those of step {step}", step)
         self.curve.held_out.append((self.optimizer.steps, loss))
         return loss
 
     def run(self, until: int | None = None) -> Curve:
         """Trains until so many steps are done (None: all); the loss curve so far.
 
-        Raises TrainingError, and OSError when a checkpoint cannot be written: the older ones are whole then.
+        Raises TrainingError (the model then holds the weights that gave the loss: no step was done with it), and
+        OSError when a checkpoint cannot be written: the older ones are whole then.
         """
         end = self.steps if until is None else min(_whole("until", until, 0), self.steps)
         self.curve.cut(self.optimizer.steps)
@@ -346,10 +399,12 @@ class Trainer:
                     saved = number
             if self.optimizer.steps != saved:
                 self.save()
+                saved = self.optimizer.steps
+            if self._untried == self.optimizer.steps > 0:  # no step comes that would tell
+                self._try()
+                self._thin()
         except TrainingError as error:
-            kept = checkpoint.found(self.directory) if self.directory is not None else []
-            where = f"; last good checkpoint: {kept[0][1]}" if kept else ""
-            raise TrainingError(f"{error}{where}", error.step) from None
+            raise TrainingError(f"{error}{self._last_good()}", error.step) from None
         except KeyboardInterrupt:
             if self.optimizer.steps != saved:
                 self.save()
@@ -376,7 +431,7 @@ def fit(model: Model, data: Any, steps: int, batch: int, **settings: Any) -> Cur
         if name not in known:
             raise ConfigError(f"fit: no setting {name!r}{nearest(name, known)}; clew.train.Trainer says what each is")
     trainer = Trainer(model, data, steps, batch, **settings)
-    if settings.get("progress") is False:  # then nobody would hear of them
+    if not settings.get("progress", True):  # then nobody would hear of them
         for note in trainer.notes:
             warnings.warn(note, stacklevel=2)
     return trainer.run()
