@@ -195,5 +195,5 @@ def test_stores_of_nothing_and_overwriting(tmp_path: Path) -> None:
     found = stream.to_zarr(MODEL, [""], "z.0", tmp_path / "a")
     assert (found.texts, found.tokens) == (1, 0)
     assert zarr.open_group(str(tmp_path / "a"), mode="r").attrs["texts"] == 1
-    with pytest.raises(clew.ConfigError, match="overwrite: True or False, not str"):
+    with pytest.raises(clew.ConfigError, match="overwrite = 'no': True or False"):
         stream.to_zarr(MODEL, ["a"], "z.0", tmp_path / "a", overwrite="no")  # type: ignore[arg-type]

@@ -16,8 +16,7 @@ from ..errors import ConfigError
 from ..experiment import Experiment as _Base
 from ..experiment import plain, tell
 from ..info import __version__
-from ..inputs import check_counts, check_path, check_seed, check_type
-from ..regression._inputs import check_flags
+from ..inputs import check_counts, check_flags, check_path, check_seed, check_type
 from .claims import claim
 from .ordinary import grid
 from .predictions import PREDICTIONS, Check, Laboratory, Prediction, above, below, expected_values

@@ -26,10 +26,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import edit
 from ..errors import ConfigError, ShapeError, TokenError
-from ..inputs import check_counts, check_numbers, check_type, whole
+from ..inputs import check_counts, check_flags, check_numbers, check_type, whole
 from ..metrics import log_prob
 from ..model import check_model
-from ..regression._inputs import check_flags, finite_array
+from ..regression._inputs import finite_array
 from ..train.data import check_seed, generator
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError, TrainingError
-from ..inputs import check_numbers, check_seed, check_type, whole
-from ..regression._inputs import check_flags, check_room, finite_array, float_dtype
+from ..inputs import check_flags, check_numbers, check_seed, check_type, whole
+from ..regression._inputs import check_room, finite_array, float_dtype
 from .priors import Prior, _positive, check_contexts, check_prior
 from .specification import DEFAULT
 

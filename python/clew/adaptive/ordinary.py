@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from .. import regression
 from ..config import ModelConfig
 from ..errors import ConfigError
-from ..inputs import check_counts, check_numbers, check_seed, check_type
+from ..inputs import check_counts, check_flags, check_numbers, check_seed, check_type
 from ..model import Model, check_model
-from ..regression._inputs import check_flags, check_room
+from ..regression._inputs import check_room
 from ..train import Examples, Generated, cosine, fit
 from .priors import Prior, _positive, check_prior, tree
 

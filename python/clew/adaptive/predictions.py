@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from ..inputs import check_seed, check_type, whole
-from ..regression._inputs import check_flags
+from ..inputs import check_flags, check_seed, check_type, whole
 from .closed_forms import gaussian_error
 from .measures import bits_by_layer
 from .network import Constrained, fit

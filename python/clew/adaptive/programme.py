@@ -23,8 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ..inputs import real_array, whole
-from ..regression._inputs import check_flags, check_room
+from ..inputs import check_flags, real_array, whole
+from ..regression._inputs import check_room
 from .priors import Prior, _positive, check_prior
 
 __all__ = ["Programme", "node_directions", "programme", "tree_symmetries"]

@@ -130,14 +130,6 @@ def count(value: Any, name: str, least: int = 1, most: int = 2**31 - 1) -> int:
     return int(value)
 
 
-def check_flags(**given: Any) -> None:
-    """Raises ConfigError, with its name, for an argument that is neither True nor False."""
-    for name, value in given.items():
-        if not isinstance(value, bool | np.bool_):
-            said = ", whether the estimator's weights are returned" if name == "weights" else ""
-            raise ConfigError(f"{name} = {value!r:.40}: True or False{said}")
-
-
 def check_room(what: str, *shape: int) -> None:
     """MemoryError, with the bytes, for float64 arrays that no process can hold; smaller ones are NumPy's to refuse."""
     if (size := 8 * math.prod(shape)) >= 2**47:

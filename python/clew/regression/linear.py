@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ConfigError, ShapeError
+from ..inputs import check_flags
 from ._inputs import (
     Array,
-    check_flags,
     count,
     covariance_factor,
     examples,

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array, check_counts, check_type
+from ..inputs import as_array, check_counts, check_flags, check_type
 from ..train.data import check_seed, generator
 from ..train.step import Examples
-from ._inputs import check_flags, check_room
+from ._inputs import check_room
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ConfigError, SiteError
 from ..info import __version__
-from ..inputs import check_folder, check_path, check_type
+from ..inputs import check_flags, check_folder, check_path
 from ..model import Model, check_model
 from ..sites import capture_list, pair_name
 from .flow import CHUNK, Array, Piece, Reduced, TooLong, batches, check_progress, chunks, pieces, real, rows, settings
@@ -47,7 +47,7 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
 
     check_model(model)
     check_path(path=path)
-    check_type(bool, "True or False", overwrite=overwrite)
+    check_flags(overwrite=overwrite)
     names = _names(model, sites)
     how = settings(length, too_long, at_once, chunk=chunk)
     check_progress(progress)
