@@ -384,7 +384,7 @@ def test_zarr_refuses_and_overwrites(model: clew.Model, tmp_path: Path) -> None:
     want = model.run([1, 2, 3], capture="resid_post")
     for name in every:
         np.testing.assert_allclose(group[name][:3], want[name][0], atol=1e-12)
-    stream.to_zarr(model, [[1, 2, 3]], ["resid_post.0", ("z", 1)], path, overwrite=True)
+    stream.to_zarr(model, [[1, 2, 3]], ["resid_post.0", ("z", 1)], path, overwrite=np.True_)
     with pytest.raises(clew.TokenError, match="text 1: id 512 at position 0"):
         stream.to_zarr(model, [[1], [512]], "resid_post.0", tmp_path / "half.zarr", chunk=1)
     assert "texts" not in zarr.open_group(str(tmp_path / "half.zarr"), mode="r").attrs

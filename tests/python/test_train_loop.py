@@ -135,6 +135,32 @@ def test_checkpoints_of_other_layouts(tmp_path: Path) -> None:
         assert np.array_equal(again.run(inputs).logits, model.run(inputs).logits)
 
 
+def test_checkpoints_keep_the_tokenizer(tmp_path: Path) -> None:
+    config = clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=12, d_vocab=1024)
+    model = clew.Model.from_config(config, tokenizer=clew.load("shakespeare"))
+    text = "To be, or not to be, that is the question. " * 5
+    fit(model, text, 3, 2, directory=tmp_path, held_out=text, checkpoint_every=2, progress=False)
+    assert (tmp_path / "tokenizer.json").is_file()
+    for where in (tmp_path, tmp_path / "best.safetensors", checkpoint.found(tmp_path)[1][1]):
+        again = clew.train.load_model(where)
+        assert np.array_equal(again.to_tokens(text), model.to_tokens(text))
+    assert np.array_equal(clew.train.load_model(tmp_path).run("To be").logits, model.run("To be").logits)
+    clew.train.load_model(tmp_path).save(tmp_path / "saved")
+    assert clew.load(tmp_path / "saved").run("To be").logits.shape[-1] == 1024
+    assert Trainer(model, text, 4, 2, directory=tmp_path, held_out=text, progress=False).run().rows[-1][0] == 4
+    # without its files, and of a model that has none in a folder where there are some
+    alone = tmp_path / "alone" / "step-000000004.safetensors"
+    alone.parent.mkdir()
+    alone.write_bytes((tmp_path / "step-000000004.safetensors").read_bytes())
+    moved = clew.train.load_model(alone)
+    assert moved.tokenizer is None and "tokenizer.json not beside it" in moved.notes[-1]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tokenizer.json").write_bytes((tmp_path / "tokenizer.json").read_bytes())
+    fit(clew.Model.from_config(CONFIG), STREAM, 1, 2, directory=other, progress=False)
+    assert clew.train.load_model(other).tokenizer is None
+
+
 # ---- Interrupted -----------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 A file holds the weights and the optimiser's moments as they lie in memory ("weights/…", "m/…", "v/…"), the loss curve,
 and in its header, under "clew", what the rest of the state is: configuration, steps done, seeds, order of the data. It
 is written beside its place, forced to the disk and renamed: a full disk or a killed process leaves the others as they
-were.
+were. The files of the model's tokenizer lie beside the checkpoints, which name them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from ..config import ModelConfig
 from ..engine import trainable_order
 from ..errors import LoadError
 from ..inputs import check_path
-from ..loaders.safetensors import SafetensorsFile, write_file
+from ..loaders import TOKENIZER_FILES
+from ..loaders.safetensors import SafetensorsFile, replacing, write_file
 from .curve import Curve
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 VERSION = 1
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
-_TEMPORARY = re.compile(r"\.(?:step-\d{9,}\.safetensors|best\.safetensors|curve\.jsonl)\.(\d+)\.tmp")
+_TEMPORARY = re.compile(
+    rf"\.(?:step-\d{{9,}}\.safetensors|best\.safetensors|curve\.jsonl|{'|'.join(map(re.escape, TOKENIZER_FILES))})"
+    r"\.(\d+)\.tmp"
+)
 
 
 @dataclass
@@ -87,12 +91,23 @@ def write(path: Path, optimizer: AdamW, curve: Curve, settings: Mapping[str, Any
         "tied": "unembed.W_U" not in optimizer.names,
         "settings": dict(settings),
         "schedule": dict(schedule),
+        "tokenizer": [file.name for file in model.tokenizer_files],
     }
     try:
+        for file in model.tokenizer_files:  # before what names them
+            _copy_changed(file, path.parent / file.name)
         write_file(path, {**weights, **curve.arrays()}, {"format": "clew training", "clew": json.dumps(state)})
         sync_directory(path.parent)
     except OSError as error:
         raise OSError(error.errno, f"checkpoint of step {optimizer.steps}: {error.strerror}", str(path)) from error
+
+
+def _copy_changed(source: Path, target: Path) -> None:
+    """A file's contents under another name, written only where they are not there yet."""
+    text = source.read_bytes()
+    if not target.is_file() or target.read_bytes() != text:
+        with replacing(target) as file:
+            file.write(text)
 
 
 def as_json(value: Any) -> Any:
@@ -186,11 +201,15 @@ def thin(directory: Path, keep: int) -> None:
 def load_model(path: str | os.PathLike[str]) -> Model:
     """The model that a checkpoint of training holds, or the newest in a directory.
 
+    It reads text if the one that was trained did by a tokenizer with files of its own (those of GGUF and llama2.c files
+    have none), and these still lie beside the checkpoint.
+
     Raises LoadError naming the file, ConfigError for what is no path.
     """
     from ..loaders.checkpoint import Checkpoint
     from ..loaders.keys import build
     from ..model import Model
+    from ..tokenizer import from_directory
 
     check_path(path=path)
     place = Path(path)
@@ -212,4 +231,11 @@ def load_model(path: str | os.PathLike[str]) -> Model:
             weights[own] = array.transpose(trainable_order(own, array.ndim))
     if saved.state["tied"] and "embed.W_E" in weights:
         weights["unembed.W_U"] = weights["embed.W_E"].T
-    return Model(Checkpoint(config, weights, np.dtype(saved.state["dtype"])))
+    made = Checkpoint(config, weights, np.dtype(saved.state["dtype"]))
+    named = saved.state.get("tokenizer", [])  # checkpoints from before tokenizers were kept name none
+    files = tuple(saved.path.parent / name for name in TOKENIZER_FILES if isinstance(named, list) and name in named)
+    if missing := [file.name for file in files if not file.is_file()]:
+        made.notes.append(f"{saved.path}: its tokenizer is left out: {', '.join(missing)} not beside it")
+    elif files:
+        made.tokenizer, made.tokenizer_files = lambda: from_directory(saved.path.parent), files
+    return Model(made)
