@@ -98,6 +98,10 @@ class WeightGradients:
         self._recompute = recompute
         self._compile()
 
+    def __repr__(self) -> str:
+        rows = f"{len(self.lengths)} sequences, {int(self.lengths.sum())} tokens"
+        return f"WeightGradients of {rows}, {self.loss}, {self.scratch_bytes / 1e6:.3g} MB"
+
     def _compile(self) -> None:
         objective = _CROSS_ENTROPY if self.loss == "cross_entropy" else _SQUARED
         nothing = np.zeros((0, 2), np.int32)

@@ -74,6 +74,10 @@ class Moments:
         self._x0: Array = np.zeros(0)
         self._y0: Array = np.zeros(0)
 
+    def __repr__(self) -> str:
+        sizes = f" of {self._xy.shape[-2]} activations and {self._xy.shape[-1]} targets" if self.n else ""
+        return f"Moments of {self.n} rows{sizes}"
+
     def add(self, x: ArrayLike, y: ArrayLike) -> None:
         """Adds rows: activations [..., n, d], targets [n, t] or [n], or [..., n, t] where they differ by layer.
 

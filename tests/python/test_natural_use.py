@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
+import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import clew
@@ -455,3 +458,46 @@ def test_what_cannot_be_timed(model: clew.Model) -> None:
         bench(model, rounds=0)
     with pytest.raises(TokenError, match="24 learned positions"):
         bench(model, pos=25)
+
+
+# ---- What a notebook shows ------------------------------------------------------------------------------------------
+
+
+def test_every_public_class_shows_what_it_holds() -> None:
+    bare = []
+    for found in pkgutil.walk_packages(clew.__path__, "clew."):
+        if ".data." in found.name or found.name.endswith("__main__"):
+            continue
+        module = importlib.import_module(found.name)
+        public = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+        bare += [f"{found.name}.{n}" for n, c in public.items() if type(c) is type and c.__repr__ is object.__repr__]
+    assert not bare
+
+
+def test_shown_sources_and_trainers(tmp_path: Path) -> None:
+    from clew import mazes, probe, regression, stream, train
+
+    small = clew.Model.from_config(_config(), seed=1)
+    trainer = train.Trainer(small, IDS, steps=3, batch=2, directory=tmp_path, progress=False)
+    assert repr(trainer) == f"Trainer: step 0 of 3, batch 2, Sequences: 2, shuffled, seed 0; checkpoints in {tmp_path}"
+    loss = trainer.run().losses[-1]
+    assert repr(trainer).startswith("Trainer: step 3 of 3") and f"; loss {loss:.4g}; " in repr(trainer)
+    assert repr(train.Windows(range(40), 5, 2)) == "Windows of 5 of 40 tokens, random, seed 2"
+
+    def made(rng: Any, size: int) -> Any:
+        return IDS
+
+    assert repr(train.Generated(made)).endswith("made, seed 0")
+    curriculum = mazes.Curriculum([mazes.Stage(9, {3: 1.0}, {"rdfs": 1.0})], mazes.Tokenizer(4))
+    assert repr(curriculum) == "Curriculum of 1 stage, mazes of up to 3 × 3, seed 0"
+    sums = probe.Moments()
+    assert repr(sums) == "Moments of 0 rows"
+    sums.add(np.ones((5, 3)), np.ones((5, 2)))
+    assert repr(sums) == "Moments of 5 rows of 3 activations and 2 targets"
+    prompts = regression.tasks.Stream(regression.tasks.dense(d=3), n=5)
+    assert repr(prompts) == "Stream of dense prompts, d 3, n 5, interleaved, seed 0"
+    assert repr(stream.Texts(["a", [1, 2]])) == "Texts of ['a', [1, 2]], by paragraph"
+    assert repr(clew.gradients.WeightGradients(small, [3, 2])).startswith(
+        "WeightGradients of 2 sequences, 5 tokens, cross_entropy, "
+    )
+    assert repr(clew.descent.gradient.Whitening(small)) == "Whitening of 10 directions, d_model 12"

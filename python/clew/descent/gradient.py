@@ -211,6 +211,9 @@ class Whitening:
         self._root = np.sqrt(np.where(kept, values, 0.0))
         self._inverse = np.divide(1.0, self._root, out=np.zeros_like(self._root), where=kept)
 
+    def __repr__(self) -> str:
+        return f"Whitening of {np.count_nonzero(self._root)} directions, d_model {len(self._root)}"
+
     def step(self, delta: Array) -> Array:
         """Displacements [..., d_model] in white coordinates, C^½ Δ."""
         return np.asarray((delta @ self._axes) * self._root)

@@ -239,6 +239,10 @@ class Curriculum:
                 f"{tokenizer.grid} × {tokenizer.grid}"
             )
 
+    def __repr__(self) -> str:
+        stages = f"{len(self.stages)} stage{'s' if len(self.stages) != 1 else ''}"
+        return f"Curriculum of {stages}, mazes of up to {self.largest} × {self.largest}, seed {self.seed}"
+
     def mazes(self, step: int, size: int) -> Mazes:
         """The mazes of a step. Raises ConfigError for a step or a size that is none."""
         step, size = whole_number(step, "Curriculum: step"), whole_number(size, "Curriculum: size", 1, MOST)

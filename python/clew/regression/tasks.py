@@ -673,6 +673,10 @@ class Stream:
             raise ConfigError(f"Stream: the curriculum leads to {curriculum.points[1]} examples, n = {self.n}")
         self.seed = check_seed(seed)
 
+    def __repr__(self) -> str:
+        how = self.layout if self.curriculum is None else f"{self.layout}, with a curriculum"
+        return f"Stream of {self.setting.name} prompts, d {self.setting.d}, n {self.n}, {how}, seed {self.seed}"
+
     def batch(self, step: int, size: int) -> Examples:
         """Prompts of a step."""
         check_counts(0, step=step)

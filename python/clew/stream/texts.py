@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
+from ..brief import brief
 from ..errors import ConfigError, LoadError, TokenError
 from ..inputs import as_array, check_type
 
@@ -80,6 +81,11 @@ class Texts:
         """The first 100 of them."""
         if isinstance(source, str | os.PathLike):
             _files(Path(source))
+
+    def __repr__(self) -> str:
+        source = self._source
+        said = os.fspath(source) if isinstance(source, str | os.PathLike) else brief(source)
+        return f"Texts of {said}, by {self._by}{f', {self.n_broken} broken' if self.n_broken else ''}"
 
     def __iter__(self) -> Iterator[Item]:
         self.n_broken = 0

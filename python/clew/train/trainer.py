@@ -164,6 +164,12 @@ class Trainer:
         if self.directory is not None:
             self._open(self.directory, resume)
 
+    def __repr__(self) -> str:
+        rows = self.curve.rows
+        loss = f"; loss {rows[-1][1]:.4g}" if rows else ""
+        where = "" if self.directory is None else f"; checkpoints in {self.directory}"
+        return f"Trainer: step {self.optimizer.steps} of {self.steps}, batch {self.batch}, {self.source!r}{loss}{where}"
+
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def _settings(self) -> dict[str, Any]:
