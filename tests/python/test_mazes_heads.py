@@ -6,6 +6,7 @@ import clew
 import numpy as np
 import pytest
 from clew import ConfigError, mazes
+from clew.loaders.checkpoint import Checkpoint
 from clew.mazes.prompts import path_prompts
 
 
@@ -38,8 +39,7 @@ def test_shares_of_attention(model: clew.Model) -> None:
     ms = mazes.generate(6, 4, "prdfs", seed=3)
     found, tok = mazes.adjacency_heads(model, ms, draws=10), mazes.Tokenizer(7)
     asked = path_prompts(ms, tok)
-    near, wall, whole = np.zeros((3, 2, 4))
-    near_count, wall_count = 0.0, 0.0
+    near, wall, whole, even_near, even_wall = np.zeros((5, 2, 4))
     for maze, tokens, here in zip(asked.mazes, asked.tokens, asked.here, strict=True):
         run, words = model.run(tokens, capture="pattern"), tok.decode(tokens)
         cells = [i for i in range(words.index("<ADJLIST_END>")) if words[i].startswith("(")]
@@ -50,14 +50,44 @@ def test_shares_of_attention(model: clew.Model) -> None:
         pattern = run.stack("pattern")[:, 0, :, -1]
         near += pattern[..., open_].sum(-1)
         wall += pattern[..., behind].sum(-1)
-        whole += pattern[..., cells].sum(-1)
-        near_count, wall_count = near_count + len(open_) / len(cells), wall_count + len(behind) / len(cells)
-    n = len(asked)
-    assert np.allclose(found.connected_over_uniform, near / whole / (near_count / n))
-    assert np.allclose(found.walled_over_uniform, wall / whole / (wall_count / n))
-    assert np.allclose(found.mass_by_place[0], whole / n)
+        mass = pattern[..., cells].sum(-1)
+        whole += mass
+        even_near, even_wall = even_near + mass * len(open_) / len(cells), even_wall + mass * len(behind) / len(cells)
+    assert np.allclose(found.connected_over_uniform, near / even_near)
+    assert np.allclose(found.walled_over_uniform, wall / even_wall)
+    assert np.allclose(found.mass_by_place[0], whole / len(asked))
     assert found.by_path_length.sum(-1) == pytest.approx(found.mass_by_place)
     assert len(found.ranked()) == 8 and "L1H" in found.table()
+
+
+@pytest.fixture(scope="module")
+def uniform() -> clew.Model:
+    """Attends to all tokens alike: its queries are 0."""
+    model = clew.Model.from_config(mazes.hallway_config(n_layers=1, d_model=16, n_heads=2, d_mlp=16), seed=0)
+    weights = {name: np.array(w) for name, w in model.weights.items()}
+    for name in ("W_Q", "b_Q"):
+        weights[f"blocks.0.attn.{name}"][:] = 0
+    return clew.Model(Checkpoint(model.config, weights, model.dtype))
+
+
+@pytest.mark.parametrize("position", ["path_start", "origin", "path", "nonend"])
+@pytest.mark.parametrize("kind", ["rdfs", "forkless", "prdfs", "percolation"])
+def test_uniform_attention_is_once_uniform(uniform: clew.Model, kind: str, position: str) -> None:
+    found = mazes.adjacency_heads(uniform, mazes.generate(60, 5, kind, seed=5), position=position, draws=20)
+    assert np.allclose(found.connected_over_uniform, 1, atol=1e-5)
+    assert np.allclose(found.walled_over_uniform, 1, atol=1e-5)
+    if position in ("path", "nonend"):
+        assert np.allclose(found.path_connected_over_uniform, 1, atol=1e-5)
+    else:  # the path shows no cell, or the origin alone: nothing of it is one step away
+        assert np.isnan(found.path_connected_over_uniform).all()
+    assert all(np.allclose(part, 0, atol=1e-5) for part in (found.score, found.low, found.high))
+    for part, even in ((found.by_path_length, found.uniform_by_path_length),
+                       (found.by_manhattan, found.uniform_by_manhattan)):  # fmt: skip
+        there = found.mass_by_place > 0
+        assert np.allclose(part[there], (even * found.mass_by_place[..., None])[there], atol=1e-6)
+    assert np.allclose(found.by_manhattan.sum(-1), found.mass_by_place)
+    if kind == "percolation":  # what no way leads to counts among the cells, at no path length
+        assert (found.by_path_length.sum(-1)[0] < found.mass_by_place[0] - 1e-3).all()
 
 
 def test_distances_of_embeddings() -> None:

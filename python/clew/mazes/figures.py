@@ -166,7 +166,7 @@ def adjacency_lengths(found: AdjacencyHeads, layer: int, head: int) -> Figure:
         (axes[0], found.by_path_length, found.uniform_by_path_length, "path length in the maze"),
         (axes[1], found.by_manhattan, found.uniform_by_manhattan, "Manhattan distance"),
     ):
-        here, even = part[0, layer, head], uniform[0] * found.mass_by_place[0, layer, head]
+        here, even = part[0, layer, head], uniform[0, layer, head] * found.mass_by_place[0, layer, head]
         top = 1 + int(np.flatnonzero((here > 1e-4) | (even > 1e-4)).max(initial=1))
         where = np.arange(min(top, 16))
         ax.bar(where, here[: len(where)], color="#0072B2", label=f"layer {layer}, head {head}")

@@ -168,9 +168,10 @@ def logit_attribution(
 class AdjacencyHeads:
     """Which heads look along open edges; made by :func:`adjacency_heads`. Arrays [layer, head] unless they say more.
 
-    Attention of the last position, at a cell of the path, to cells in the prompt. Shares are pooled: sums over mazes
-    divided by sums over mazes. "Over uniform" divides by what the same attention, spread evenly over the same tokens,
-    would give: 1 is no preference.
+    Attention of the last position, at a cell of the path, to cells in the prompt, reachable from there or not. Shares
+    are pooled: sums over mazes divided by sums over mazes. "Over uniform" divides by what a head would give that spread
+    its attention to a place's cells in each maze evenly over them: Σ massᵢ · (count of such cells / count of all)ᵢ over
+    Σ massᵢ, so that 1 is no preference, however the mass differs between mazes. NaN where no maze has such a cell.
     """
 
     n: int
@@ -181,7 +182,7 @@ class AdjacencyHeads:
     connected: Array
     """Share of the attention to the adjacency list's cells that falls on those at path length 1."""
     walled: Array
-    """Share that falls on lattice neighbours behind a wall."""
+    """Share that falls on lattice neighbours behind a wall, those that no way leads to included."""
     connected_over_uniform: Array
     walled_over_uniform: Array
     path_connected_over_uniform: Array
@@ -193,13 +194,15 @@ class AdjacencyHeads:
     """Lower end of the score's 95 % bootstrap interval."""
     high: Array
     by_path_length: Array
-    """[place, layer, head, length]: attention to cells at each path length (0: the cell itself), mean."""
+    """[place, layer, head, length]: attention to cells at each path length (0: the cell itself), mean. Cells that no
+    way leads to are at none: percolation mazes have such."""
     by_manhattan: Array
     """[place, layer, head, distance]"""
     uniform_by_path_length: Array
-    """[place, length]: share of the place's cells at each path length."""
+    """[place, layer, head, length]: the share that each path length would have of the head's attention to the place,
+    were it spread evenly in each maze."""
     uniform_by_manhattan: Array
-    """[place, distance]"""
+    """[place, layer, head, distance]"""
 
     def ranked(self, least_mass: float = 0.0) -> list[Head]:
         """(layer, head), the highest score first; heads with less attention to the adjacency list's cells come last.
@@ -265,31 +268,40 @@ def adjacency_heads(
     bins = side * side
     by_path, by_manhattan, count_path, count_manhattan, behind, count_behind = _sums(model, prompts, tok, bins)
     n = len(prompts)
-    # [n, place, ...]: attention to all cells of a place, and at path length 1
-    mass, count = by_path.sum(-1), count_path.sum(-1)
+    # every cell has a Manhattan distance, also those that no way leads to: [n, place, layer, head], [n, place]
+    mass, count = by_manhattan.sum(-1), count_manhattan.sum(-1)
     rng = generator(seed)
 
-    def score(w: Array) -> tuple[Array, Array]:
-        """Over uniform at path length 1 and behind walls [place, layer, head], mazes weighted."""
-        total = np.tensordot(w, mass, 1)
-        uniform = np.tensordot(w, count_path[:, :, 1] / np.maximum(count, 1), 1) / w.sum()
-        uniform_behind = np.tensordot(w, count_behind / np.maximum(count, 1), 1) / w.sum()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            near = np.tensordot(w, by_path[..., 1], 1) / total / uniform[:, None, None]
-            wall = np.tensordot(w, behind, 1) / total / uniform_behind[:, None, None]
-        return near, wall
+    def even(cells: Array) -> Array:
+        """Attention that these cells [n, place] would get of each maze's mass, were it spread evenly."""
+        return np.asarray(mass * (cells / np.maximum(count, 1))[..., None, None])
 
-    near, wall = score(np.ones(n))
-    drawn = np.array(
-        [np.subtract(*(part[0] for part in score(rng.multinomial(n, [1 / n] * n).astype(float)))) for _ in range(draws)]
-    )
+    even_near, even_wall = even(count_path[..., 1]), even(count_behind)
+
+    def over(w: Array, part: Array, spread: Array) -> Array:
+        """Attention over what an even spread gives [place, layer, head], mazes weighted: the masses cancel."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.tensordot(w, part, 1) / np.tensordot(w, spread, 1))
+
+    def score(w: Array) -> Array:
+        """In the adjacency list [layer, head]."""
+        return over(w, by_path[:, 0, ..., 1], even_near[:, 0]) - over(w, behind[:, 0], even_wall[:, 0])
+
+    ones = np.ones(n)
+    near, wall = over(ones, by_path[..., 1], even_near), over(ones, behind, even_wall)
+    drawn = np.array([score(rng.multinomial(n, [1 / n] * n).astype(float)) for _ in range(draws)])
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     places = mass.mean(0)
+
+    def by_bin(counts: Array) -> Array:
+        """Share of each bin under an even spread [place, layer, head, bin]."""
+        shares = counts / np.maximum(count, 1)[..., None]
+        return np.einsum("nplh,npb->plhb", mass, shares, optimize=True) / mass.sum(0)[..., None]
+
     with np.errstate(divide="ignore", invalid="ignore"):
         share = by_path[:, 0, ..., 1].mean(0) / places[0]
         share_behind = behind[:, 0].mean(0) / places[0]
-        uniform_path = count_path.sum(0) / count.sum(0)[:, None]
-        uniform_manhattan = count_manhattan.sum(0) / count.sum(0)[:, None]
+        uniform_path, uniform_manhattan = by_bin(count_path), by_bin(count_manhattan)
     return AdjacencyHeads(
         n, places.sum(0), places, share, share_behind, near[0], wall[0], near[2], near[0] - wall[0], low, high,
         by_path.mean(0), by_manhattan.mean(0), uniform_path, uniform_manhattan,
