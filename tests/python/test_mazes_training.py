@@ -9,7 +9,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import ConfigError, mazes
+from clew import ConfigError, TokenError, mazes
 from clew.train import Trainer
 
 SCRIPT = Path(clew.__file__).parent / "data" / "maze-6x6" / "train.py"
@@ -90,6 +90,71 @@ def test_questions_are_drawn_once_for_a_seed_and_none_are_examples() -> None:
     assert max(map(len, cut.tokens)) <= 70
 
 
+def test_no_maze_is_cut_for_want_of_room() -> None:
+    tok, ms = mazes.Tokenizer(7), mazes.Mazes.join([mazes.generate(3, 3), mazes.generate(2, 5, seed=1)])
+    own = [len(ids) for ids in mazes.examples(ms, tok).tokens]
+    with pytest.raises(
+        TokenError, match=rf"questions: maze 3, of 5 × 5, has {own[3]} tokens itself, .* context of 100"
+    ):
+        mazes.questions(ms, tok, context=100)
+    exact = mazes.questions(ms[4], tok, context=own[4])
+    assert exact.tokens[0].tolist() == mazes.examples(ms[4], tok).tokens[0].tolist()
+    stage = mazes.Stage(9, {6: 1.0}, {"rdfs": 1.0}, questions=9)
+    with pytest.raises(ConfigError, match="context = 128: mazes of 6 × 6 have 152 tokens at least, without any"):
+        mazes.Curriculum([stage], mazes.Tokenizer(7), context=128)
+    shortest = mazes.Maze(6, mazes.generate(1, 6)[0].edges, (0, 0), (0, 0))
+    assert len(tok.encode(shortest)) == 151  # an origin that is its target; curricula have none such
+    forkless = mazes.Stage(9, {6: 1.0}, {"forkless": 1.0}, questions=9)
+    assert max(map(len, mazes.Curriculum([forkless], tok, context=200).batch(0, 9).tokens)) <= 200
+
+
+@pytest.mark.parametrize(("grid", "context"), [(4, 128), (8, 512)])
+def test_a_curriculum_with_questions_fits_the_models_positions(grid: int, context: int) -> None:
+    tok = mazes.Tokenizer(grid)
+    stages = [mazes.Stage(9, {grid: 1.0}, {"rdfs": 1.0}, questions=30)]
+    data = mazes.Curriculum(stages, tok, context=context)
+    lengths = [len(ids) for ids in data.batch(0, 8).tokens]
+    assert context - 12 < min(lengths) <= max(lengths) <= context
+    config = mazes.hallway_config(n_layers=1, d_model=8, n_heads=1, d_mlp=8, n_ctx=context, d_vocab=len(tok.vocab))
+    curve = clew.train.fit(clew.Model.from_config(config, seed=0), data, steps=2, batch=2, progress=False)
+    assert len(curve.losses) == 2
+    assert data.identity().endswith(f" context {context}")
+
+
+def test_the_usual_context_and_loss_go_unnamed() -> None:
+    usual = source()
+    assert source(context=256, loss="path").identity() == usual.identity()
+    assert usual.identity() == (
+        "mazes until 2 {2: 1.0} {'rdfs': 1.0} batch None; until 9 {2: 0.3, 3: 0.7} {'rdfs': 0.6, 'forkless': 0.4} "
+        f"batch 4; {mazes.Tokenizer(7)!r}; seed 0 test_share 0.1"
+    )
+    assert source(loss="all").identity() == usual.identity() + " loss all"
+
+
+def test_a_loss_on_all_tokens() -> None:
+    tok, ms = mazes.Tokenizer(7), mazes.generate(6, 4, seed=2)
+    for batch in (mazes.examples(ms, tok, loss="all"), mazes.questions(ms, tok, 5, loss="all", seed=3)):
+        for ids, mask in zip(batch.tokens, batch.loss_mask, strict=True):
+            assert mask.tolist() == [1] * (len(ids) - 1) + [0]
+    asked, also = mazes.questions(ms, tok, 5, seed=3), mazes.questions(ms, tok, 5, seed=3, loss="all")
+    assert all(np.array_equal(a, b) for a, b in zip(asked.tokens, also.tokens, strict=True))
+    data = source(loss="all")
+    assert all(mask.sum() == len(mask) - 1 for step in (0, 3) for mask in data.batch(step, 4).loss_mask)
+    stages = [mazes.Stage(9, {3: 1.0}, {"rdfs": 1.0}, questions=3)]
+    more = mazes.Curriculum(stages, tok, loss="all").batch(0, 4)
+    assert all(mask.sum() == len(mask) - 1 for mask in more.loss_mask)
+
+
+def test_questions_come_on_top_of_a_batchs_mazes() -> None:
+    plain, asked = (
+        mazes.Curriculum([mazes.Stage(1, {3: 1.0}, {"rdfs": 1.0}, questions=n), mazes.Stage(2, {6: 1.0}, {"rdfs": 1.0})],
+                         mazes.Tokenizer(7)) for n in (0, 9)
+    )  # fmt: skip
+    one, other = plain.batch(0, 16), asked.batch(0, 16)
+    assert len(one.tokens) == len(other.tokens)
+    assert 2.5 < sum(map(len, other.tokens)) / sum(map(len, one.tokens)) < 3.5
+
+
 def test_cells_that_no_way_joins_are_not_asked_for() -> None:
     lone = mazes.Maze(3, [[(0, 0), (0, 1)]], (0, 0), (0, 1))  # all other cells stand alone
     tok = mazes.Tokenizer(3)
@@ -168,6 +233,12 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
             "seed = -1, must be a whole number",
         ),
         (lambda: mazes.questions([], mazes.Tokenizer(7)), "examples: no mazes"),
+        (
+            lambda: mazes.examples(mazes.generate(1, 3), mazes.Tokenizer(7), loss="maze"),
+            'loss = \'maze\': "path" or "all"',
+        ),
+        (lambda: mazes.Curriculum(STAGES, mazes.Tokenizer(7), loss="maze"), "loss = 'maze'"),
+        (lambda: mazes.Curriculum(STAGES, mazes.Tokenizer(7), context=0), "Curriculum: context = 0"),
         (lambda: mazes.Curriculum([], mazes.Tokenizer(7)), "Curriculum: stages must come in order, at least one"),
         (lambda: mazes.Curriculum(STAGES[::-1], mazes.Tokenizer(7)), "Curriculum: stages must come in order"),
         (

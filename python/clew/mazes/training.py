@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..config import ModelConfig
-from ..errors import ConfigError
-from ..inputs import check_seed, check_type
+from ..errors import ConfigError, TokenError
+from ..inputs import check_choice, check_seed, check_type
 from ..train.data import generator
 from ..train.step import Examples
 from .checks import whole_number
@@ -55,12 +55,18 @@ def jirpy_config(**changes: Any) -> ModelConfig:
 
 MOST = 2**31 - 1
 """Steps of a training, and mazes of a batch."""
+CONTEXT = 256
+"""Most tokens of a sequence with questions, where nothing else is asked for."""
+LOSSES = ("path", "all")
+"""What counts: the path alone, delimiters included, as for the paper's jirpy model; all tokens, as for its hallway."""
 
 
-def examples(ms: Mazes | Iterable[Maze] | Maze, tokenizer: Tokenizer) -> Examples:
-    """Mazes as a trainer takes them: ragged tokens, and a loss on the path alone, <PATH_START> and <PATH_END> included.
+def examples(ms: Mazes | Iterable[Maze] | Maze, tokenizer: Tokenizer, *, loss: str = "path") -> Examples:
+    """Mazes as a trainer takes them: ragged tokens, and what counts for the loss.
 
-    Raises ConfigError without mazes or without a tokenizer, TokenError as :meth:`clew.mazes.Tokenizer.encode`.
+    loss: "path", the path alone, <PATH_START> and <PATH_END> included; "all", every token but the first, which nothing
+    foretells. Raises ConfigError without mazes or without a tokenizer, or for another loss, TokenError as
+    :meth:`clew.mazes.Tokenizer.encode`.
 
     >>> from clew import mazes
     >>> batch = examples(mazes.generate(2, grid=3), mazes.Tokenizer(grid=3))
@@ -69,13 +75,15 @@ def examples(ms: Mazes | Iterable[Maze] | Maze, tokenizer: Tokenizer) -> Example
     """
     batch = Mazes.of(ms)
     check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
+    check_choice(LOSSES, loss=loss)
     if len(batch) == 0:
         raise ConfigError("examples: no mazes: an empty split?")
     tokens = tokenizer.encode_batch(batch)
     masks = []
     for row, cells in zip(tokens, batch.path_lengths.tolist(), strict=True):
         mask = np.zeros(len(row), np.float32)
-        mask[-cells - 3 : -1] = 1  # what comes next is <PATH_START>, a cell of the path or <PATH_END>
+        # what comes next is <PATH_START>, a cell of the path or <PATH_END>
+        mask[-cells - 3 if loss == "path" else 0 : -1] = 1
         masks.append(mask)
     return Examples(tokens, None, masks)
 
@@ -85,8 +93,10 @@ def questions(
     tokenizer: Tokenizer,
     n: int = 9,
     steps: int = 2,
-    context: int = 256,
+    context: int = CONTEXT,
     seed: int | np.random.Generator = 0,
+    *,
+    loss: str = "path",
 ) -> Examples:
     """Mazes as :func:`examples` gives them, with more questions behind each: ways between other cells of it.
 
@@ -103,11 +113,15 @@ def questions(
     steps
         Of each path; a shorter one is closed by <PATH_END>.
     context
-        Most tokens of a sequence. A question that lacks room for nothing but its last token is cut there.
+        Most tokens of a sequence, its maze included, which is never cut. A question that lacks room for nothing but its
+        last token is cut there.
     seed
         Of the cells, or a generator to draw them from.
+    loss
+        "path": on <PATH_START> and the first path, and on the cells of the others; "all": on every token.
 
-    Raises ConfigError and TokenError as :func:`examples`, and ConfigError for numbers out of range.
+    Raises ConfigError and TokenError as :func:`examples`, ConfigError for numbers out of range, and TokenError for a
+    maze of more tokens than the context, naming both.
 
     >>> from clew import mazes
     >>> tok, maze = mazes.Tokenizer(2), mazes.Maze(2, [[(0, 0), (0, 1)], [(1, 1), (0, 1)]], (0, 0), (0, 1))
@@ -119,9 +133,15 @@ def questions(
     n, steps = whole_number(n, "questions: n", 0, MOST), whole_number(steps, "questions: steps", 1, MOST)
     context = whole_number(context, "questions: context", 1, MOST)
     rng = seed if isinstance(seed, np.random.Generator) else generator(check_seed(seed))
-    first = examples(batch, tokenizer)
+    first = examples(batch, tokenizer, loss=loss)
     tokens, masks = [[row] for row in first.tokens], [[mask] for mask in first.loss_mask]
     lengths = np.array([len(row) for row in first.tokens])
+    if lengths.max() > context:
+        i = int(np.argmax(lengths > context))
+        raise TokenError(
+            f"questions: maze {i}, of {batch.grids[i]} × {batch.grids[i]}, has {lengths[i]} tokens itself, more than the "
+            f"context of {context}"
+        )
     for _ in range(n):
         asked, full = _other_ways(batch, rng)
         cells = np.minimum(full, steps + 1)
@@ -132,8 +152,11 @@ def questions(
             whole, k = full[i] <= steps + 1, cells[i]
             # <ADJLIST_START> <ADJLIST_END>, which are left out, stand before 7 tokens and the path
             row = row[2 : 9 + k + whole]
-            mask = np.zeros(len(row), np.float32)
-            mask[6 : 6 + k + whole] = 1  # what comes next is a cell of the path or <PATH_END>
+            if loss == "path":
+                mask = np.zeros(len(row), np.float32)
+                mask[6 : 6 + k + whole] = 1  # what comes next is a cell of the path or <PATH_END>
+            else:
+                mask, masks[i][-1][-1] = np.ones(len(row), np.float32), 1  # the row before it goes on with this one
             tokens[i].append(row)
             masks[i].append(mask)
             lengths[i] += len(row)
@@ -174,7 +197,7 @@ class Stage:
     batch: int | None = None
     """Size of its batches instead of the trainer's."""
     questions: int = 0
-    """Most questions more about each maze, of two steps each, as far as 256 tokens go; see
+    """Most questions more about each maze, of two steps each, as far as the curriculum's context goes; see
     :func:`clew.mazes.questions`."""
 
     def __post_init__(self) -> None:
@@ -197,10 +220,12 @@ def _is_share(value: Any) -> bool:
 
 
 class Curriculum:
-    """A source of batches (:class:`clew.train.Trainer` takes it as data) of about so many tokens each.
+    """A source of batches (:class:`clew.train.Trainer` takes it as data), of more mazes where they are small.
 
-    A batch of `size` is as many mazes of the stage's grids as have the tokens of `size` mazes of the largest grid: a
-    batch of small mazes costs what one of large mazes costs. All mazes are of the split "train".
+    A batch of `size` is as many mazes of the stage's grids as have, with their own paths, the tokens of `size` mazes of
+    the largest grid: a batch of small mazes costs what one of large mazes costs. Questions come on top of that, up to
+    `context` tokens a sequence, and small mazes leave more room for them: nine questions each make a batch of 3 × 3
+    mazes about three times as long. All mazes are of the split "train".
 
     Parameters
     ----------
@@ -212,9 +237,14 @@ class Curriculum:
         Of the mazes.
     test_share
         Held back; see :func:`clew.mazes.generate`.
+    context
+        Most tokens of a sequence with questions: the model's n_ctx, or fewer. Mazes without questions are never cut.
+    loss
+        On the "path" alone, or on "all" tokens; see :func:`clew.mazes.examples`.
 
-    Raises ConfigError for stages that are none or come in no order, a seed or a share that is none, and mazes larger
-    than the vocabulary.
+    Raises ConfigError for stages that are none or come in no order, a seed, a share, a context or a loss that is none,
+    mazes larger than the vocabulary, and stages with questions whose mazes alone are longer than the context; `batch`
+    raises TokenError where one maze is.
 
     Example
     -------
@@ -223,7 +253,16 @@ class Curriculum:
     (13, 8)
     """
 
-    def __init__(self, stages: Sequence[Stage], tokenizer: Tokenizer, seed: int = 0, test_share: float = 0.1) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        tokenizer: Tokenizer,
+        seed: int = 0,
+        test_share: float = 0.1,
+        *,
+        context: int = CONTEXT,
+        loss: str = "path",
+    ) -> None:
         listed = list(stages) if isinstance(stages, Iterable) else [stages]
         if not isinstance(stages, Iterable) or not all(isinstance(stage, Stage) for stage in listed):
             raise ConfigError(f"Curriculum: stages = {stages!r}: a list of Stage")
@@ -232,6 +271,16 @@ class Curriculum:
         if not self.stages or any(a.until >= b.until for a, b in zip(self.stages[:-1], self.stages[1:], strict=True)):
             raise ConfigError("Curriculum: stages must come in order, at least one")
         threshold(test_share, "train")
+        self.context, self.loss = whole_number(context, "Curriculum: context", 1, MOST), loss
+        check_choice(LOSSES, loss=loss)
+        for stage in self.stages:
+            grid = max(stage.grids)
+            least = 4 * (grid * grid - 1) + _FRAME + 2
+            if stage.questions and least > context and not _SPANNING.isdisjoint(stage.kinds):
+                raise ConfigError(
+                    f"Curriculum: context = {context}: mazes of {grid} × {grid} have {least} tokens at least, without "
+                    "any question"
+                )
         self.largest = max(grid for stage in self.stages for grid in stage.grids)
         if self.largest > tokenizer.grid:
             raise ConfigError(
@@ -265,20 +314,33 @@ class Curriculum:
         """The examples of a step: the same for the same arguments."""
         ms, more = self.mazes(step, size), self._stage(step).questions
         if more == 0:
-            return examples(ms, self.tokenizer)
-        return questions(ms, self.tokenizer, more, seed=generator(self.seed + 1, step))
+            return examples(ms, self.tokenizer, loss=self.loss)
+        rng = generator(self.seed + 1, step)
+        return questions(ms, self.tokenizer, more, context=self.context, seed=rng, loss=self.loss)
+
+    def starts(self) -> list[int]:
+        """First step of each stage: a trainer plans its memory for the largest of their batches."""
+        return [0, *(stage.until for stage in self.stages[:-1])]
 
     def _stage(self, step: int) -> Stage:
         return next((stage for stage in self.stages if step < stage.until), self.stages[-1])
 
     def identity(self) -> str:
-        """Stages, vocabulary, seed and split."""
+        """Stages, vocabulary, seed and split; context and loss where they are not the usual ones."""
         stages = "; ".join(
             f"until {s.until} {s.grids} {s.kinds} batch {s.batch}"
             + (f" questions {s.questions}" if s.questions else "")
             for s in self.stages
         )
-        return f"mazes {stages}; {self.tokenizer!r}; seed {self.seed} test_share {self.test_share}"
+        more = f" context {self.context}" if self.context != CONTEXT else ""
+        more += f" loss {self.loss}" if self.loss != "path" else ""
+        return f"mazes {stages}; {self.tokenizer!r}; seed {self.seed} test_share {self.test_share}{more}"
+
+
+_FRAME = 10
+"""Tokens of a maze beside its edges and its path."""
+_SPANNING = frozenset({"rdfs", "prdfs", "wilson"})
+"""Kinds that connect all cells: with an edge less than cells, or more."""
 
 
 def _tokens(grid: int) -> float:
