@@ -10,7 +10,9 @@ import clew
 import numpy as np
 import pytest
 from clew import ConfigError, TokenError, mazes
-from clew.train import Trainer
+from clew.train import Sequences, Trainer
+from clew.train import step as step_module
+from clew.train.step import gradients_for
 
 SCRIPT = Path(clew.__file__).parent / "data" / "maze-6x6" / "train.py"
 STAGES = [mazes.Stage(2, {2: 1.0}, {"rdfs": 1.0}), mazes.Stage(9, {2: 0.3, 3: 0.7}, {"rdfs": 0.6, "forkless": 0.4}, 4)]
@@ -146,10 +148,11 @@ def test_a_loss_on_all_tokens() -> None:
 
 
 def test_questions_come_on_top_of_a_batchs_mazes() -> None:
+    large = mazes.Stage(2, {6: 1.0}, {"rdfs": 1.0})
     plain, asked = (
-        mazes.Curriculum([mazes.Stage(1, {3: 1.0}, {"rdfs": 1.0}, questions=n), mazes.Stage(2, {6: 1.0}, {"rdfs": 1.0})],
-                         mazes.Tokenizer(7)) for n in (0, 9)
-    )  # fmt: skip
+        mazes.Curriculum([mazes.Stage(1, {3: 1.0}, {"rdfs": 1.0}, questions=n), large], mazes.Tokenizer(7))
+        for n in (0, 9)
+    )
     one, other = plain.batch(0, 16), asked.batch(0, 16)
     assert len(one.tokens) == len(other.tokens)
     assert 2.5 < sum(map(len, other.tokens)) / sum(map(len, one.tokens)) < 3.5
@@ -211,6 +214,71 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         assert np.array_equal(value, rest.model.weights[name]), name
     with pytest.raises(ConfigError, match='was made with data = "mazes until 2 .* seed 0 .*this run has .*seed 1'):
         Trainer(small(), source(seed=1), directory=tmp_path, **how)  # a folder that holds another run
+
+
+GROWING = [
+    mazes.Stage(2, {2: 1.0}, {"rdfs": 1.0}, 1),
+    mazes.Stage(4, {4: 1.0}, {"rdfs": 1.0}, 6, questions=9),
+    mazes.Stage(9, {3: 1.0}, {"rdfs": 1.0}),
+]
+"""The largest batches come in the middle; the first ones are small."""
+
+
+def growing() -> mazes.Curriculum:
+    return mazes.Curriculum(GROWING, mazes.Tokenizer(7), context=120)
+
+
+def wide() -> clew.Model:
+    config = mazes.hallway_config(n_layers=1, d_model=16, n_heads=2, d_mlp=32, n_ctx=128)
+    return clew.Model.from_config(config, seed=0)
+
+
+def test_memory_is_planned_for_the_largest_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, took = growing(), []
+    assert data.starts() == [0, 2, 4] and source().starts() == [0, 2]
+    run = Trainer(wide(), data, steps=7, batch=8, progress=False)
+
+    def needed(lengths: Any) -> int:
+        return int(gradients_for(probe.optimizer, np.array(lengths, np.int32)).scratch_bytes)
+
+    probe = Trainer(wide(), data, steps=7, batch=8, progress=False)
+    batches = [[len(ids) for ids in data.batch(step, 8).tokens] for step in range(7)]
+    assert (len(batches[0]), len(batches[2])) == (3, 6)
+    line = run.plan()
+    largest = max(needed(sorted(batches[step], reverse=True)[:3]) for step in (0, 2, 4))
+    assert f"activations of 3 × {max(batches[2])} {largest / 1e6:.3g} MB" in line and run.micro_batch == 3
+    assert largest > 2 * needed(batches[0])
+    room = needed([120] * 2)
+    own = step_module.loss_and_gradients
+
+    def counted(optimizer: Any, packed: Any, recompute: bool = False) -> Any:
+        took.append(int(gradients_for(optimizer, packed.lengths, recompute).scratch_bytes))
+        return own(optimizer, packed, recompute)
+
+    monkeypatch.setattr("clew.train.trainer.loss_and_gradients", counted)
+    run = Trainer(wide(), data, steps=7, batch=8, memory=room, progress=False)
+    run.run()
+    assert run.micro_batch == 2 and max(took) <= room
+    alone = needed([120])
+    with pytest.raises(ConfigError, match="activations of one sequence take"):  # at once, not at the second stage
+        Trainer(wide(), data, steps=7, batch=8, memory=needed([max(batches[0])]) + 1, recompute=False).plan()
+    took.clear()
+    uneven = Sequences([[1, 2, 3]] * 4 + [[1, 2, 3] * 20] * 4, shuffle=False)  # longer ones come unannounced
+    run = Trainer(wide(), uneven, steps=2, batch=4, memory=alone, progress=False)
+    run.run()
+    assert run.micro_batch == 4 and len(took) == 3 and max(took) <= alone
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_stages_of_other_sizes_go_on_with_the_same_bits(tmp_path: Path, stop: int) -> None:
+    how: dict[str, Any] = dict(steps=7, batch=32, lr=1e-2, progress=False)
+    whole = Trainer(wide(), growing(), **how)
+    whole.run()
+    Trainer(wide(), growing(), directory=tmp_path, **how).run(until=stop)
+    rest = Trainer(wide(), growing(), directory=tmp_path, **how)
+    rest.run()
+    for name, value in whole.model.weights.items():
+        assert np.array_equal(value, rest.model.weights[name]), name
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def adjacency_heads(
     def by_bin(counts: Array) -> Array:
         """Share of each bin under an even spread [place, layer, head, bin]."""
         shares = counts / np.maximum(count, 1)[..., None]
-        return np.einsum("nplh,npb->plhb", mass, shares, optimize=True) / mass.sum(0)[..., None]
+        return np.asarray(np.einsum("nplh,npb->plhb", mass, shares, optimize=True) / mass.sum(0)[..., None])
 
     with np.errstate(divide="ignore", invalid="ignore"):
         share = by_path[:, 0, ..., 1].mean(0) / places[0]

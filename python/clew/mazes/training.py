@@ -139,8 +139,8 @@ def questions(
     if lengths.max() > context:
         i = int(np.argmax(lengths > context))
         raise TokenError(
-            f"questions: maze {i}, of {batch.grids[i]} × {batch.grids[i]}, has {lengths[i]} tokens itself, more than the "
-            f"context of {context}"
+            f"questions: maze {i}, of {batch.grids[i]} × {batch.grids[i]}, has {lengths[i]} tokens itself, more than "
+            f"the context of {context}"
         )
     for _ in range(n):
         asked, full = _other_ways(batch, rng)

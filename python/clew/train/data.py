@@ -22,7 +22,11 @@ Array = NDArray[Any]
 
 
 class Source(Protocol):
-    """Anything that gives the batch of a step."""
+    """Anything that gives the batch of a step.
+
+    One whose batches take other sizes in the course of training may say so by a method `starts() -> list[int]`, the
+    first step of each part: memory is then planned for all of them.
+    """
 
     def batch(self, step: int, size: int) -> Examples:
         """The examples of a step (the first is 0): the same for the same arguments."""

@@ -7,12 +7,13 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ConfigError, TrainingError
 from ..inputs import check_flags, check_folder, nearest
@@ -251,7 +252,7 @@ class Trainer:
         if self._sound == opt.steps:
             return
         try:
-            for packed in self._parts(self._examples(max(opt.steps - 1, 0))):
+            for packed in self._pieces(self._examples(max(opt.steps - 1, 0))):
                 opt.discard()
                 opt.prepare(loss_and_gradients(opt, packed, bool(self.recompute))[1])
         except TrainingError:
@@ -277,47 +278,67 @@ class Trainer:
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
-    def _activation_bytes(self, packed: Packed) -> int:
-        return int(gradients_for(self.optimizer, packed.lengths, bool(self.recompute)).scratch_bytes)
+    def _activation_bytes(self, lengths: NDArray[np.int32]) -> int:
+        return int(gradients_for(self.optimizer, lengths, bool(self.recompute)).scratch_bytes)
+
+    def _fitting(self, lengths: NDArray[np.int32], most: int) -> int:
+        """How many of these sequences, from the first, run at a time within `memory`: `most`, halved until they do."""
+        size = most
+        while self.memory is not None and (needed := self._activation_bytes(lengths[:size])) > self.memory:
+            if size > 1:
+                size = (size + 1) // 2
+            elif self.recompute is None:
+                self.recompute, size = True, most
+            else:
+                raise ConfigError(f"Trainer: memory = {self.memory}: activations of one sequence take {needed} bytes")
+        return size
 
     def plan(self) -> str:
         """Chooses the size of micro-batches; a line about the memory that training takes.
 
+        Looked at are the first batch and, of data that come in parts (`starts`), the first one of each part, whatever
+        step training goes on from: micro-batches, and with them the bits, are those of a run without a stop. Where a
+        later batch is larger still, its pieces are halved once more.
+
         Raises ConfigError where `memory` does not suffice for one sequence, naming the bytes.
         """
-        examples = self._examples(self.optimizer.steps)
-        size = min(self.micro_batch or self.batch, len(examples))
-        while True:
-            packed = pack(self.model, examples.part(0, size))
-            needed = self._activation_bytes(packed)
-            if self.memory is None or needed <= self.memory:
-                break
-            if size == 1 and self.recompute is None:
-                self.recompute = True
-                size = min(self.micro_batch or self.batch, len(examples))
-                continue
-            if size == 1:
-                raise ConfigError(f"Trainer: memory = {self.memory}: activations of one sequence take {needed} bytes")
-            size = (size + 1) // 2
+        starts = getattr(self.source, "starts", None)
+        batches = [
+            np.sort(pack(self.model, self._examples(step)).lengths)[::-1]
+            for step in ([0] if starts is None else starts())
+        ]  # the longest sequences first: no other piece of the batch takes more
+        size = min(self.micro_batch or self.batch, len(batches[0]))
+        for lengths in batches:
+            size = self._fitting(lengths, size)
         self.micro_batch = size
+        needed, largest = max(
+            ((self._activation_bytes(lengths[:size]), lengths[:size]) for lengths in batches), key=lambda pair: pair[0]
+        )
         weights = sum(value.nbytes for value in self.optimizer.state().values()) // 3
-        sums = weights if size < len(examples) else 0
+        sums = weights if size < max(map(len, batches)) else 0
+        shape = f"{len(largest)} × {largest[0]}{', recomputed' if self.recompute else ''}"
         parts = [
             ("weights", weights),
             ("gradients", weights + sums),
             ("moments", 2 * weights),
-            (f"activations of {size} × {int(packed.lengths.max())}{', recomputed' if self.recompute else ''}", needed),
+            (f"activations of {shape}", needed),
         ]
         text = ", ".join(f"{what} {n / 1e6:.3g} MB" for what, n in parts)
         return f"{self.model.n_params:,} parameters: {text}; {sum(n for _, n in parts) / 1e6:.3g} MB in all"
 
-    # ---- steps ----------------------------------------------------------------------------------------------------
-
-    def _parts(self, examples: Examples) -> Iterator[Packed]:
-        """Micro-batches."""
+    def _pieces(self, examples: Examples) -> list[Packed]:
+        """A batch in micro-batches."""
         assert self.micro_batch is not None
-        for start in range(0, len(examples), self.micro_batch):
-            yield pack(self.model, examples.part(start, start + self.micro_batch))
+        lengths = None if self.memory is None else pack(self.model, examples).lengths
+        out: list[Packed] = []
+        start = 0
+        while start < len(examples):
+            size = self.micro_batch if lengths is None else self._fitting(lengths[start:], self.micro_batch)
+            out.append(pack(self.model, examples.part(start, start + size)))
+            start += size
+        return out
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
 
     def _examples(self, step: int) -> Examples:
         examples = self.source.batch(step, self.batch)
@@ -333,22 +354,20 @@ class Trainer:
             )
         if self.micro_batch is None:
             self.plan()
-        assert self.micro_batch is not None
         opt = self.optimizer
         number = opt.steps
         opt.discard()
         opt.lr = self.schedule(number)
-        examples = self._examples(number)
-        several = len(examples) > self.micro_batch
+        pieces = self._pieces(self._examples(number))
         loss = total = 0.0
         tokens = 0
         gradients = None
-        for packed in self._parts(examples):
+        for packed in pieces:
             part, gradients = loss_and_gradients(opt, packed, bool(self.recompute))
             loss, total, tokens = loss + part * packed.total, total + packed.total, tokens + int(packed.lengths.sum())
-            if several:
+            if len(pieces) > 1:
                 opt.accumulate(gradients, packed.total)
-        arrays, norm, scale = opt.prepare(None if several else gradients)
+        arrays, norm, scale = opt.prepare(gradients if len(pieces) == 1 else None)
         self._sound = number
         self._thin()
         # before the step: an interrupt between the two leaves a row too many, which is cut, never one too few
