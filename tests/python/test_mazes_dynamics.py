@@ -123,6 +123,24 @@ def test_between_models(trained: dict[int, clew.Model], parts: tuple[mazes.Mazes
     assert read.pairs[0].a == ("a", 0) and list(read.models) == ["a", "b"]
 
 
+def test_a_trainers_folder_over_training(parts: tuple[mazes.Mazes, mazes.Mazes], tmp_path: Path) -> None:
+    train, test = parts
+    source = mazes.Curriculum([mazes.Stage(1000, {3: 1.0}, {"rdfs": 1.0})], mazes.Tokenizer(3))
+    trainer = clew.train.Trainer(
+        clew.Model.from_config(CONFIG, seed=0), source, 6, 4, directory=tmp_path, checkpoint_every=1, keep=3,
+        snapshots=(0, 5), progress=False,
+    )  # fmt: skip
+    trainer.run()
+    kept = mazes.kept_checkpoints(tmp_path)
+    assert list(kept) == [0, 4, 5, 6] and [kept[step].is_dir() for step in kept] == [True, False, True, False]
+    found = mazes.over_training(tmp_path, train, test, walks=20)
+    assert found.steps.tolist() == [0, 4, 5, 6]
+    for i, model in ((0, clew.Model.from_config(CONFIG, seed=0)), (3, trainer.model)):
+        assert found.snapshots[i].loss == mazes.snapshot(model, train, test, walks=20).loss
+    files = mazes.over_training({6: kept[6], 7: tmp_path / "step-5"}, train, test, walks=20)
+    assert files["loss"].tolist() == [found.snapshots[3].loss, found.snapshots[2].loss]
+
+
 def test_kappa_is_scikit_learns() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.random((2, 40)) < 0.6

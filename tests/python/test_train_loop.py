@@ -116,6 +116,46 @@ def test_which_checkpoints_stay(tmp_path: Path, straight: Trainer) -> None:
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == ["curve.jsonl", "step-000000012.safetensors"]
 
 
+def test_snapshots_stay_whatever_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how: dict[str, Any] = dict(keep=1, held_out=None, snapshots=[0, 2, np.int64(5), 7, 99])
+    whole = trainer(tmp_path / "whole", **how)
+    kept: dict[int, Array] = {}
+    whole.callback = lambda t: kept.update({t.optimizer.steps: t.model.weights["embed.W_E"].copy()})
+    whole.run()
+    names = ["curve.jsonl", "step-0", "step-000000012.safetensors", "step-2", "step-5", "step-7"]
+    assert sorted(p.name for p in (tmp_path / "whole").iterdir()) == names
+    first = clew.Model.from_config(CONFIG, seed=1).weights["embed.W_E"]
+    for step, want in ((0, first), (2, kept[2]), (5, kept[5]), (7, kept[7])):
+        assert np.array_equal(clew.load(tmp_path / "whole" / f"step-{step}").weights["embed.W_E"], want)
+
+    # ends behind a step, before its snapshot is whole; the next process goes on from the checkpoint before it, or at it
+    folder, own = tmp_path / "stopped", clew.Model.save
+    for error in (OSError, KeyboardInterrupt):
+        run = trainer(folder, **how)
+
+        def fails(model: clew.Model, path: Any, error: type[BaseException] = error) -> None:
+            own(model, path)
+            if Path(path).name in ("step-2", "step-5"):
+                (Path(path) / "config.json").unlink()
+                raise error
+
+        monkeypatch.setattr(clew.Model, "save", fails)
+        with pytest.raises(error):
+            run.run()
+        monkeypatch.setattr(clew.Model, "save", own)
+        trainer(folder, **how).run(until=run.optimizer.steps + 1)
+    trainer(folder, **how).run()
+    for step in (0, 2, 5, 7):
+        one, other = (clew.load(tmp_path / where / f"step-{step}").weights for where in ("whole", "stopped"))
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    with pytest.raises(clew.ConfigError, match="a step of snapshots = -1, must be a whole number"):
+        trainer(tmp_path / "x", snapshots=[-1])
+    with pytest.raises(clew.ConfigError, match="snapshots = 5: a list of steps"):
+        trainer(tmp_path / "x", snapshots=5)
+    with pytest.raises(clew.ConfigError, match="snapshots need a directory"):
+        trainer(snapshots=[1])
+
+
 def test_checkpoints_of_other_layouts(tmp_path: Path) -> None:
     """One head, several key-value heads, apart unembedding, vectors: what is loaded computes the same."""
     for i, config in enumerate(

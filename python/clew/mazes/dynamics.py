@@ -16,6 +16,7 @@ from ..errors import ConfigError, LoadError
 from ..experiment import write
 from ..inputs import check_path
 from ..model import Model, load
+from ..train.checkpoint import is_checkpoint, kept_models, load_model
 from .checks import head_name, whole_number
 from .maze import Maze, Mazes
 from .snapshot import FIELDS, Snapshot, about_of, read, restored, snapshot
@@ -85,23 +86,22 @@ class Dynamics:
 
 
 def kept_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
-    """Step → directory of the models `step-N` that a training kept in a folder, in order.
+    """Step → path of the models that a training left in a folder, in order: directories `step-N`
+    (`Trainer(snapshots=…)`), and the trainer's own checkpoints, of which it deletes all but the newest.
 
     Raises LoadError where there is none.
 
     >>> kept_checkpoints("nowhere")
     Traceback (most recent call last):
-    clew.errors.LoadError: nowhere: no directory step-N with a model (config.json) in it
+    clew.errors.LoadError: nowhere: no directory step-N with a model (config.json) in it, nor a checkpoint of a trainer
     """
     check_path(folder=folder)
-    found = {}
-    for path in Path(folder).glob("step-*"):
-        number = path.name.removeprefix("step-")
-        if number.isdigit() and (path / "config.json").is_file():
-            found[int(number)] = path
+    found = kept_models(Path(folder))
     if not found:
-        raise LoadError(f"{os.fspath(folder)}: no directory step-N with a model (config.json) in it")
-    return dict(sorted(found.items()))
+        raise LoadError(
+            f"{os.fspath(folder)}: no directory step-N with a model (config.json) in it, nor a checkpoint of a trainer"
+        )
+    return found
 
 
 def over_training(
@@ -118,8 +118,8 @@ def over_training(
     Parameters
     ----------
     checkpoints
-        Step → model, or what `clew.load` takes; or a folder with directories `step-N`, as
-        `data/maze-6x6/train.py` keeps them. One model is in memory at a time.
+        Step → model, what `clew.load` takes, or a checkpoint of a trainer; or the folder of a training,
+        `Trainer(directory=…, snapshots=…)`: see :func:`kept_checkpoints`. One model is in memory at a time.
     train, test, walks, seed
         As :func:`clew.mazes.snapshot` takes them.
     about
@@ -157,7 +157,7 @@ def over_training(
     snapshots = []
     for step in steps:
         source = kept[step]
-        model = source if isinstance(source, Model) else load(source)
+        model = source if isinstance(source, Model) else load_model(source) if is_checkpoint(source) else load(source)
         snapshots.append(snapshot(model, learn, held, walks=walks, seed=seed))
     return Dynamics(np.array(steps), tuple(snapshots), told)
 

@@ -198,6 +198,28 @@ def thin(directory: Path, keep: int) -> None:
             path.unlink()
 
 
+def holds_model(place: Path) -> bool:
+    """Did `Model.save` write this folder to the end? The configuration comes last."""
+    return (place / "config.json").is_file()
+
+
+def kept_models(directory: Path) -> dict[int, Path]:
+    """Steps → the models of a training that can be loaded: folders `step-N`, and checkpoints, in order of steps. Where
+    there are both, the folder."""
+    out = dict(found(directory))
+    for place in directory.glob("step-*"):
+        number = place.name.removeprefix("step-")
+        if number.isdecimal() and holds_model(place):
+            out[int(number)] = place
+    return dict(sorted(out.items()))
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Is it a file by a name that a training gives to its checkpoints? :func:`load_model` loads it then."""
+    name = Path(path).name
+    return Path(path).is_file() and (_NAME.fullmatch(name) is not None or name == "best.safetensors")
+
+
 def load_model(path: str | os.PathLike[str]) -> Model:
     """The model that a checkpoint of training holds, or the newest in a directory.
 

@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,9 @@ class Trainer:
         Where checkpoints go, how often, and how many of the newest stay; older ones go once a loss with the newest's
         weights is known to be finite. With `held_out`, "best.safetensors" is the one of the least loss. There is a
         checkpoint at the end and after Ctrl-C too. `curve.jsonl` holds the loss curve.
+    snapshots
+        Steps after which the model is kept for good, in the folder `step-N` of the directory, as `model.save` writes
+        it; 0: before the first. A resumed run writes what the stopped one had no time for.
     resume
         Go on from the newest checkpoint in the directory. False: a directory with checkpoints is refused.
     seed
@@ -121,6 +124,7 @@ class Trainer:
         directory: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 1000,
         keep: int = 2,
+        snapshots: Iterable[int] = (),
         resume: bool = True,
         seed: int = 0,
         progress: bool | str = True,
@@ -142,6 +146,11 @@ class Trainer:
         self.recompute = recompute
         self.eval_every, self.eval_batch = _whole("eval_every", eval_every, 1), _whole("eval_batch", eval_batch, 1)
         self.checkpoint_every, self.keep = _whole("checkpoint_every", checkpoint_every, 1), _whole("keep", keep, 1)
+        if not isinstance(snapshots, Iterable) or isinstance(snapshots, str | bytes):
+            raise ConfigError(f"Trainer: snapshots = {snapshots!r}: a list of steps")
+        self.snapshots = frozenset(_whole("a step of snapshots", step, 0) for step in snapshots)
+        if self.snapshots and directory is None:
+            raise ConfigError("Trainer: snapshots need a directory to be kept in")
         if context is not None:
             context = _whole("context", context, 1)
         if not isinstance(progress, bool | np.bool_ | str) or progress not in (True, False, "lines"):
@@ -275,6 +284,14 @@ class Trainer:
                 path.unlink()
         kept = checkpoint.found(self.directory)
         return f"; last good checkpoint: {kept[0][1]}" if kept else "; no good checkpoint"
+    def _snapshot(self, again: bool = True) -> None:
+        """Keeps the model as it is, where that is wanted (and, not `again`, where it is not there): before the step's
+        checkpoint, so that a run that goes on from one has all snapshots up to there."""
+        step = self.optimizer.steps
+        if self.directory is not None and step in self.snapshots:
+            place = self.directory / f"step-{step}"
+            if again or not checkpoint.holds_model(place):
+                self.model.save(place)
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
@@ -406,6 +423,7 @@ class Trainer:
             self._noted = len(self.notes)
             if plan is not None:
                 show.line(plan)
+            self._snapshot(again=self.optimizer.steps == 0)  # or what an interrupt came before
             if self.optimizer.steps == 0 and (loss := self._evaluate()) is not None:
                 show.line(f"step 0: held-out loss {loss:.4f}")
             while self.optimizer.steps < end:
@@ -418,6 +436,7 @@ class Trainer:
                     show.line(f"step {number}: held-out loss {held:.4f}" if held is not None else "")
                 if self.callback is not None:
                     self.callback(self)
+                self._snapshot()
                 best = self.curve.best is not None and self.curve.best[0] == number and number > 0
                 if number % self.checkpoint_every == 0 or best:
                     self.save()

@@ -29,7 +29,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         clew.set_num_threads(args.threads)
-    checkpoints = dict(mazes.kept_checkpoints(args.folder))
+    # the directories alone: the trainer's last checkpoints lie beside them
+    checkpoints = {step: path for step, path in mazes.kept_checkpoints(args.folder).items() if path.is_dir()}
     training = HERE / "training.json"
     last = None
     if training.is_file():
