@@ -26,6 +26,7 @@ TABLE = mazes.table(MODEL, 1, 3)
 X = np.ones((1, 32))
 CLOSED = np.zeros((2, 2, 2), bool)
 FIVE = mazes.generate(6, 5, split="test")
+EMPTY = mazes.generate(0, 4)
 
 
 def theirs(walls: Any = CLOSED, **more: Any) -> Any:
@@ -225,6 +226,28 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: mazes.over_training(any_, TRAIN, TEST), ConfigError, "a mapping of steps to models, not NoneType"),
     (lambda: mazes.over_training({-1: MODEL}, TRAIN, TEST), ConfigError, "over_training: a step = -1"),
     (lambda: mazes.over_training({0: 3}, TRAIN, TEST), ConfigError, "a checkpoint is a model or a path, not int"),
+    (
+        lambda: mazes.wall_probes(MODEL, EMPTY, TEST),
+        ConfigError,
+        "wall_probes: 0 mazes to learn from and 6 held out",
+    ),
+    (
+        lambda: mazes.wall_probes(MODEL, TRAIN, EMPTY),
+        ConfigError,
+        "12 mazes to learn from and 0 held out: an empty split",
+    ),
+    (
+        lambda: mazes.wall_probes_along(MODEL, TRAIN, EMPTY),
+        ConfigError,
+        "wall_probes_along: 12 mazes to learn from and 0 held",
+    ),
+    (lambda: mazes.route_probes(MODEL, EMPTY, TEST), ConfigError, "route_probes: 0 mazes to learn from and 6 held out"),
+    (lambda: mazes.logit_attribution(MODEL, EMPTY), ConfigError, "no mazes: an empty split"),
+    (lambda: mazes.adjacency_heads(MODEL, EMPTY), ConfigError, "no mazes: an empty split"),
+    (lambda: mazes.lens_masses(MODEL, EMPTY, TEST), ConfigError, "lens_masses: no mazes to learn from: an empty split"),
+    (lambda: mazes.lens_masses(MODEL, TRAIN, EMPTY), ConfigError, "lens_masses: 0 mazes: at least 2; an empty split"),
+    (lambda: mazes.path_steps(MODEL, EMPTY), ConfigError, "path_steps: no mazes: an empty split"),
+    (lambda: mazes.ablate_heads(MODEL, EMPTY, TRAIN), ConfigError, "ablate_heads: 0 mazes: at least 2; an empty split"),
     (lambda: mazes.kept_checkpoints(any_), ConfigError, "folder: a path, not NoneType"),
     (lambda: mazes.Dynamics.load(any_), ConfigError, "path: a path, not NoneType"),
     (lambda: mazes.experiment(MODEL, grid=wrong), ConfigError, "grid = 'z': a maze has 2 to 20 rows"),

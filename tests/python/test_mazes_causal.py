@@ -199,6 +199,8 @@ def test_noise_is_as_long_as_what_ablation_takes_away(model: clew.Model, test: m
 
 def test_the_heads_with_the_highest_scores_are_chosen(model: clew.Model, train: mazes.Mazes) -> None:
     ranked = mazes.adjacency_heads(model, train, draws=2).ranked(0.1)
+    along = mazes.adjacency_heads(model, train, position="path", draws=2)
+    assert np.array_equal(causal.choose_heads(model, train, 1, TOK, 0.1, 0, "path")[1], along.score)
     for n in (1, 2, 4):
         chosen, scores = causal.choose_heads(model, train, n, TOK, 0.1, 0)
         want: list[tuple[int, int]] = []

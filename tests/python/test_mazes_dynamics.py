@@ -123,6 +123,24 @@ def test_between_models(trained: dict[int, clew.Model], parts: tuple[mazes.Mazes
     assert read.pairs[0].a == ("a", 0) and list(read.models) == ["a", "b"]
 
 
+def test_mazes_of_four_cells() -> None:
+    """Their paths are too short for "nonend": heads look from where it was asked for, else from anywhere."""
+    ms = mazes.generate(200, 2)
+    some = np.isin(ms.hashes, np.unique(ms.hashes)[:2])
+    train, test = ms[np.flatnonzero(some)], ms[np.flatnonzero(~some)]
+    model = clew.Model.from_config(CONFIG, seed=0)
+    found = mazes.snapshot(model, train, test, walks=20)
+    assert np.array_equal(found.adjacency, mazes.adjacency_heads(model, test[:20], position="path").score)
+    found = mazes.snapshot(model, train, test, walks=20, position="origin")
+    assert np.array_equal(found.adjacency, mazes.adjacency_heads(model, test[:20], position="origin").score)
+    for heads in ([(0, 0)], 1):
+        ablation = mazes.ablate_heads(model, test[:20], train[:20], heads, position="path", draws=1, least_mass=0)
+        score = mazes.adjacency_heads(model, train[:20], position="path").score
+        assert np.array_equal(ablation.scores, score)
+        patching = mazes.patch_heads(model, test[:20], train[:20], heads, position="path", draws=1, least_mass=0)
+        assert patching.heads == ablation.heads
+
+
 def test_a_trainers_folder_over_training(parts: tuple[mazes.Mazes, mazes.Mazes], tmp_path: Path) -> None:
     train, test = parts
     source = mazes.Curriculum([mazes.Stage(1000, {3: 1.0}, {"rdfs": 1.0})], mazes.Tokenizer(3))

@@ -224,10 +224,11 @@ def matched_heads(norms: ArrayLike, heads: Iterable[Head], seed: int | None = No
 
 
 def choose_heads(
-    model: Model, reference: Mazes, heads: int | Iterable[Head], tok: Tokenizer, least_mass: float, seed: int
-) -> tuple[Heads, Array]:
-    """The heads that are meant, and every head's adjacency score [layer, head] on the reference mazes."""
-    found = adjacency_heads(model, reference, seed=seed, draws=2, tokenizer=tok)
+    model: Model, reference: Mazes, heads: int | Iterable[Head], tok: Tokenizer, least_mass: float, seed: int,
+    position: str = "nonend",
+) -> tuple[Heads, Array]:  # fmt: skip
+    """The heads that are meant, and every head's adjacency score [layer, head] at a position of the reference mazes."""
+    found = adjacency_heads(model, reference, position=position, seed=seed, draws=2, tokenizer=tok)
     if not isinstance(heads, int | np.integer):
         return check_heads(model, heads), found.score
     most = model.config.n_layers * (model.config.n_heads // 2)
@@ -481,7 +482,7 @@ def ablate_heads(
     least_mass
         Attention to the adjacency list's cells that an adjacency head has at least.
     position
-        Where the next cell is asked for, see :func:`clew.mazes.prompts.path_prompts`.
+        Where the next cell is asked for, and heads are ranked, see :func:`clew.mazes.prompts.path_prompts`.
     seed
         Of everything random.
 
@@ -511,7 +512,7 @@ def ablate_heads(
     tok = tokenizer_of(model, tokenizer)
     batch, other = mazes_of(ms, what), mazes_of(reference, f"{what}: reference")
     apart(batch, other, what)
-    chosen, scores = choose_heads(model, other, heads, tok, least_mass, seed)
+    chosen, scores = choose_heads(model, other, heads, tok, least_mass, seed, position)
     pool = pool_of(model, other, tok)
     groups = control_groups(pool.norms, chosen, draws, seed)
     variants = [(name, hs, method) for name, hs in groups for method in methods]

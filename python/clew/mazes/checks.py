@@ -104,7 +104,8 @@ def mazes_of(ms: Mazes | Iterable[Maze] | Maze, what: str, least: int = 2) -> Ma
     """Mazes that have paths, of one grid. Raises ConfigError (too few, or a maze without a path), ShapeError."""
     batch = Mazes.of(ms)
     if len(batch) < least:
-        raise ConfigError(f"{what}: {len(batch)} mazes: at least {least}")
+        empty = "" if len(batch) else "; an empty split?"
+        raise ConfigError(f"{what}: {len(batch)} mazes: at least {least}{empty}")
     if (bad := np.flatnonzero(batch.path_lengths == 0)).size:
         raise ConfigError(f"{what}: maze {bad[0]} has no way from its origin to its target")
     one_size(batch, what)

@@ -76,7 +76,7 @@ def path_steps(
     """Every place of every path but its last cell: there another cell comes next.
 
     paths: "solution", or "model" for what the model walks, as far as it says cells of the maze. Raises ConfigError for
-    another name, and where no path has two cells; TokenError as :func:`clew.mazes.solve`.
+    another name, without mazes, and where no path has two cells; TokenError as :func:`clew.mazes.solve`.
 
     >>> import clew
     >>> from clew import mazes
@@ -88,6 +88,8 @@ def path_steps(
     if paths not in PATHS:
         raise ConfigError(f"paths = {paths!r}: one of {', '.join(PATHS)}")
     tok, batch = tokenizer_of(model, tokenizer), Mazes.of(ms)
+    if len(batch) == 0:
+        raise ConfigError("path_steps: no mazes: an empty split?")
     prompts = tok.encode_batch(batch, path=False)
     if paths == "solution":
         whole = tok.encode_batch(batch)
@@ -251,6 +253,8 @@ def lens_masses(
         lenses["tuned"] = train
     else:
         learn = Mazes.of(train)
+        if len(learn) == 0:
+            raise ConfigError("lens_masses: no mazes to learn from: an empty split?")
         both = np.intersect1d(learn.hashes, held.hashes)
         if len(both):
             raise ConfigError(f"lens_masses: {len(both)} mazes' walls are in both parts: make them with split='train' "

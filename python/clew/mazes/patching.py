@@ -173,7 +173,7 @@ def patch_heads(
         apart(batch, other, what)
         pairs = minimal_pairs(tok, batch, position=position, seed=seed)
     check_length(model, pairs.a)
-    chosen, scores = choose_heads(model, other, heads, tok, least_mass, seed)
+    chosen, scores = choose_heads(model, other, heads, tok, least_mass, seed, position)
     norms = pool_of(model, other, tok).norms
     n_layers, n_heads = model.config.n_layers, model.config.n_heads
     every: Heads = tuple((i, j) for i in range(n_layers) for j in range(n_heads))

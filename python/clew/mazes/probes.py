@@ -291,6 +291,14 @@ class WallProbes:
         return int(found[0])
 
 
+def _splits(train: Mazes | Iterable[Maze], test: Mazes | Iterable[Maze], what: str) -> list[Mazes]:
+    """Both as mazes. Raises ConfigError for an empty one, before its paths are called too short."""
+    both = [Mazes.of(train), Mazes.of(test)]
+    if not all(map(len, both)):
+        raise ConfigError(f"{what}: {len(both[0])} mazes to learn from and {len(both[1])} held out: an empty split?")
+    return both
+
+
 def one_grid(train: Mazes, test: Mazes, what: str) -> int:
     """The grid of mazes to learn from and of held-out ones. Raises ConfigError (too few, walls in both), ShapeError."""
     if len(train) < 2 or len(test) == 0:
@@ -366,7 +374,8 @@ def wall_probes(
         tok = tokenizer
     else:
         tok = tokenizer_of(model, tokenizer)
-    learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((train, test)))
+    splits = _splits(train, test, "wall_probes")
+    learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate(splits))
     streams = partial(_stream, model, vocab=len(tok.vocab))
     return _probed("wall_probes", streams, learn, held, [position], methods, lam)[position]
 
@@ -401,7 +410,7 @@ def wall_probes_along(
     positions = names_of(positions, f"{what}: positions", FIXED)
     methods = names_of(methods, f"{what}: methods", METHODS)
     tok = tokenizer_of(model, tokenizer)
-    learn, held = (reading_prompts(ms, tok, "path_start") for ms in (train, test))
+    learn, held = (reading_prompts(ms, tok, "path_start") for ms in _splits(train, test, what))
     back = [BEFORE.get(position, 0) for position in positions]
     return _probed(what, partial(residuals, model, back=back), learn, held, positions, methods, lam)
 
@@ -588,7 +597,8 @@ def route_probes(
     """
     tok = tokenizer_of(model, tokenizer)
     check_seed(seed)
-    learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate((train, test)))
+    splits = _splits(train, test, "route_probes")
+    learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate(splits))
     enough = [p.mazes.path_lengths > 1 for p in (learn, held)]
     if not all(e.all() for e in enough):
         raise ConfigError("route_probes: a maze whose origin is its target has no next step")

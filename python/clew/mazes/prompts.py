@@ -64,7 +64,8 @@ def path_prompts(ms: Mazes | Iterable[Maze] | Maze, tok: Tokenizer, position: st
     the path before its last ("path"), or with one of c₁ … c_{k−3} of c₀ … c_k, as the task `rand_path_token_nonend`
     of :func:`clew.mazes.evaluate` asks ("nonend": the next cell is one of c₂ … c_{k−2}).
 
-    Mazes whose paths are too short are left out. Raises ConfigError for another name, or where no maze is left.
+    Mazes whose paths are too short are left out. Raises ConfigError for another name, without mazes, or where none is
+    left.
 
     >>> from clew import mazes
     >>> asked = path_prompts(mazes.generate(5, grid=4), mazes.Tokenizer(4), "origin")
@@ -74,6 +75,8 @@ def path_prompts(ms: Mazes | Iterable[Maze] | Maze, tok: Tokenizer, position: st
     batch, rng = Mazes.of(ms), generator(seed)
     if position not in (*POSITIONS, "nonend"):
         raise ConfigError(f"position = {position!r}: one of {', '.join(POSITIONS)}, nonend")
+    if len(batch) == 0:
+        raise ConfigError("no mazes: an empty split?")
     # the step is the last cell that is shown; the next one must be among those that the task asks for
     first, margin, least = {"path_start": (-1, 1, 1), "origin": (0, 1, 2), "path": (0, 1, 2), "nonend": (1, 3, 5)}[
         position

@@ -92,6 +92,7 @@ def snapshot(
     test: Mazes | Iterable[Maze],
     *,
     walks: int = 256,
+    position: str | None = None,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Snapshot:
@@ -105,6 +106,9 @@ def snapshot(
         Mazes that probes learn from, and held-out ones of the same size; no walls may be in both.
     walks
         How many of `test`, from the first, are walked; all are for probes.
+    position
+        Where adjacency heads look from, see :func:`clew.mazes.adjacency_heads`; None: "nonend", or "path" in 2 × 2
+        mazes, whose paths are too short for it.
     seed
         Of random cells, shuffles and resampling.
 
@@ -120,12 +124,13 @@ def snapshot(
     >>> found.n, found.exact, found.accuracy.shape, found.adjacency.shape
     (5, 0.0, (2,), (2, 2))
     """
-    return _snapshot(model, Mazes.of(train), Mazes.of(test), walks, seed, tokenizer)[0]
+    return _snapshot(model, Mazes.of(train), Mazes.of(test), walks, seed, tokenizer, position)[0]
 
 
 def _snapshot(
-    model: Model, train: Mazes, test: Mazes, walks: int, seed: int, tokenizer: Tokenizer | None = None
-) -> tuple[Snapshot, list[Array], Judgement]:
+    model: Model, train: Mazes, test: Mazes, walks: int, seed: int, tokenizer: Tokenizer | None = None,
+    position: str | None = None,
+) -> tuple[Snapshot, list[Array], Judgement]:  # fmt: skip
     """The snapshot, the paths that were walked, and what is true of them."""
     tok = tokenizer_of(model, tokenizer)
     check_seed(seed)
@@ -134,8 +139,10 @@ def _snapshot(
     paths = solve(model, walked, tokenizer=tok)
     judged = judge(paths, walked)
     probes = wall_probes(model, train, test, methods=["ridge"], seed=seed, tokenizer=tok)
-    heads = adjacency_heads(model, walked, seed=seed, draws=200, tokenizer=tok)
     side = int(test.grids[0])
+    if position is None:
+        position = "nonend" if side > 2 else "path"
+    heads = adjacency_heads(model, walked, position=position, seed=seed, draws=200, tokenizer=tok)
     cells = embedding_distances(model, grid=side, seed=seed, tokenizer=tok)
     walls = probes["ridge"]
     found = Snapshot(
