@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -12,6 +13,8 @@ from clew import ConfigError, ShapeError, TokenError, mazes
 from clew.experiment import plain
 from clew.mazes import patching, steering
 from clew.mazes.counterfactual import start_prompts, walks
+from clew.mazes.probes import walls_of
+from clew.probe import Probe
 from maze_twin import TOK, Array, logits_of, made, slow_walk, solved
 from twin import twin
 
@@ -243,6 +246,66 @@ def test_margins_of_flips_are_numpys(
     assert found.margin["close"].value == pytest.approx(np.mean(margins["plain"]))
     assert found.push[0] > 0 and found.accuracy["close"].shape == (1, 2)
     assert found.position == position and f"from <{position.upper()}> on" in found.table()
+
+
+# ---- Walls that never vary -----------------------------------------------------------------------------------------
+
+
+def _with_zeros(probes: mazes.WallProbes, none: Array, size: float = 0.0) -> mazes.WallProbes:
+    """Probes of which some are zero at layer 1, or rounding."""
+    ridge = probes.probes["ridge"]
+    weight = ridge.weight.copy()
+    weight[1][:, none] *= size
+    made = Probe(weight, ridge.bias, ridge.boundary)
+    return dataclasses.replace(probes, probes={**probes.probes, "ridge": made})
+
+
+def test_walls_that_never_vary_are_not_flipped(model: clew.Model, probes: mazes.WallProbes) -> None:
+    test = mazes.generate(30, 4, seed=21, split="test")
+    whole = mazes.flip_walls(model, test, probes, layers=[1])
+    assert whole.left_out.shape == (0, 2, 2) and "not flipped" not in whole.table()
+    none = np.arange(24) % 3 == 0
+    for size in (0.0, 1e-14):
+        found = mazes.flip_walls(model, test, _with_zeros(probes, none, size), layers=[1])
+        assert np.array_equal(found.left_out, probes.walls[none])
+        assert "not flipped, their probes are 0: (0,0)–(1,0), " in found.table()
+        assert np.isfinite(found.push).all()
+        for row in found.rows:
+            assert np.isfinite([row.margin.value, row.effect.value, row.read, row.legal.value]).all()
+            assert np.isfinite(row.changes).all()
+        for kind in found.kinds:
+            case = steering._case(test, kind, TOK, 0, ~none)
+            assert found.n[kind] == len(case.wall) and not none[case.wall].any()
+            assert not none[steering._others(case, 4, 0, ~none)].any()
+    other = mazes.flip_walls(model, test, _with_zeros(probes, none), layers=[0])  # there they have directions
+    assert len(other.left_out) == 0
+
+    one = mazes.Mazes.of([test[0], test[0]])
+    kind = "close"
+    lost = steering._case(one, kind, TOK, 0)
+    on_way = {
+        frozenset(map(tuple, pair)) for pair in np.stack([test[0].solution[:-1], test[0].solution[1:]], 1).tolist()
+    }
+    none = np.array([frozenset(map(tuple, pair)) in on_way for pair in probes.walls.tolist()])
+    assert none[lost.wall].all()
+    (a, b), (c, d) = probes.walls[none][0].tolist()
+    with pytest.raises(ConfigError, match=rf"of 2 mazes 0 have a way .* from: .*\({a},{b}\)–\({c},{d}\)"):
+        mazes.flip_walls(model, one, _with_zeros(probes, none), layers=[1], kinds=[kind])
+    with pytest.raises(ConfigError, match='of the probes 1 have a direction, .* "other wall" needs two'):
+        mazes.flip_walls(model, test, _with_zeros(probes, np.arange(24) > 0), layers=[1])
+    with pytest.raises(ConfigError, match="a probe of zeros has no direction"):
+        steering.with_reading(np.ones((2, 3)), np.zeros(3), 0.0, 1.0)
+
+
+def test_a_wall_that_never_varies_leaves_a_probe_of_zeros(model: clew.Model) -> None:
+    train = mazes.generate(200, 4, split="train")
+    walls = walls_of(train)
+    probes = mazes.wall_probes(
+        model, train[np.flatnonzero(walls[:, 5])], mazes.generate(20, 4, split="test"), methods=["ridge"]
+    )
+    found = mazes.flip_walls(model, mazes.generate(30, 4, seed=21, split="test"), probes, layers=[0], kinds=["open"])
+    assert np.array_equal(found.left_out, probes.walls[5:6])
+    assert not any(np.isnan(row.margin.value) for row in found.rows)
 
 
 # ---- The stream at <PATH_START> -------------------------------------------------------------------------------------

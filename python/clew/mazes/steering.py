@@ -43,15 +43,19 @@ CHANGES = ("flip", "erase", "other wall", "random")
 def with_reading(x: ArrayLike, weight: ArrayLike, bias: ArrayLike, level: ArrayLike) -> Array:
     """Streams [..., d] moved along a probe's direction, as little as possible, to where it reads `level`.
 
-    weight: [..., d], bias, level: [...]. With level = bias the direction is projected out.
+    weight: [..., d], bias, level: [...]. With level = bias the direction is projected out. Raises ConfigError for a
+    weight of zeros, which reads its bias wherever the stream is.
 
     >>> x = with_reading([[1.0, 2.0], [3.0, 0.0]], [1.0, 1.0], 0.5, 0.25)
     >>> (x @ [1.0, 1.0] + 0.5).tolist()
     [0.25, 0.25]
     """
     array, w = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    squares = (w * w).sum(-1)
+    if not (squares > 0).all():
+        raise ConfigError("with_reading: a probe of zeros has no direction to move a stream along")
     off = np.asarray(level) - ((array * w).sum(-1) + bias)
-    return np.asarray(array + (off / (w * w).sum(-1))[..., None] * w)
+    return np.asarray(array + (off / squares)[..., None] * w)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,9 @@ class WallFlips:
     rows: tuple[WallFlip, ...]
     contrast: dict[str, dict[str, list[Estimate]]]
     """kind → control → rate of moved walks under "flip" less that under the control, by layer."""
+    left_out: Array
+    """Walls that are not flipped, int [walls, 2, 2]: they never vary in the mazes that the probes learned from, so that
+    their probe is 0 at one of the layers, and has no direction."""
 
     def row(self, kind: str, layer: int, change: str) -> WallFlip:
         """One row. Raises ConfigError for one that there is not."""
@@ -123,7 +130,7 @@ class WallFlips:
 
     def table(self) -> str:
         """All rows as text."""
-        lines = []
+        lines = [f"not flipped, their probes are 0: {_wall_names(self.left_out)}"] if len(self.left_out) else []
         for kind in self.kinds:
             what = "walks through the wall" if kind == "open" else "avoids the edge"
             lines += [
@@ -156,6 +163,19 @@ class WallFlips:
         return wall_flips(self)
 
 
+def _wall_names(walls: Array) -> str:
+    """Pairs of cells [n, 2, 2] as text."""
+    return ", ".join(f"({a},{b})–({c},{d})" for (a, b), (c, d) in walls.tolist())
+
+
+def _directed(probes: WallProbes, layers: list[int]) -> Array:
+    """Walls whose probe has a direction at all these layers, bool [walls]: what never varied while they learned leaves
+    a weight of zeros, or of rounding."""
+    weight = probes.probes["ridge"].weight[layers]
+    length = np.sqrt((weight * weight).sum(1))  # [layer, wall]
+    return np.asarray((length > 1e-9 * length.max(1, keepdims=True)).all(0))
+
+
 @dataclass(frozen=True)
 class _Case:
     """Mazes, in each one wall or edge, and the mazes in which it is the other way round."""
@@ -180,7 +200,7 @@ def _order_of(ms: Mazes) -> Array:
     return out
 
 
-def _case(ms: Mazes, kind: str, tok: Tokenizer, seed: int) -> _Case:
+def _case(ms: Mazes, kind: str, tok: Tokenizer, seed: int, directed: Array | bool = True) -> _Case:
     side = int(ms.grids[0])
     walls, there = inner_walls(side), walls_of(ms)
     ends = walls @ [side, 1]
@@ -193,9 +213,16 @@ def _case(ms: Mazes, kind: str, tok: Tokenizer, seed: int) -> _Case:
         good, worth = there & on_way & (apart_by > 1), apart_by + noise
     else:
         good, worth = ~there & on_way & (apart_by == 1), noise
+    lost = good.any(0) & np.logical_not(directed)
+    good = good & directed
     kept = np.flatnonzero(good.any(1))
     if len(kept) < 2:
         needed = "a wall between two cells of its way" if kind == "open" else "a way of two cells"
+        if lost.any():
+            raise ConfigError(
+                f"flip_walls: of {len(ms)} mazes {len(kept)} have {needed} whose probe has a direction; 0, as these "
+                f"walls never vary in the mazes that the probes learned from: {_wall_names(walls[lost])}"
+            )
         raise ConfigError(f"flip_walls: of {len(ms)} mazes {len(kept)} have {needed}: more mazes are needed")
     wall = np.where(good, worth, -1.0).argmax(1)[kept]
     own, rows = ms[kept], np.arange(len(kept))
@@ -216,8 +243,9 @@ def _case(ms: Mazes, kind: str, tok: Tokenizer, seed: int) -> _Case:
     return _Case(own, changed, wall, pair, Prompts(own, tokens, step, pair[:, 0], pair[:, 1], targets))
 
 
-def _others(case: _Case, side: int, seed: int) -> Array:
-    """Of each maze another wall in the same state that touches neither the way nor the wall; else any other one."""
+def _others(case: _Case, side: int, seed: int, directed: Array | bool = True) -> Array:
+    """Of each maze another wall in the same state that touches neither the way nor the wall; else any other one whose
+    probe has a direction."""
     walls = inner_walls(side) @ [side, 1]
     state = walls_of(case.mazes)
     rows = np.arange(len(case.wall))
@@ -225,7 +253,9 @@ def _others(case: _Case, side: int, seed: int) -> Array:
     alike[rows, case.wall] = False
     away = (_order_of(case.mazes)[:, walls] < 0).all(-1)
     noise = generator(seed, 5).random(alike.shape)
-    return np.asarray(np.where(alike, noise + 2 * away, -1 + 0.5 * noise).argmax(1))
+    worth = np.where(directed, np.where(alike, noise + 2 * away, -1 + 0.5 * noise), -2.0)
+    worth[rows, case.wall] = -1.5  # itself, where there is no other
+    return np.asarray(worth.argmax(1))
 
 
 def flip_walls(
@@ -281,8 +311,8 @@ def flip_walls(
     TokenError
         A model of other tokens.
     ConfigError
-        Too few mazes, a layer that there is not, probes that are no ridge probes, or that read cells of the path, no
-        such kind or change.
+        Too few mazes, a layer that there is not, probes that are no ridge probes, or that read cells of the path, or of
+        walls that never varied in the mazes they learned from where no other wall is left, no such kind or change.
     ShapeError
         Mazes of several grids; probes of another grid or width.
 
@@ -320,14 +350,20 @@ def flip_walls(
             f"{model.config.model_name} has {model.config.n_layers} of width {model.config.d_model}"
         )
 
+    directed = _directed(probes, chosen)
+    if "other wall" in changes and directed.sum() < 2:
+        raise ConfigError(
+            f"{what}: of the probes {directed.sum()} have a direction, the others are 0, as their walls never vary in "
+            f'the mazes that they learned from: {_wall_names(probes.walls[~directed])}; "other wall" needs two'
+        )
     rows: list[WallFlip] = []
     n, crossed, valid, margin, accuracy = {}, {}, {}, {}, {}
     contrast: dict[str, dict[str, list[Estimate]]] = {}
     push = np.zeros((len(kinds), len(chosen)))
     for which, kind in enumerate(kinds):
-        case = _case(batch, kind, tok, seed)
+        case = _case(batch, kind, tok, seed, directed)
         check_length(model, case.prompts)
-        flips = _Flips(model, case, probes, chosen, float(scale), tok, seed)
+        flips = _Flips(model, case, probes, chosen, float(scale), tok, seed, directed)
         before = walks(model, start_prompts(case.mazes, tok), tok, side * side)
         took = crosses(before, case.pair)
         eligible = ~took if kind == "open" else took
@@ -352,7 +388,7 @@ def flip_walls(
                 estimates.append(bootstrap(gained, seed=seed) if len(gained) else Estimate(np.nan, np.nan, np.nan, 0))
     return WallFlips(
         tuple(chosen), tuple(kinds), "ridge", probes.position, float(scale), n, crossed, valid, margin, accuracy,
-        push.mean(0), tuple(rows), contrast,
+        push.mean(0), tuple(rows), contrast, probes.walls[~directed],
     )  # fmt: skip
 
 
@@ -360,12 +396,13 @@ class _Flips:
     """The changes of one case: vectors to add, and readings to set."""
 
     def __init__(
-        self, model: Model, case: _Case, probes: WallProbes, layers: list[int], scale: float, tok: Tokenizer, seed: int
-    ) -> None:
+        self, model: Model, case: _Case, probes: WallProbes, layers: list[int], scale: float, tok: Tokenizer, seed: int,
+        directed: Array | bool = True,
+    ) -> None:  # fmt: skip
         self.model, self.case, self.scale, self.tok, self.layers = model, case, scale, tok, layers
         self.probe, self.back = probes.probes["ridge"], BEFORE.get(probes.position, 0)
         self.sign = np.where(walls_of(case.mazes)[np.arange(len(case.wall)), case.wall], -1.0, 1.0)
-        self.other = _others(case, probes.grid, seed)
+        self.other = _others(case, probes.grid, seed, directed)
         noise = generator(seed, 4).standard_normal((len(case.wall), model.config.d_model))
         self.noise = noise / np.sqrt((noise**2).sum(1, keepdims=True))
         self._read()
