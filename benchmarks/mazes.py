@@ -197,9 +197,9 @@ def _probing(setting: Setting) -> list[Figure]:
     ]
 
 
-def _learning(setting: Setting) -> Figure:
-    """What making a batch takes of a training step."""
-    source = mazes.Curriculum([mazes.Stage(1, {GRID: 1.0}, {"rdfs": 1.0})], mazes.Tokenizer(7))
+def _learning(setting: Setting, questions: int = 0) -> Figure:
+    """What making a batch takes of a training step, with so many questions more about each maze."""
+    source = mazes.Curriculum([mazes.Stage(1, {GRID: 1.0}, {"rdfs": 1.0}, questions=questions)], mazes.Tokenizer(7))
     model = clew.Model.from_config(mazes.hallway_config(), seed=0)
     optimizer = clew.AdamW(model, lr=1e-3)
     examples = source.batch(0, 32)
@@ -209,9 +209,10 @@ def _learning(setting: Setting) -> Figure:
 
     times = alternate({"data": partial(source.batch, 0, 32), "step": step}, setting.rounds + 2, 2)
     note = f"a batch {median(times['data']) * 1e3:.1f} ms"
-    return of_times("batch of 32 6×6 mazes  making it / training on it", times, "data", "step", at_most(0.02), note)
+    name = "batch of 32 6×6 mazes" + (f", {questions} questions each" if questions else "")
+    return of_times(f"{name}  making it / training on it", times, "data", "step", at_most(0.02), note)
 
 
 def figures(setting: Setting) -> list[Figure]:
     """Making, walking, probing, learning."""
-    return [*_making(setting), *_walking(setting), *_probing(setting), _learning(setting)]
+    return [*_making(setting), *_walking(setting), *_probing(setting), _learning(setting), _learning(setting, 9)]
