@@ -284,6 +284,7 @@ class Trainer:
                 path.unlink()
         kept = checkpoint.found(self.directory)
         return f"; last good checkpoint: {kept[0][1]}" if kept else "; no good checkpoint"
+
     def _snapshot(self, again: bool = True) -> None:
         """Keeps the model as it is, where that is wanted (and, not `again`, where it is not there): before the step's
         checkpoint, so that a run that goes on from one has all snapshots up to there."""
