@@ -61,7 +61,11 @@ static int parse_edit(clew_edit *e, PyObject *item, const clew_model_object *mod
       PyErr_SetString(PyExc_TypeError, "the value of an edit must be a contiguous array of the model's dtype");
       return -1;
     }
-    e->value = PyArray_DATA(array);
+    e->value = PyArray_DATA(array), e->n_values = (size_t)PyArray_SIZE(array);
+    if (e->n_values == 0) {
+      PyErr_SetString(PyExc_ValueError, "the value of an edit is empty");
+      return -1;
+    }
   }
   return 0;
 }

@@ -30,6 +30,33 @@ static void copy_rows(const clew_exec *x, const clew_step *s, int32_t id, char *
   }
 }
 
+/* What a function left, into the buffer: what it wrote behind a sequence's end stays outside. */
+static void take_rows(const clew_exec *x, const clew_step *s, char *array) {
+  const clew_plan *plan = x->plan;
+  const clew_buffer *b = &plan->buffers[s->edit.out];
+  if (!b->square && !b->scattered) {
+    copy_rows(x, s, s->edit.out, array, false);
+    return;
+  }
+  char *buffer = clew_buffer_data(x, s->edit.out);
+  if (s->edit.out != s->edit.in) { /* the padding */
+    memcpy(buffer, clew_buffer_data(x, s->edit.in), b->bytes);
+  }
+  const clew_rowset *rows = &plan->rows[s->rowset];
+  const size_t row = b->cols * clew_dtype_size(plan->model->config.dtype);
+  const size_t heads = b->square ? (size_t)plan->model->config.n_heads : 1;
+  const size_t longest = s->rowset == 0 ? (size_t)plan->longest : 1;
+  for (size_t seq = 0; seq < (size_t)plan->n_seq; seq++) {
+    const size_t n = (size_t)(rows->row0[seq + 1] - rows->row0[seq]);
+    const size_t keys = (size_t)rows->pos[rows->row0[seq + 1] - 1] + 1;
+    const size_t kept = b->square ? keys * clew_dtype_size(plan->model->config.dtype) : row;
+    for (size_t i = 0; i < heads * n; i++) {
+      const size_t at = ((seq * heads + i / n) * longest + i % n) * row;
+      memcpy(buffer + at, array + at, kept);
+    }
+  }
+}
+
 clew_status clew_op_call(const clew_exec *x, const clew_step *s, clew_error *err) {
   const clew_plan *plan = x->plan;
   const clew_config *c = &plan->model->config;
@@ -55,7 +82,7 @@ clew_status clew_op_call(const clew_exec *x, const clew_step *s, clew_error *err
   const clew_site_ref ref = {e->site, e->layer};
   const int failed = x->input->call(x->input->call_ctx, &result, value, e->call, ref, n_dims, shape);
   if (!failed) { /* the cast: it is only read */
-    copy_rows(x, s, s->edit.out, result != NULL ? (char *)(uintptr_t)result : clew_slab_data(value), false);
+    take_rows(x, s, result != NULL ? (char *)(uintptr_t)result : clew_slab_data(value));
   }
   clew_slab_release(value);
   return failed ? clew_fail(err, CLEW_ERROR_CANCELLED, "a function that edits %s failed", clew_sites[e->site].name)

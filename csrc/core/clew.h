@@ -190,6 +190,7 @@ typedef struct clew_edit {
   const int32_t *positions;               /* [n_batch or n_seq, n_positions]; NULL: all */
   size_t n_batch, n_positions, n_heads, n_neurons;
   const void *value;    /* the model's dtype; borrowed until the plan is freed */
+  size_t n_values;      /* numbers behind it, which strides and selection must stay within; 0: the caller has checked */
   ptrdiff_t strides[4]; /* elements of value from one selected index to the next, by axis; 0: the same for all */
   int32_t call;         /* what input.call is told */
 } clew_edit;

@@ -460,6 +460,31 @@ void clew_site_axes(const clew_config *c, clew_site site, size_t most_keys, size
   *last = end == 'k' ? most_keys : end == 'v' ? (size_t)c->d_vocab_out : clew_axis_length(c, end);
 }
 
+/* Does what an edit reads lie within its value? */
+static clew_status check_value(const clew_plan *plan, const clew_edit *e, size_t heads, size_t width, const char *name,
+                               clew_error *err) {
+  const size_t n[4] = {e->batch != NULL ? e->n_batch : (size_t)plan->n_seq,
+                       e->positions != NULL ? e->n_positions : (size_t)plan->longest,
+                       e->heads != NULL ? e->n_heads : heads, e->neurons != NULL ? e->n_neurons : width};
+  if (e->n_values == 0 || n[0] * n[1] * n[2] * n[3] == 0) {
+    return CLEW_OK;
+  }
+  size_t last = 0;
+  bool outside = false;
+  for (int d = 0; d < 4; d++) {
+    size_t step;
+    outside = outside || e->strides[d] < 0 || __builtin_mul_overflow(n[d] - 1, (size_t)e->strides[d], &step) ||
+              __builtin_add_overflow(last, step, &last);
+  }
+  return !outside && last < e->n_values
+             ? CLEW_OK
+             : clew_fail(err, CLEW_ERROR_SHAPE,
+                         "edit of %s: a value of %zu numbers with strides [%td, %td, %td, %td] does not reach the "
+                         "selected part [%zu, %zu, %zu, %zu]",
+                         name, e->n_values, e->strides[0], e->strides[1], e->strides[2], e->strides[3], n[0], n[1],
+                         n[2], n[3]);
+}
+
 static clew_status copy_edit(clew_plan *plan, const clew_edit *from, const clew_request *r, int32_t first, int32_t last,
                              clew_error *err) {
   clew_edit *e = &plan->edits[plan->n_edits++]; /* from here the plan frees what it points to */
@@ -494,7 +519,10 @@ static clew_status copy_edit(clew_plan *plan, const clew_edit *from, const clew_
   size_t heads, width;
   clew_site_axes(c, e->site, (size_t)plan->most_keys, &heads, &width);
   const size_t n_batch = from->batch != NULL ? from->n_batch : (size_t)plan->n_seq;
-  clew_status status = copy_indices(&e->batch, from->batch, from->n_batch, (size_t)plan->n_seq, "sequence", name, err);
+  clew_status status = check_value(plan, from, heads, width, name, err);
+  status = status != CLEW_OK
+               ? status
+               : copy_indices(&e->batch, from->batch, from->n_batch, (size_t)plan->n_seq, "sequence", name, err);
   status = status != CLEW_OK ? status : copy_indices(&e->heads, from->heads, from->n_heads, heads, "head", name, err);
   status = status != CLEW_OK
                ? status

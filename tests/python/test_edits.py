@@ -240,6 +240,55 @@ def test_freezing(model: clew.Model, tokens: Array) -> None:
     assert np.array_equal(run["z", 0][2], one["z", 0][0])
 
 
+@pytest.mark.parametrize("name", ["set", "add", "scale"])
+@pytest.mark.parametrize("site", ["pattern.1", "attn_scores.0", "logits"])
+def test_padding_stays_as_it_was(model: clew.Model, name: str, site: str) -> None:
+    """What lies behind a sequence's end is no part of a site, keys included."""
+    plain = model.run(RAGGED, capture=site)[site]
+    value = np.float64(0.25)
+    by_function = edit.call(site, lambda x, _: KINDS[name](x, np.full_like(x, value)))
+    for change in (getattr(edit, name)(site, value), getattr(edit, name)(site, value, neurons=[4, 0, 2]), by_function):
+        together = model.run(RAGGED, capture=site, edits=[change])
+        for i, prompt in enumerate(RAGGED):
+            n = len(prompt)
+            behind = together[site][i]
+            if site != "logits":
+                assert not behind[:, n:].any()
+                assert np.array_equal(behind[..., n:], plain[i][..., n:])
+            else:
+                assert not behind[n:].any()
+            if len(prompt) == 5 or "neurons" not in repr(change):
+                alone = model.run(prompt, edits=[change]).logits
+                assert np.allclose(together.logits[i, :n], alone[0], rtol=1e-11)
+
+
+def test_the_core_checks_how_far_a_value_reaches(model: clew.Model) -> None:
+    from clew import _core
+
+    where = next(s for s in model.sites().sites if s.short == "z")
+    nothing, lengths = np.zeros((0, 2), np.int32), np.array([4, 2], np.int32)
+    positions, heads = np.array([[3], [1]], np.int32), np.array([2, 0], np.int32)
+
+    def plan(value: Array, strides: tuple[int, ...], *chosen: Any) -> Any:
+        batch, pos, head, neurons = chosen or (None, None, None, None)
+        item = (where.index, 0, 0, batch, pos, head, neurons, value, strides, -1)
+        return _core.Plan(model._core, lengths, nothing, None, -1, -1, False, 2, edits=[item])
+
+    plan(np.zeros(2 * 4 * 3 * 8), (96, 24, 8, 1))
+    plan(np.zeros(1), (0, 0, 0, 0))
+    plan(np.zeros(2 * 2 * 8), (16, 7, 8, 1), None, positions, heads, None)
+    for value, strides, chosen in (
+        (np.zeros(2 * 4 * 3 * 8 - 1), (96, 24, 8, 1), ()),
+        (np.zeros(31), (16, 0, 8, 1), (None, positions, heads, None)),
+        (np.zeros(4), (-1, 0, 0, 0), ()),
+        (np.zeros(4), (2**62, 2**62, 2**62, 0), ()),
+    ):
+        with pytest.raises(clew.ShapeError, match=r"does not reach the selected part \[2, "):
+            plan(value, strides, *chosen)
+    with pytest.raises(ValueError, match="the value of an edit is empty"):
+        plan(np.zeros(0), (0, 0, 0, 0))
+
+
 def test_freezing_all_of_a_site_spares_what_made_it(model: clew.Model, tokens: Array) -> None:
     other = model.run(tokens, capture="z")
     steps = model.plan(3, POS, edits=[edit.freeze("z", other)]).steps
