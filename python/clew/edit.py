@@ -12,20 +12,25 @@ batch
     Sequences: a number, a list, a slice, or a mask [batch].
 positions
     Positions of every selected sequence: a number, a list, a slice or a mask [pos]; negative ones count from each
-    sequence's own end. An array of two axes [batch', n] gives each selected sequence positions of its own. Of scores
-    and pattern, these are the queries.
+    sequence's own end. [3, 5] means both positions in all of them, however many they are; for a position of each
+    sequence's own give two axes [batch', n], such as [[3], [5]]. Of scores and pattern, these are the queries.
 heads
     Heads, of key-value sites key-value heads.
 neurons
     The last axis: d_model, d_mlp, d_head, d_vocab; of scores and pattern the keys.
 
-A value is broadcast, by NumPy's rules, to the selected part in the site's own axes, [batch', pos', head', d_head].
-Where it has an axis' full length instead, the selected indices are taken from it. Edits of one site apply in order.
-An edit keeps the value that it was made with: a writable array is copied.
+A value is broadcast, by NumPy's rules, to the selected part in the site's own axes, [batch', pos', head', d_head],
+and is in the order of the selection: of heads=[2, 0, 1], its first is for head 2. Where an axis is not as long as the
+selection but as the site's own, the selected indices are taken from it. What `mean_ablate` and `freeze` set always is
+what the reference holds at the selected indices, in whatever order these are.
+
+Edits of one site apply in order. An edit keeps the values and indices that it was made with, whatever becomes of the
+lists and arrays that they came in.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,7 +41,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import ConfigError, ShapeError, SiteError
 from .inputs import as_array, sliced
 from .run import Run
-from .sites import SITES, Site, SiteName, pair_name
+from .sites import LOGITS, SITES, Site, SiteName, pair_name
 
 if TYPE_CHECKING:
     from .model import Model
@@ -64,6 +69,10 @@ class Edit:
     heads: Which = None
     neurons: Which = None
 
+    def __post_init__(self) -> None:
+        for name in ("batch", "positions", "heads", "neurons"):
+            object.__setattr__(self, name, _own(getattr(self, name)))
+
     def __repr__(self) -> str:
         chosen = [(n, getattr(self, n)) for n in ("batch", "positions", "heads", "neurons")]
         shown = "".join(f", {n}={v.tolist() if isinstance(v, np.ndarray) else v}" for n, v in chosen if v is not None)
@@ -71,8 +80,22 @@ class Edit:
 
 
 def _own(value: Any) -> Any:
-    """The value as it is now, whatever becomes of the caller's array; what cannot be written to is not copied."""
-    return value.copy() if isinstance(value, np.ndarray) and value.flags.writeable else value
+    """The value as it is now, whatever becomes of the caller's; what nobody can write to is not copied."""
+    if isinstance(value, np.ndarray):
+        return value if _is_fixed(value) else value.copy()
+    if isinstance(value, list | tuple):
+        return copy.deepcopy(value)
+    return np.asarray(value).copy() if hasattr(value, "__array__") and not isinstance(value, np.generic) else value
+
+
+def _is_fixed(array: Array) -> bool:
+    """Is it a view of a run's memory, which is written to no more? A read-only view of other memory may change."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if base.flags.writeable:
+            return False
+        base = base.base
+    return type(base).__name__ == "PyCapsule"
 
 
 def zero(
@@ -98,7 +121,19 @@ def set(  # noqa: A001 (the public interface's name)
     neurons: Which = None,
     batch: Which = None,
 ) -> Edit:
-    """Sets the selected part to a value, broadcast to it."""
+    """Sets the selected part to a value, broadcast to it and in the order of the selection.
+
+    >>> import clew
+    >>> from clew import edit
+    >>> model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=10))
+    >>> two = [[1, 2, 3], [4, 5, 6]]
+    >>> run = model.run(two, capture="mlp_out", edits=[edit.set("mlp_out", 0.0, positions=[0, 2])])   # in both
+    >>> run["mlp_out"].any(axis=-1).tolist()
+    [[False, True, False], [False, True, False]]
+    >>> run = model.run(two, capture="mlp_out", edits=[edit.set("mlp_out", 0.0, positions=[[0], [2]])])  # one in each
+    >>> run["mlp_out"].any(axis=-1).tolist()
+    [[False, True, True], [True, True, False]]
+    """
     return Edit("set", site, _SET, _own(value), batch, positions, heads, neurons)
 
 
@@ -304,9 +339,12 @@ def _numbers(value: Any, dtype: np.dtype[Any], name: str) -> Array:
 
 
 def _place_value(
-    value: Array, site: Site, full: tuple[int, ...], chosen: Sequence[Ints | None], name: str
+    value: Array, site: Site, full: tuple[int, ...], chosen: Sequence[Ints | None], name: str, whole: bool = False
 ) -> tuple[Array, tuple[int, ...]]:
-    """The value with its strides over selected indices. full: the site's shape; chosen: by axis, None all."""
+    """The value with its strides over selected indices. full: the site's shape; chosen: by axis, None all.
+
+    whole: the value's axes are the site's own, also where the selection is as long.
+    """
     region = tuple(n if c is None else c.shape[-1] for n, c in zip(full, chosen, strict=True))
     if value.ndim > len(full):
         extra = value.shape[: value.ndim - len(full)]
@@ -317,7 +355,7 @@ def _place_value(
     value = value.reshape((1,) * (len(full) - value.ndim) + value.shape)
     for axis, (which, selected) in enumerate(zip(chosen, region, strict=True)):
         n = int(value.shape[axis])
-        if n in (1, selected):
+        if n == 1 or (n == selected and (which is None or not whole)):
             continue
         if n != full[axis] or which is None:
             raise ShapeError(_misfit(name, given, region, site))
@@ -388,6 +426,18 @@ def resolve(
     return core, calls
 
 
+def check_last(core: Iterable[CoreEdit], lengths: Ints) -> None:
+    """Raises ConfigError for edits of logits that reach no sequence's last position, which alone are computed."""
+    for index, _, _, batch, positions, *_ in core:
+        if SITES[index] is LOGITS and positions is not None:
+            ends = (lengths if batch is None else lengths[batch]) - 1
+            if not (positions == ends[:, None]).any():
+                raise ConfigError(
+                    f'edit of logits: logits="last" computes those of the last positions, and the edit is of positions '
+                    f"{positions.tolist()}: it would change nothing"
+                )
+
+
 def _resolve_one(edit: Edit, site: Site, layer: int, model: Model, lengths: Ints) -> CoreEdit:
     name = site.full_name(layer)
     full = site_shape(model, site, lengths)
@@ -402,11 +452,12 @@ def _resolve_one(edit: Edit, site: Site, layer: int, model: Model, lengths: Ints
     by_axis = {0: batch, 1: positions, 2: heads, 3: neurons}
     chosen = [by_axis[_CANONICAL.get(a, 3)] for a in site.axes]
     value: Any = edit.value
+    whole = isinstance(value, _Mean | _Frozen)
     if isinstance(value, _Mean):
         value = _mean(value.reference, site, layer, model)
     elif isinstance(value, _Frozen):
         value = _frozen(value.run, site, layer, lengths)
-    placed, strides = _place_value(_numbers(value, model.dtype, name), site, full, chosen, name)
+    placed, strides = _place_value(_numbers(value, model.dtype, name), site, full, chosen, name, whole)
     return (site.index, layer, edit.kind, batch, positions, heads, neurons, placed, strides, -1)
 
 

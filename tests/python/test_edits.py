@@ -240,6 +240,88 @@ def test_freezing(model: clew.Model, tokens: Array) -> None:
     assert np.array_equal(run["z", 0][2], one["z", 0][0])
 
 
+@pytest.mark.parametrize(
+    ("axis", "chosen", "orders"),
+    [
+        (1, "positions", [[-1, 0, 1, 2, 3, 4, 5], [6, 5, 4, 3, 2, 1, 0], [4, 1]]),
+        (2, "heads", [[2, 0, 1], [1, 0]]),
+        (0, "batch", [[1, 2, 0], [2, 0]]),
+        (3, "neurons", [[7, 6, 5, 4, 3, 2, 1, 0]]),
+    ],
+)
+def test_what_is_frozen_is_taken_by_index(
+    model: clew.Model, tokens: Array, axis: int, chosen: str, orders: list[list[int]]
+) -> None:
+    """In whatever order the indices are listed; a value of `set` is in the order of the selection."""
+    other = model.run((tokens + 1) % 31, capture="z")
+    plain = model.run(tokens, capture="z.0")["z", 0]
+    mean = other["z", 0].mean(axis=(0, 1))
+    for order in orders:
+        select = tuple(order if a == axis else slice(None) for a in range(4))
+        frozen = model.run(tokens, capture="z.0", edits=[edit.freeze("z.0", other, **{chosen: order})])["z", 0]
+        want = plain.copy()
+        want[select] = other["z", 0][select]
+        assert np.array_equal(frozen, want), order
+        if axis > 1:
+            for reference in (other, other["z", 0].copy()):
+                change = edit.mean_ablate("z.0", reference, **{chosen: order})
+                got = model.run(tokens, capture="z.0", edits=[change])["z", 0]
+                want[select] = np.broadcast_to(mean, plain.shape)[select]
+                assert np.allclose(got, want, rtol=1e-12), order
+                want = plain.copy()
+        value = other["z", 0][select]
+        for name, fn in KINDS.items():
+            got = model.run(tokens, capture="z.0", edits=[getattr(edit, name)("z.0", value, **{chosen: order})])
+            want = plain.copy()
+            want[select] = fn(want[select], value)
+            assert np.array_equal(got["z", 0], want), (name, order)
+
+
+def test_an_edit_keeps_what_it_was_made_with(model: clew.Model, tokens: Array) -> None:
+    ones = np.ones(24)
+    want = model.run(tokens, edits=[edit.add("resid_pre.0", ones)]).logits
+
+    def changed(value: Any, memory: Any) -> Array:
+        made = edit.add("resid_pre.0", value)
+        memory[:] = [9.0] * len(memory) if isinstance(memory, list) else 9.0
+        return model.run(tokens, edits=[made]).logits
+
+    memory = ones.copy()
+    view = memory.view()
+    view.flags.writeable = False
+    for value, source in ((a := ones.tolist(), a), (b := ones.copy(), b), (view, memory)):
+        assert np.array_equal(changed(value, source), want)
+
+    class Foreign:
+        """An array of another library."""
+
+        def __init__(self) -> None:
+            self.memory = ones.copy()
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
+            return self.memory
+
+    foreign = Foreign()
+    assert np.array_equal(changed(foreign, foreign.memory), want)
+    for name, indices in (("positions", [0, 2]), ("heads", [0]), ("neurons", [1]), ("batch", [2]),
+                          ("positions", [[0], [1], [2]])):  # fmt: skip
+        for given in (indices, np.array(indices)):
+            kept = model.run(tokens, edits=[edit.zero("z.0", **{name: given})]).logits
+            made = edit.zero("z.0", **{name: given})
+            given[0] = 1 - given[0] if not isinstance(given[0], list) else [3]
+            assert np.array_equal(model.run(tokens, edits=[made]).logits, kept), name
+            indices = [[0], [1], [2]] if isinstance(indices[0], list) else indices
+    prompts = [[1, 2, 3], [4, 5]]
+    made = edit.mean_ablate("z.0", prompts)
+    kept = model.run(tokens, edits=[made]).logits
+    prompts[0][0] = 9
+    assert np.array_equal(model.run(tokens, edits=[made]).logits, kept)
+    run = model.run(tokens, capture="z")
+    assert edit.set("z.0", run["z", 0]).value is not None and np.shares_memory(
+        edit.set("z.0", run["z", 0][:, :2]).value, run["z", 0]
+    ), "a run's memory does not change: no copy"
+
+
 @pytest.mark.parametrize("name", ["set", "add", "scale"])
 @pytest.mark.parametrize("site", ["pattern.1", "attn_scores.0", "logits"])
 def test_padding_stays_as_it_was(model: clew.Model, name: str, site: str) -> None:
