@@ -12,8 +12,8 @@ from . import _core
 from .edit import Edit, as_edits, resolve
 from .engine import WEIGHTS
 from .errors import ConfigError, ShapeError, SiteError, TokenError
-from .inputs import Batch, as_array, real_array
-from .metrics import Metric, as_metric
+from .inputs import Batch, real_array
+from .metrics import Metric, as_metric, value_and_gradient
 from .run import Run
 from .sites import SITES, Site, capture_list, pair_name
 
@@ -232,7 +232,7 @@ def gradients(
     value: list[Array] = []
 
     def shown(logits: Array, name: str) -> Array:
-        numbers, slope = metric.gradient(logits) if isinstance(metric, Metric) else _called(metric, logits)
+        numbers, slope = metric.gradient(logits) if isinstance(metric, Metric) else value_and_gradient(metric, logits)
         value.append(real_array(numbers, "the metric's value"))
         if value[-1].shape not in ((), batch.lengths.shape):
             raise ShapeError(f"the metric's value has shape {list(value[-1].shape)}: one number, or one for each of "
@@ -287,20 +287,6 @@ def _passes(model: Model, sites: list[tuple[Site, int]], weights: bool) -> list[
     rest = [pair for pair in sites if pair[0].short not in own]
     passes = [(rest, weights)] if rest or weights else []
     return [*passes, *([(heads, False)] if heads else [])]
-
-
-def _called(function: Any, logits: Array) -> tuple[ArrayLike, Array]:
-    """What a Python metric gives: (value, gradient by the logits)."""
-    result = function(logits)
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise ConfigError(
-            f"metric {getattr(function, '__name__', function)!r} gave {type(result).__name__}: a metric of gradients "
-            "gives (value, its gradient by the logits), or is one of clew.metrics"
-        )
-    slope = as_array(result[1], "the metric's gradient")
-    if slope.shape != logits.shape:
-        raise ShapeError(f"the metric's gradient has shape {list(slope.shape)}, its logits {list(logits.shape)}")
-    return result[0], slope.copy() if slope is logits else slope  # of ½ Σ logits², the logits themselves
 
 
 def _split(model: Model, wrt: Any) -> tuple[list[tuple[Any, int]], list[str]]:

@@ -258,7 +258,10 @@ class _Function(Metric):
 
     def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
         array = np.asarray(logits)
-        values = real_array(self.function(array), f"what metric {self.name} gave")
+        return self._checked(self.function(array), array)
+
+    def _checked(self, given: ArrayLike, array: Array) -> Array:
+        values = real_array(given, f"what metric {self.name} gave")
         if values.shape != (len(array),):
             raise ShapeError(
                 f"metric {self.name} gave shape {list(values.shape)} for logits {list(array.shape)}: "
@@ -267,16 +270,48 @@ class _Function(Metric):
         return values
 
 
-def as_metric(metric: Metric | Callable[[Array], ArrayLike] | None, model: Model) -> Metric:
+class _Differentiated(_Function):
+    """A Python function of logits [n, 1, vocab] that gives (values [n], their gradient by the logits)."""
+
+    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+        return self._checked(self.gradient(np.asarray(logits))[0], np.asarray(logits))
+
+    def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
+        array = np.asarray(logits)
+        values, slope = value_and_gradient(self.function, array)
+        return self._checked(values, array), slope
+
+
+def value_and_gradient(function: Any, logits: Array) -> tuple[ArrayLike, Array]:
+    """What a Python metric of gradients gives: (value, gradient by the logits).
+
+    Raises ConfigError for what is no such pair, ShapeError for a gradient of another shape.
+    """
+    result = function(logits)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ConfigError(
+            f"metric {getattr(function, '__name__', function)!r} gave {type(result).__name__}: a metric of gradients "
+            "gives (value, its gradient by the logits), or is one of clew.metrics"
+        )
+    slope = as_array(result[1], "the metric's gradient")
+    if slope.shape != logits.shape:
+        raise ShapeError(f"the metric's gradient has shape {list(slope.shape)}, its logits {list(logits.shape)}")
+    return result[0], slope.copy() if slope is logits else slope  # of ½ Σ logits², the logits themselves
+
+
+def as_metric(
+    metric: Metric | Callable[[Array], ArrayLike] | None, model: Model, with_gradient: bool = False
+) -> Metric:
     """The metric itself, checked against the model, or a function as one.
 
-    Raises ConfigError for what is neither.
+    with_gradient: a function gives (value, gradient by the logits). Raises ConfigError for what is neither.
     """
     if isinstance(metric, type) and issubclass(metric, Metric):
         raise ConfigError(f"metric = {metric.__name__}: call it, as in {metric.__name__}(...)")
     if not isinstance(metric, Metric):
         if not callable(metric):
             raise ConfigError(f"metric = {metric!r}: give one of clew.metrics or a function of logits [n, 1, vocab]")
-        metric = _Function(cast("Callable[[Array], ArrayLike]", metric))
+        function = cast("Callable[[Array], ArrayLike]", metric)
+        metric = _Differentiated(function) if with_gradient else _Function(function)
     metric.check(model)
     return metric

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .config import ModelConfig
-from .edit import Edit, as_edits, resolve
+from .edit import Edit, as_edits, check_last, resolve
 from .engine import core_config, place_weights, trainable_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
 from .inputs import (
@@ -27,6 +27,7 @@ from .inputs import (
     vector_batch,
 )
 from .plan import Plan
+from .replay import next_losses
 from .run import Run
 from .sites import LOGITS, SiteName, SiteTable, capture_list
 from .text import TextAccess
@@ -51,17 +52,6 @@ _LOSS = 3
 
 
 _ACTIVE: ContextVar[tuple[tuple[Model, tuple[Edit, ...]], ...]] = ContextVar("clew_edits", default=())
-
-
-def _losses(run: Run) -> Array:
-    """Next-token losses [batch, pos − 1] of kept logits; 0 behind a sequence's end."""
-    assert run.tokens is not None
-    x = run.logits[:, :-1].astype(np.float64)
-    x = x - x.max(axis=-1, keepdims=True)
-    targets = run.tokens[:, 1:]
-    picked = np.take_along_axis(x, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-    losses = np.log(np.exp(x).sum(axis=-1)) - picked
-    return np.where(targets >= 0, losses, 0).astype(run.logits.dtype)
 
 
 class Model(WeightAccess, TextAccess):
@@ -256,7 +246,8 @@ class Model(WeightAccess, TextAccess):
         Parameters
         ----------
         clean, corrupted
-            Prompts of the same lengths: text, ids [pos] or [batch, pos], ragged lists.
+            Prompts of the same lengths: text, ids [pos] or [batch, pos], ragged lists; vectors where the model reads
+            these.
         site
             One kind of site, by short or full name; a name with a layer in it ("z.3") means that layer only.
         over
@@ -265,15 +256,17 @@ class Model(WeightAccess, TextAccess):
         metric
             One of `clew.metrics`, or a function of the last positions' logits [n, 1, vocab] that gives [n].
         layers, positions, heads, neurons
-            Only these, of an axis in `over`.
+            Only these, of an axis in `over`. Negative positions count from each prompt's own end; a prompt that does
+            not have a position stays as it is there.
         keep_batch
             `values` keeps the batch axis, last.
         method
             "attribution": gradient times difference instead, a first-order estimate of every entry from one backward
-            pass (attribution patching, Nanda 2023). A function as metric then gives (value, gradient by the logits).
+            pass (attribution patching, Nanda 2023). A function as metric then gives (values [n], their gradient by the
+            logits [n, 1, vocab]).
 
         Returns a :class:`Sweep`. Raises ShapeError (prompts of different length, indices out of range), SiteError,
-        ConfigError.
+        ConfigError, TokenError (a loss of one token).
 
         >>> import clew
         >>> config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=8, d_vocab=50)
@@ -398,8 +391,9 @@ class Model(WeightAccess, TextAccess):
         wrt
             Sites (as for `capture`), names of weights ("W_Q", "blocks.0.attn.W_Q", "weights" for all) or "embeddings".
 
-        Returns :class:`clew.gradients.Gradients`: by sites in the sites' axes, 0 in padding; `.weights` in classic
-        layout. Raises SiteError, ShapeError, TokenError, ConfigError.
+        Returns :class:`clew.gradients.Gradients`: by sites in the sites' axes, 0 in padding ("logits": [batch, 1,
+        d_vocab] where one of `clew.metrics` reads the last position only); `.weights` in classic layout.
+        Raises SiteError, ShapeError, TokenError, ConfigError.
 
         >>> import clew
         >>> config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=8, d_vocab=50)
@@ -467,10 +461,11 @@ class Model(WeightAccess, TextAccess):
     ) -> Sweep:
         """Path patching (Wang et al. 2023, Goldowsky-Dill et al. 2023): what senders tell receivers directly.
 
-        For each sender: a run of the base prompt with the sender's value from the other one, where every head's `z`
-        (and, unless `through_mlps`, every `mlp_out`) of the sender's block and later ones stays as in the base; what
-        the receivers hold then goes into a second run of the base, whose metric is the result. The base is `corrupted`
-        for "denoise", `clean` for "noise".
+        For each sender: a run of the base prompt with the sender's value from the other one, where every other head's
+        `z` (and, unless `through_mlps`, every other `mlp_out`) of the sender's block and later ones stays as in the
+        base; what the receivers hold then goes into a second run of the base, whose metric is the result. A part of a
+        head or an MLP ("q", "pattern", "pre") speaks through the output of its own. The base is `corrupted` for
+        "denoise", `clean` for "noise".
 
         Parameters
         ----------
@@ -480,7 +475,7 @@ class Model(WeightAccess, TextAccess):
             Sites that listen: names, (name, layer) or (name, layer, head), such as ("q_input", 9, 6); "resid_post.-1"
             is the direct path to the logits.
 
-        Returns a :class:`Sweep`. Raises what `sweep` raises.
+        Returns a :class:`Sweep`. Raises what `sweep` raises; ConfigError where no sender reaches any receiver.
 
         >>> import clew
         >>> config = clew.ModelConfig(n_layers=3, d_model=16, n_heads=2, n_ctx=8, d_vocab=50)
@@ -557,6 +552,8 @@ class Model(WeightAccess, TextAccess):
             where = kept_positions(positions, lengths)
         changes = [*self._active_edits(), *as_edits(edits)]
         core, calls = resolve(changes, self, lengths, start, stop) if changes else ([], [])
+        if logits == _LOGITS["last"]:
+            check_last(core, lengths)
         plan = _core.Plan(
             self._core,
             lengths,
@@ -684,7 +681,8 @@ class Model(WeightAccess, TextAccess):
             First and last block to compute. A run that stops early has no logits; where nothing is captured it keeps
             the residual stream that leaves the last block.
         logits
-            "all" [batch, pos, d_vocab], "last" [batch, 1, d_vocab], or None (without capture, nothing is computed).
+            "all" [batch, pos, d_vocab], "last" [batch, 1, d_vocab] (edits of logits then are of these), or None
+            (without capture, nothing is computed).
         edits
             Interventions of `clew.edit`; captured values are those after edits.
 
@@ -737,7 +735,9 @@ class Model(WeightAccess, TextAccess):
             raise TokenError("loss needs a prompt of two tokens or more: the second is what the first predicts")
         changes = [*self._active_edits(), *as_edits(edits)]
         if any(site is LOGITS for e in changes for site, _ in self._table.resolve([e.site])):
-            losses = _losses(self.run(tokens, edits=edits))
+            run = self.run(tokens, edits=edits)
+            assert run.tokens is not None
+            losses = next_losses(run.logits[:, :-1], run.tokens[:, 1:])
         else:
             plan, calls, _ = self._plan(batch.lengths, None, None, None, None, _LOSS, False, as_edits(edits))
             ((_, _, losses),) = plan.run(batch.tokens, None, calls)

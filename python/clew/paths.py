@@ -12,9 +12,21 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import ConfigError, SiteError
 from .inputs import check_choice
 from .metrics import Metric, as_metric
-from .replay import Base, CoreEdit, Ints, Source
+from .replay import LOGITS_LAST, LOGITS_LOSS, Base, CoreEdit, Ints, Source, own_positions
 from .sites import LOGITS, SITES, Site, SiteName
-from .sweep import Sweep, axis_labels, choose, chunks, find_kind, first_difference, same_prompts, swept_axes
+from .sweep import (
+    Sweep,
+    axis_labels,
+    baseline,
+    choose,
+    choose_positions,
+    chunks,
+    find_kind,
+    first_difference,
+    same_prompts,
+    swept_axes,
+    variant_starts,
+)
 
 if TYPE_CHECKING:
     from .model import Model
@@ -24,6 +36,63 @@ Receiver = str | tuple[str, int] | tuple[str, int, int]
 
 _Z = next(s for s in SITES if s.short == "z")
 _MLP_OUT = next(s for s in SITES if s.short == "mlp_out")
+# ways of _READERS that only parallel blocks have, only serial ones, only those whose branches share a norm
+_PARALLEL_ONLY, _SERIAL_ONLY, _SHARED_ONLY = (
+    {("resid_pre", "mlp_in"), ("attn_out", "resid_post")},
+    {("attn_out", "resid_mid"), ("resid_mid", "mlp_in"), ("resid_mid", "resid_post")},
+    {("ln1.out", "pre"), ("ln1.out", "pre_linear")},
+)
+_READERS = {
+    "resid_pre": "attn_in mlp_in resid_mid resid_post",
+    "attn_in": "q_input k_input v_input ln1.scale ln1.normalized ln1.out q k v",
+    "ln1.scale": "ln1.normalized",
+    "ln1.normalized": "ln1.out",
+    "ln1.out": "q k v pre pre_linear",
+    **{f"{a}_input": a for a in "qkv"},
+    **{a: f"{a}_normed rot_{a} attn_scores" for a in "qk"},
+    **{f"{a}_normed": f"rot_{a} attn_scores" for a in "qk"},
+    **{f"rot_{a}": "attn_scores" for a in "qk"},
+    "attn_scores": "pattern",
+    "pattern": "z",
+    "v": "z",
+    "z": "result ln1_post.scale ln1_post.normalized ln1_post.out attn_out",
+    "result": "ln1_post.scale ln1_post.normalized ln1_post.out attn_out",
+    "attn_out": "resid_mid resid_post",
+    "resid_mid": "mlp_in resid_post",
+    "mlp_in": "ln2.scale ln2.normalized ln2.out pre pre_linear",
+    "ln2.scale": "ln2.normalized",
+    "ln2.normalized": "ln2.out",
+    "ln2.out": "pre pre_linear",
+    "pre": "post",
+    "pre_linear": "post",
+    "post": "ln2_post.scale ln2_post.normalized ln2_post.out mlp_out",
+    **{f"{n}.scale": f"{n}.normalized" for n in ("ln1_post", "ln2_post")},
+    **{f"{n}.normalized": f"{n}.out" for n in ("ln1_post", "ln2_post")},
+    "ln1_post.out": "attn_out",
+    "ln2_post.out": "mlp_out",
+    "mlp_out": "resid_post",
+}
+"""What reads a site within a block, by names without "hook_"; sites that a model lacks are passed over."""
+
+
+def _plain(site: Site) -> str:
+    return site.name.replace("hook_", "").removeprefix("blocks.L.").removeprefix("attn.").removeprefix("mlp.")
+
+
+def _reached(model: Model, site: str, held: set[str]) -> set[str]:
+    """What of a block hears a change of one of its sites where these are held."""
+    config = model.config
+    absent = _SERIAL_ONLY if config.parallel_attn_mlp else _PARALLEL_ONLY
+    absent = absent if config.parallel_attn_mlp and config.shared_norm else absent | _SHARED_ONLY
+    found: set[str] = set()
+    new = [site]
+    while new:
+        at = new.pop()
+        for reader in _READERS.get(at, "").split():
+            if (at, reader) not in absent and reader not in held | found:
+                found.add(reader)
+                new.append(reader)
+    return found
 
 
 def _receivers(model: Model, given: Receiver | Iterable[Receiver]) -> list[tuple[Site, int, int | None]]:
@@ -96,15 +165,13 @@ def path_patch(
     if "layer" not in axes and len(senders) != 1:
         raise ConfigError(f'over = {list(axes)}: without "layer", layers= must name the sender\'s one layer')
     measure = as_metric(metric, model)
-    if measure.wants_loss:
-        raise ConfigError("path patching measures the last position's logits; loss is read off all positions")
     ends = _receivers(model, receivers)
     first, second = same_prompts(model, clean, corrupted)
     into, from_batch = (second, first) if direction == "denoise" else (first, second)
     n_layers = model.config.n_layers
     where = {
         "layer": senders,
-        "pos": choose("position", positions, int(into.lengths.max()), kind.name),
+        "pos": choose_positions(positions, into.lengths, kind.name),
         "head": choose("head", heads, kind.length(model, "head"), kind.name) if "head" in axes else [],
     }
     for name, given in (("pos", positions), ("head", heads)):
@@ -113,21 +180,40 @@ def path_patch(
                 f"{'positions' if name == 'pos' else name + 's'} are chosen, but the sweep is over {list(axes)}"
             )
     frozen = [_Z, *([] if through_mlps or model.config.attn_only else [_MLP_OUT])]
+    # the branch that a sender is part of speaks for it: its own output is not held (no other head of it would change)
+    speaks = set() if kind.short.startswith("resid") else _reached(model, _plain(kind), {"resid_mid"})
+    others = [s for s in frozen if s is kind or _plain(s) not in speaks]
+    names = {_plain(s) for s in frozen}
+    in_block = {_plain(kind)} | _reached(model, _plain(kind), {_plain(s) for s in others})
+    in_later = {"resid_pre"} | _reached(model, "resid_pre", names)
+
+    def hears(site: Site, layer: int, sender: int) -> bool:
+        if not site.layered:
+            return site.index > kind.index
+        return layer >= sender and _plain(site) in (in_block if layer == sender else in_later)
+
+    if not any(hears(s, n, layer) for s, n, _ in ends for layer in where["layer"]):
+        said = ", ".join(s.full_name(n) for s, n, _ in ends[:4]) + (", …" if len(ends) > 4 else "")
+        raise ConfigError(
+            f"nothing that {kind.name} of layer {', '.join(map(str, where['layer']))} sends reaches {said}: receivers "
+            f"lie behind a sender, and every later {' and '.join(s.name for s in frozen)} is held"
+        )
     held = [(s, layer) for s in frozen for layer in range(min(where["layer"]), n_layers)]
-    base, source = Base.pair(model, into, from_batch, [*held, *((kind, layer) for layer in where["layer"])])
+    logits = LOGITS_LOSS if measure.wants_loss else LOGITS_LAST
+    base, source = Base.pair(model, into, from_batch, [*held, *((kind, layer) for layer in where["layer"])], logits)
     sources = {layer: Source(kind, source.site(kind, layer)) for layer in where["layer"]}
     everyone = np.arange(len(base.lengths), dtype=np.int32)
-    measure.check_batch(len(everyone))
-    baseline, reference = measure(base.output, everyone), measure(source.output, everyone)
-    differs = first_difference(base, source.tokens) if base.causal else base.lengths * 0
+    unpatched, reference = baseline(base, measure), baseline(source, measure)
+    differs = first_difference(base, source) if base.causal else base.lengths * 0
     variants = [dict(zip(axes, at, strict=True)) for at in itertools.product(*(where[a] for a in axes))]
-    out = np.broadcast_to(baseline, (len(variants), len(everyone))).copy()
+    out = np.broadcast_to(unpatched, (len(variants), len(everyone))).copy()
     for layer in where["layer"]:
-        later = [(s, n, h) for s, n, h in ends if n > layer or (n == layer and s.index > kind.index) or not s.layered]
+        later = [(s, n, h) for s, n, h in ends if hears(s, n, layer)]
         members = [i for i, v in enumerate(variants) if v.get("layer", where["layer"][0]) == layer]
         if not later:
             continue  # nothing of the sender reaches them
-        starts = {i: _starts(base, differs, variants[i].get("pos")) for i in members}
+        at = {i: own_positions(variants[i].get("pos"), base.lengths) for i in members}
+        starts = {i: variant_starts(base, differs, at[i]) for i in members}
         rows = np.array([int((base.lengths - starts[i]).sum()) if i in starts else 0 for i in range(len(variants))])
         for chunk in chunks([i for i in members if rows[i]], rows):
             examples = [np.flatnonzero(starts[i] < base.lengths).astype(np.int32) for i in chunk]
@@ -137,14 +223,14 @@ def path_patch(
             edits = [
                 _set_rows(s, n, _own_rows(base.site(s, n), 1, which, begin, longest), None)
                 for s in frozen
-                for n in range(layer, n_layers)
+                for n in range(layer if s in others else layer + 1, n_layers)
             ]
             n = 0
             for i, own in zip(chunk, examples, strict=True):
                 sequences = np.arange(n, n + len(own), dtype=np.int32)
-                edits.append(
-                    sources[layer].edit(layer, sequences, own, variants[i].get("pos"), variants[i].get("head"))
-                )
+                pos = at[i]
+                pos = None if pos is None else pos[own]
+                edits.append(sources[layer].edit(layer, sequences, own, pos, variants[i].get("head")))
                 n += len(own)
             capture = sorted({(s.index, n) for s, n, _ in later})
             heard = base.replay(which, begin, layer, edits, [(SITES[i], n) for i, n in capture], logits=0)
@@ -157,12 +243,4 @@ def path_patch(
             out[np.repeat(chunk, [len(e) for e in examples]), which] = values
     values = out.reshape(*(len(where[a]) for a in axes), -1)
     labels = tuple(tuple(axis_labels(model, base, a, where[a])) for a in axes)
-    return Sweep(values, axes, labels, baseline, reference, kind.name, measure.name, keep_batch)
-
-
-def _starts(base: Base, differs: Ints, pos: int | None) -> Ints:
-    """[batch] where a variant begins; a prompt's length where nothing changes."""
-    if pos is None:
-        return differs
-    nothing = (pos >= base.lengths) | ((pos < differs) if base.causal else False)
-    return np.asarray(np.where(nothing, base.lengths, pos if base.causal else 0), np.int32)
+    return Sweep(values, axes, labels, unpatched, reference, kind.name, measure.name, keep_batch)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .edit import resolve, site_shape
-from .errors import ConfigError, UnsupportedModelError
+from .errors import ConfigError, TokenError
 from .inputs import Batch
 from .sites import LOGITS, SITES, Site
 
@@ -72,11 +72,32 @@ def _gathered(value: Array, strides: tuple[int, ...], shape: tuple[int, ...], ro
     return taken.reshape(-1), tuple(own)
 
 
+def next_losses(logits: Array, targets: Array) -> Array:
+    """Losses [sequence, pos] of logits [sequence, pos, vocab]; 0 where the target is negative, which means none."""
+    x = logits.astype(np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    picked = np.take_along_axis(x, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    losses = np.log(np.exp(x).sum(axis=-1)) - picked
+    return np.where(targets >= 0, losses, 0).astype(logits.dtype)
+
+
+def check_loss(model: Model, lengths: Ints) -> None:
+    """Raises ConfigError for a model that predicts no next token, TokenError for a prompt that has none."""
+    if model.config.d_in is not None or model.config.d_out is not None:
+        raise ConfigError(
+            f"loss: a model with d_in = {model.config.d_in}, d_out = {model.config.d_out} predicts no next token"
+        )
+    if (lengths < 2).any():
+        raise TokenError(
+            f"loss needs prompts of two tokens or more, not {lengths.tolist()}: the second is what the first predicts"
+        )
+
+
 class Base:
     """A run that variants start from: its residual stream, keys and values of every layer.
 
     Edits that hold (`model.edited`) hold in the run and in its variants. Raises ConfigError for those that call a
-    function.
+    function, and what `check_loss` raises where losses are asked for.
     """
 
     def __init__(
@@ -87,29 +108,29 @@ class Base:
         logits: int = LOGITS_LAST,
         kept: Kept | None = None,
     ):
-        """kept: what a run of these prompts gave, where there has been one."""
-        if batch.tokens is None:
-            raise UnsupportedModelError(
-                f"sweeps patch prompts of tokens: this model reads vectors, d_in = {model.config.d_in}"
-            )
-        self.model, self.lengths, self.tokens = model, batch.lengths, batch.tokens
+        """logits: LAST, or LOSS for losses instead, whatever is captured.
+        kept: what a run of these prompts gave, where there has been one.
+        """
+        self.model, self.lengths = model, batch.lengths
+        self.inputs: Array = batch.vectors if batch.tokens is None else batch.tokens  # type: ignore[assignment]
+        """Ids [Σ lengths] or vectors [Σ lengths, d_in]."""
         n_layers = model.config.n_layers
+        if logits == LOGITS_LOSS:
+            check_loss(model, batch.lengths)
         self._held, calls = resolve(model._active_edits(), model, batch.lengths, None, None)
         if calls:
             raise ConfigError("a sweep inside model.edited with edit.call: its variants run in parts, not whole")
-        if logits == LOGITS_LOSS and self.is_edited(LOGITS, 0):
-            raise ConfigError(
-                "a sweep of losses inside model.edited with edits of logits: losses are not read off them"
-            )
+        # losses of edited logits are read off all of them
+        whole = (LOGITS, 0) in capture or (logits == LOGITS_LOSS and self.is_edited(LOGITS, 0))
         self.causal = model.config.attention_dir == "causal"
         k, v = key_site(model), next(s for s in SITES if s.short == "v")
         own = [(s, layer) for s in ((_RESID_PRE, k, v) if self.causal else (_RESID_PRE,)) for layer in range(n_layers)]
         if kept is None:
-            pairs = sorted({(s.index, layer) for s, layer in [*own, *capture]})
-            plan = core_plan(
-                model, batch.lengths, [(SITES[i], layer) for i, layer in pairs], -1, logits, False, edits=self._held
-            )
-            kept = stacks(plan.run(batch.tokens, None))
+            pairs = sorted({(s.index, layer) for s, layer in [*own, *capture] if s is not LOGITS})
+            sites = [(SITES[i], layer) for i, layer in pairs]
+            mode = LOGITS_ALL if whole else logits
+            plan = core_plan(model, batch.lengths, sites, -1, mode, False, edits=self._held)
+            kept = stacks(plan.run(batch.tokens, batch.vectors))
         self.kept = kept
         self.first = np.concatenate([[0], np.cumsum(batch.lengths)[:-1]])
         """[batch] where each prompt's tokens begin"""
@@ -117,18 +138,27 @@ class Base:
             self.resid = self.kept[_RESID_PRE][1]
             """[layer, batch, pos, d_model]"""
         self.cache = ([], []) if not (self.causal and n_layers) else tuple(list(self.kept[s][1]) for s in (k, v))
+        everyone = np.arange(len(self.lengths), dtype=np.int32)
+        self.output = self.kept[LOGITS][1]
+        """Logits of the last positions [batch, 1, vocab], or losses [batch, pos − 1]."""
+        if whole and logits == LOGITS_LOSS:
+            self.output = self._losses(everyone, 0 * everyone, self.output)
+        elif whole:
+            self.output = self.output[everyone, self.lengths - 1][:, None]
 
     @classmethod
     def pair(
         cls, model: Model, into: Batch, source: Batch, capture: Sequence[tuple[Site, int]], logits: int = LOGITS_LAST
     ) -> tuple[Base, Base]:
         """Two bases of equally long prompts, in one run where no edits hold: its products have twice as many rows."""
-        if model._active_edits() or into.tokens is None or source.tokens is None:
+        if model._active_edits():
             return cls(model, into, capture, logits), cls(model, source, capture, logits)
-        lengths, tokens = (
-            np.concatenate(two) for two in ((into.lengths, source.lengths), (into.tokens, source.tokens))
-        )
-        both = cls(model, Batch(lengths, tokens), capture, logits).kept
+        lengths = np.concatenate([into.lengths, source.lengths])
+        if into.tokens is None or source.tokens is None:
+            rows = np.concatenate([into.vectors, source.vectors])
+            both = cls(model, Batch(lengths, vectors=rows), capture, logits).kept
+        else:
+            both = cls(model, Batch(lengths, np.concatenate([into.tokens, source.tokens])), capture, logits).kept
         n = len(into.lengths)
 
         def part(half: slice) -> Kept:
@@ -141,11 +171,6 @@ class Base:
             cls(model, into, capture, logits, part(slice(None, n))),
             cls(model, source, capture, logits, part(slice(n, None))),
         )
-
-    @property
-    def output(self) -> Array:
-        """Logits of the last positions [batch, 1, vocab], or losses [batch, pos − 1]."""
-        return next(a for s, (_, a) in self.kept.items() if s.name == "logits")
 
     @property
     def edited(self) -> bool:
@@ -211,8 +236,8 @@ class Base:
         within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
         pos = within + np.repeat(starts, lengths)
         seq = np.repeat(examples, lengths)
-        tokens = np.ascontiguousarray(self.tokens[self.first[seq] + pos])
-        embeddings = None
+        inputs = np.ascontiguousarray(self.inputs[self.first[seq] + pos])
+        tokens, embeddings = (inputs, None) if inputs.ndim == 1 else (None, inputs)
         if layer >= 0:
             n = 0 if begun is None else len(begun)
             embeddings = np.ascontiguousarray(self.resid[layer][seq[n:], pos[n:]])
@@ -234,13 +259,32 @@ class Base:
         calls: Sequence[Callable[..., Any]] = (),
         begun: Array | None = None,
     ) -> Array:
-        """A metric of last logits, of every variant [sequence]: read off in the core where it can be."""
-        told = None if any(SITES[e[0]] is LOGITS for e in (*edits, *self._held)) else metric.in_core(examples)
+        """The metric of every variant [sequence]: read off in the core where it can be."""
+        edited = any(SITES[e[0]] is LOGITS for e in (*edits, *self._held))
+        if metric.wants_loss:
+            mode = LOGITS_ALL if edited else LOGITS_LOSS
+            given = self.replay(examples, starts, layer, edits, logits=mode, calls=calls, begun=begun)[LOGITS][1]
+            return self.mean_loss(examples, starts, self._losses(examples, starts, given) if edited else given)
+        told = None if edited else metric.in_core(examples)
         if told is None:
             kept = self.replay(examples, starts, layer, edits, calls=calls, begun=begun)
             return metric(kept[LOGITS][1], examples)
         number, picks, reference = told
         return self.replay(examples, starts, layer, edits, (), number, calls, (picks, reference), begun)[LOGITS][1]
+
+    def mean_loss(self, examples: Ints, starts: Ints, losses: Array) -> Array:
+        """Mean loss of each variant: the base's up to where it starts, its own from there. losses: [n, computed − 1]"""
+        total = np.add.reduce(losses, axis=1, dtype=np.float64)
+        before = np.arange(self.output.shape[1]) < starts[:, None]
+        total += np.add.reduce(np.where(before, self.output[examples], 0), axis=1, dtype=np.float64)
+        return np.asarray(total / (self.lengths[examples] - 1))
+
+    def _losses(self, examples: Ints, starts: Ints, logits: Array) -> Array:
+        """Losses [sequence, computed − 1] of the logits of all computed positions."""
+        pos = starts[:, None] + 1 + np.arange(logits.shape[1] - 1)
+        there = pos < self.lengths[examples][:, None]
+        at = self.first[examples][:, None] + pos
+        return next_losses(logits[:, :-1], np.where(there, self.inputs[np.where(there, at, 0)], -1))
 
     def advance(
         self, examples: Ints, starts: Ints, layers: tuple[int, int], edits: Sequence[CoreEdit], begun: Array | None
@@ -269,26 +313,45 @@ class Source:
         layer: int,
         sequences: Ints,
         examples: Ints,
-        pos: int | None = None,
+        pos: Ints | None = None,
         head: int | None = None,
         neuron: int | None = None,
     ) -> CoreEdit:
-        """Sets the site of these sequences to these examples' values: all of it, or one position, head, neuron."""
+        """Sets the site of these sequences to these examples' values: all of it, or one position, head, neuron.
+
+        pos: [example] the position of each.
+        """
         array, strides = self.array, list(self.strides)
-        if not np.array_equal(examples, np.arange(len(array))):
-            array = np.ascontiguousarray(array[examples])
-        offset = (pos or 0) * strides[1] + (head or 0) * strides[2] + (neuron or 0) * strides[3]
-        n_pos = self.array.shape[self.site.axes.index("pos")]
-        where = np.arange(n_pos) if pos is None else np.array([pos])
+        offset = (head or 0) * strides[2] + (neuron or 0) * strides[3]
+        axis = self.site.axes.index("pos")
+        if pos is not None and (pos != pos[0]).any():  # each sequence's own: picked out
+            array = np.ascontiguousarray(array[examples, pos] if axis == 1 else array[examples, :, pos])
+            strides[0], strides[1] = array[0].size, 0
+            if axis == 2:  # where a head's queries were, one is left
+                strides[2] = array.shape[-1]
+                offset = (head or 0) * strides[2] + (neuron or 0)
+        else:
+            if not np.array_equal(examples, np.arange(len(array))):
+                array = np.ascontiguousarray(array[examples])
+            offset += 0 if pos is None else int(pos[0]) * strides[1]
+        where = np.arange(self.array.shape[axis])[None] if pos is None else pos[:, None]
         return (
             self.site.index,
             layer,
             0,
             np.ascontiguousarray(sequences, np.int32),
-            np.ascontiguousarray(np.broadcast_to(where, (len(sequences), len(where))), np.int32),
+            np.ascontiguousarray(np.broadcast_to(where, (len(sequences), where.shape[1])), np.int32),
             None if head is None else np.array([head], np.int32),
             None if neuron is None else np.array([neuron], np.int32),
             array.reshape(-1)[offset:],
             tuple(strides),
             -1,
         )
+
+
+def own_positions(pos: int | None, lengths: Ints) -> Ints | None:
+    """[batch] a position of every sequence, a negative one from its own end; −1 where it has none."""
+    if pos is None:
+        return None
+    at = np.full(len(lengths), pos) if pos >= 0 else np.maximum(lengths + pos, -1)
+    return np.asarray(np.where(at < lengths, at, -1), np.int32)

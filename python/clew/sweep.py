@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import ConfigError, ShapeError, SiteError
 from .inputs import as_array, check_choice, sliced
 from .metrics import Metric, as_metric
-from .replay import LOGITS_LAST, LOGITS_LOSS, Base, CoreEdit, Ints, Source
-from .sites import LOGITS, SITES, Site, SiteName, pair_name
+from .replay import LOGITS_LAST, LOGITS_LOSS, Base, CoreEdit, Ints, Source, own_positions
+from .sites import SITES, Site, SiteName, pair_name
 from .weights import whole
 
 if TYPE_CHECKING:
@@ -163,12 +163,7 @@ def _measure(base: Base, variants: Sequence[_Variant], metric: Metric, baseline:
                 base, which, starts, np.repeat([variants[i].layer for i in chunk], sizes), core
             )
             calls = variants[chunk[0]].calls
-            if metric.wants_loss:
-                kept = base.replay(which, starts, layer, core, logits=LOGITS_LOSS, calls=calls, begun=begun)
-                values = _splice_losses(base, which, starts, kept[LOGITS][1])
-            else:
-                values = base.measure(metric, which, starts, layer, core, calls, begun)
-            out[np.repeat(chunk, sizes), which] = values
+            out[np.repeat(chunk, sizes), which] = base.measure(metric, which, starts, layer, core, calls, begun)
     return out
 
 
@@ -187,20 +182,12 @@ def _joined(
     return joins[-1], begun, [e for e in core if not SITES[e[0]].layered or e[1] >= joins[-1]]
 
 
-def _splice_losses(base: Base, examples: Ints, starts: Ints, losses: Array) -> Array:
-    """Mean loss of each variant: the base's up to where it starts, its own from there. losses: [n, computed − 1]"""
-    total = np.add.reduce(losses, axis=1, dtype=np.float64)
-    before = np.arange(base.output.shape[1]) < starts[:, None]
-    total += np.add.reduce(np.where(before, base.output[examples], 0), axis=1, dtype=np.float64)
-    return np.asarray(total / (base.lengths[examples] - 1))
-
-
-def _baseline(base: Base, metric: Metric) -> Array:
+def baseline(base: Base, metric: Metric) -> Array:
     """The metric of the base itself [batch]."""
     metric.check_batch(len(base.lengths))
     everyone = np.arange(len(base.lengths), dtype=np.int32)
     if metric.wants_loss:
-        return _splice_losses(base, everyone, base.lengths, np.zeros((len(everyone), 0)))
+        return base.mean_loss(everyone, base.lengths, np.zeros((len(everyone), 0)))
     return metric(base.output, everyone)
 
 
@@ -227,13 +214,34 @@ def choose(what: str, given: Iterable[int] | slice | None, n: int, site: str) ->
     return [i % n for i in chosen]
 
 
+def choose_positions(given: Iterable[int] | slice | None, lengths: Ints, site: str) -> list[int]:
+    """Positions of prompts; of prompts of different lengths negative ones stay, each counts them from its own end.
+
+    Raises ShapeError for what the longest prompt does not have, and for slices that mean others in other prompts.
+    """
+    longest = int(lengths.max())
+    if (lengths == longest).all() or given is None:
+        return choose("position", given, longest, site)
+    if isinstance(given, slice):
+        if any(isinstance(end, int) and end < 0 for end in (given.start, given.stop)):
+            raise ShapeError(
+                f"positions = {given} of {site}, for prompts of {lengths.tolist()} tokens: list them, negative ones "
+                "count from each prompt's own end"
+            )
+        return choose("position", given, longest, site)
+    entries = list(given) if isinstance(given, Iterable) else given
+    chosen = choose("position", entries, longest, site)
+    asked = np.atleast_1d(np.asarray(entries)).ravel()
+    return [at - longest if negative else at for at, negative in zip(chosen, asked < 0, strict=True)]
+
+
 def axis_labels(model: Model, base: Base, axis: str, entries: list[int]) -> list[Any]:
     """What an axis' entries are: numbers, and for positions of one text its tokens."""
-    if axis != "pos" or len(base.lengths) > 1:
+    if axis != "pos" or len(base.lengths) > 1 or base.inputs.ndim > 1:
         return list(entries)
     if model.tokenizer is None:
-        return [int(base.tokens[i]) for i in entries]
-    return model.to_str_tokens(base.tokens[entries])
+        return [int(base.inputs[i]) for i in entries]
+    return model.to_str_tokens(base.inputs[entries])
 
 
 def find_kind(model: Model, name: SiteName, layers: Iterable[int] | slice | None) -> tuple[Site, Any]:
@@ -279,13 +287,24 @@ def same_prompts(model: Model, clean: Any, corrupted: Any) -> tuple[Any, Any]:
     return a, b
 
 
-def first_difference(base: Base, other: NDArray[np.int32]) -> Ints:
+def first_difference(base: Base, source: Base) -> Ints:
     """[batch] first position where the prompts differ; the length where they do not."""
     out = base.lengths.copy()
+    unlike = base.inputs != source.inputs
+    if unlike.ndim > 1:  # vectors
+        unlike = unlike.any(axis=1)
     for i, (at, n) in enumerate(zip(base.first, base.lengths, strict=True)):
-        differs = np.flatnonzero(base.tokens[at : at + n] != other[at : at + n])
+        differs = np.flatnonzero(unlike[at : at + n])
         out[i] = differs[0] if differs.size else n
     return np.asarray(out, np.int32)
+
+
+def variant_starts(base: Base, differs: Ints, pos: Ints | None) -> Ints:
+    """[batch] where a variant begins; a prompt's length where nothing changes. pos: `own_positions`"""
+    if pos is None:
+        return differs
+    nothing = (pos < 0) | ((pos < differs) if base.causal else False)
+    return np.asarray(np.where(nothing, base.lengths, pos if base.causal else 0), np.int32)
 
 
 def sweep(
@@ -309,19 +328,18 @@ def sweep(
     kind, layers = find_kind(model, site, layers)
     axes = swept_axes(kind, over)
     check_choice(("denoise", "noise"), direction=direction)
-    measure = as_metric(metric, model)
+    measure = as_metric(metric, model, with_gradient=method == "attribution")
     first, second = same_prompts(model, clean, corrupted)
     into, source_batch = (second, first) if direction == "denoise" else (first, second)
     n_layers = model.config.n_layers
     all_layers = choose("layer", layers, n_layers, kind.name) if kind.layered else [0]
     logits = LOGITS_LOSS if measure.wants_loss else LOGITS_LAST
     base, source = Base.pair(model, into, source_batch, [(kind, layer) for layer in all_layers], logits)
-    baseline, reference = _baseline(base, measure), _baseline(source, measure)
+    unpatched, reference = baseline(base, measure), baseline(source, measure)
     sources = {layer: Source(kind, source.site(kind, layer)) for layer in all_layers}
-    longest = int(base.lengths.max())
     entries: dict[str, list[int]] = {
         "layer": all_layers,
-        "pos": choose("position", positions, longest, kind.name),
+        "pos": choose_positions(positions, base.lengths, kind.name),
         "head": choose("head", heads, kind.length(model, "head"), kind.name)
         if "head" in axes or heads is not None
         else [],
@@ -336,18 +354,15 @@ def sweep(
             )
     if method == "attribution":
         estimate = _attribution(model, into, base, source, kind, axes, entries, measure)
-        values = estimate + baseline
+        values = estimate + unpatched
         labels = tuple(tuple(axis_labels(model, base, a, entries[a])) for a in axes)
         return Sweep(
-            values, axes, labels, baseline, reference, kind.name, f"{measure.said(model)} (estimated)", keep_batch
+            values, axes, labels, unpatched, reference, kind.name, f"{measure.said(model)} (estimated)", keep_batch
         )
-    differs = first_difference(base, source.tokens) if base.causal else base.lengths * 0
+    differs = first_difference(base, source) if base.causal else base.lengths * 0
 
     def variant(**at: int) -> _Variant:
-        pos = at.get("pos")
-        starts = differs if pos is None else np.where((pos < differs) | (pos >= base.lengths), base.lengths, pos)
-        if not base.causal:
-            starts = base.lengths * 0 if pos is None else np.where(pos >= base.lengths, base.lengths, 0)
+        pos = own_positions(at.get("pos"), base.lengths)
         changed = [at["layer"]] if "layer" in at else all_layers
         moved = kind is _RESID_POST and changed[0] + 1 < n_layers and len(changed) == 1
         moved = moved and not base.is_edited(_RESID_PRE, changed[0] + 1)  # which comes between
@@ -355,20 +370,21 @@ def sweep(
 
         def make(sequences: Ints, examples: Ints) -> list[CoreEdit]:
             out = []
+            own = None if pos is None else pos[examples]
             for layer in changed:
-                one = sources[layer].edit(layer + moved, sequences, examples, pos, at.get("head"), at.get("neuron"))
+                one = sources[layer].edit(layer + moved, sequences, examples, own, at.get("head"), at.get("neuron"))
                 out.append((where.index, *one[1:]))
             return out
 
         start = changed[0] + moved if kind.layered else n_layers - 1 if kind.index > _RESID_POST.index else -1
-        return _Variant(start, np.asarray(starts, np.int32), make)
+        return _Variant(start, variant_starts(base, differs, pos), make)
 
     product = itertools.product(*(entries[a] for a in axes))
     variants = [variant(**dict(zip(axes, at, strict=True))) for at in product]
     shape = tuple(len(entries[a]) for a in axes)
-    values = _measure(base, variants, measure, baseline).reshape(*shape, -1)
+    values = _measure(base, variants, measure, unpatched).reshape(*shape, -1)
     labels = tuple(tuple(axis_labels(model, base, a, entries[a])) for a in axes)
-    return Sweep(values, axes, labels, baseline, reference, kind.name, measure.said(model), keep_batch)
+    return Sweep(values, axes, labels, unpatched, reference, kind.name, measure.said(model), keep_batch)
 
 
 def _attribution(
@@ -387,7 +403,7 @@ def _attribution(
     """
     from .gradients import gradients
 
-    prompts = np.split(into.tokens, np.cumsum(into.lengths)[:-1])
+    prompts = np.split(base.inputs, np.cumsum(into.lengths)[:-1])
     layers = entries["layer"] or [0]
     names = [kind.full_name(layer) for layer in layers]
     slopes = gradients(model, prompts, metric, names, (), None)
@@ -396,7 +412,12 @@ def _attribution(
         new, old = source.site(kind, layer), base.site(kind, layer)
         with np.errstate(invalid="ignore"):
             change = np.where(np.isneginf(new) & np.isneginf(old), 0, new - old)
-        parts.append(slopes[name].astype(np.float64) * change)
+        slope = slopes[name].astype(np.float64)
+        if slope.shape != change.shape:  # logits, of which the metric reads the last
+            ends, last = (np.arange(len(change)), base.lengths - 1), slope[:, 0]
+            slope = np.zeros(change.shape)
+            slope[ends] = last
+        parts.append(slope * change)
     product = np.stack(parts)
     if metric.wants_loss:  # the gradient is of the mean over the batch's tokens; an example's own mean is asked for
         weight = (base.lengths - 1).sum() / np.maximum(base.lengths - 1, 1)
@@ -411,7 +432,11 @@ def _attribution(
     product = product.transpose(*kept, batch, *(i for i in range(product.ndim) if i not in (*kept, batch)))
     product = product.reshape(product.shape[: len(axes) + 1])
     for i, a in enumerate(axes):
-        if a != "layer":
+        if a == "pos":  # each prompt's own, nothing where it has none
+            at = np.stack([np.asarray(own_positions(p, base.lengths)) for p in entries[a]])
+            at = at.reshape(*(len(at) if axis == i else 1 for axis in range(len(axes))), -1)
+            product = np.where(at < 0, 0, np.take_along_axis(product, np.maximum(at, 0), axis=i))
+        elif a != "layer":
             product = product.take(entries[a], axis=i)
     return np.asarray(product)
 
@@ -465,8 +490,8 @@ def sweep_edits(
     if not variants:
         raise ConfigError("edits is empty: the sweep has no variants")
     base = Base(model, model._batch(tokens, None, None), logits=LOGITS_LOSS if measure.wants_loss else LOGITS_LAST)
-    baseline = _baseline(base, measure)
+    unpatched = baseline(base, measure)
     made = [_edit_variant(model, base, v) for v in variants]
-    values = _measure(base, made, measure, baseline)
+    values = _measure(base, made, measure, unpatched)
     labels = (tuple(range(len(made))),)
-    return Sweep(values, ("variant",), labels, baseline, None, "edits", measure.said(model), keep_batch)
+    return Sweep(values, ("variant",), labels, unpatched, None, "edits", measure.said(model), keep_batch)

@@ -87,6 +87,8 @@ def test_every_site_equals_the_twin(name: str) -> None:
         except AssertionError as error:
             raise AssertionError(f"{make_edit!r}: {error}") from None
         assert full == "logits" or not np.array_equal(got[full], plain[full])
+        if full == "logits" and POS - 1 not in chosen.get("positions", [POS - 1]):
+            continue  # of none of the last logits: refused
         bare = model.run(tokens, edits=[make_edit], logits="last").logits
         assert relative_error(bare[:, 0], want["logits"][:, -1]) <= EXACT, f"{make_edit!r}, the last logits alone"
 
@@ -342,6 +344,18 @@ def test_padding_stays_as_it_was(model: clew.Model, name: str, site: str) -> Non
             if len(prompt) == 5 or "neurons" not in repr(change):
                 alone = model.run(prompt, edits=[change]).logits
                 assert np.allclose(together.logits[i, :n], alone[0], rtol=1e-11)
+
+
+def test_edits_of_logits_that_are_not_computed(model: clew.Model, tokens: Array) -> None:
+    change = edit.zero("logits", positions=[0])
+    with pytest.raises(clew.ConfigError, match="would change nothing"):
+        model.run(tokens, logits="last", edits=[change])
+    with model.edited(change), pytest.raises(clew.ConfigError, match="would change nothing"):
+        model.run(tokens, logits="last")
+    assert not model.run(tokens, edits=[change]).logits[:, 0].any()
+    for change in (edit.zero("logits", positions=[0, -1]), edit.zero("logits", positions=[[0], [-1], [1]])):
+        whole = model.run(tokens, edits=[change]).logits[:, -1:]
+        assert np.allclose(model.run(tokens, logits="last", edits=[change]).logits, whole, rtol=1e-12)
 
 
 def test_the_core_checks_how_far_a_value_reaches(model: clew.Model) -> None:

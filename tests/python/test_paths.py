@@ -10,7 +10,7 @@ import pytest
 from clew import edit, metrics
 from numpy.typing import NDArray
 from support import make
-from zoo import random_tokens, zoo
+from zoo import random_inputs, random_tokens, vector_zoo, zoo
 
 Array = NDArray[Any]
 ZOO = zoo()
@@ -96,6 +96,126 @@ def test_a_receiver_hears_every_sender_through_the_stream(model: clew.Model) -> 
     assert not np.allclose(one.effect.sum(axis=1), 0)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "gemma2", "gptj", "gpt_neox", "qwen3", "linear_causal"])
+@pytest.mark.parametrize("sender", ["q", "k", "v", "attn_scores", "pattern", "q_input", "v_input", "result"])
+def test_parts_of_a_head_speak_through_its_output(name: str, sender: str) -> None:
+    """Every other head and every MLP stay as they were; the sender's own z is what becomes of it."""
+    model, _ = make(ZOO[name])
+    config, mlps = model.config, [] if ZOO[name].attn_only else ["mlp_out"]
+    clean, corrupted = prompts(config)
+    site = next(s for s in model.sites().sites if s.short == sender)
+    axis = next(i for i, a in enumerate(site.axes) if a in ("head", "kv_head"))
+    group = config.n_heads // config.n_key_value_heads if "kv_head" in site.axes else 1
+    metric = metrics.logit_diff(0, 1)
+    base, source = model.run(corrupted, capture=["z", *mlps]), model.run(clean, capture=sender)
+    receivers = [("resid_post", config.n_layers - 1), ("k_input", 1), ("z", 0)]
+    got = model.path_patch(clean, corrupted, sender, receivers, ("layer", "head"), metric, keep_batch=True)
+    for layer, head in np.ndindex(got.values.shape[:2]):
+        own = range(head * group, (head + 1) * group)
+        changes = []
+        for n in range(config.n_layers):
+            left = [h for h in range(config.n_heads) if n != layer or h not in own or sender == "result"]
+            if left:
+                changes.append(edit.set(("z", n), base["z", n][:, :, left], heads=left))
+            changes += [edit.set((m, n), base[m, n]) for m in mlps]
+        value = np.take(source[sender, layer], [head], axis=axis)
+        changes.append(edit.set((sender, layer), value, heads=[head]))
+        heard = model.run(corrupted, capture=receivers, edits=changes)
+        told = [edit.set(r, heard[r]) for r in receivers]
+        want = metric(model.run(corrupted, edits=told).logits)
+        assert np.allclose(got.values[layer, head], want, rtol=1e-9, atol=1e-11), (layer, head)
+    assert np.abs(got.values - got.baseline).max() > 1e-7
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "gemma2", "gptj", "gpt_neox"])
+@pytest.mark.parametrize("sender", ["pre", "post", "mlp_in", "ln1.hook_out", "attn_in", "resid_pre", "attn_out"])
+@pytest.mark.parametrize("through_mlps", [False, True])
+def test_parts_of_a_branch_speak_through_its_output(name: str, sender: str, through_mlps: bool) -> None:
+    model, _ = make(ZOO[name])
+    config = model.config
+    clean, corrupted = prompts(config)
+    metric = metrics.log_prob([0, 3])
+    shared = config.parallel_attn_mlp and config.shared_norm
+    own = {"z": sender in ("ln1.hook_out", "attn_in"),
+           "mlp_out": sender in ("pre", "post", "mlp_in") or (shared and sender == "ln1.hook_out")}  # fmt: skip
+    base = model.run(corrupted, capture=["z", "mlp_out"])
+    held = ["z"] if through_mlps else ["z", "mlp_out"]
+    got = model.path_patch(
+        clean, corrupted, sender, over=("layer", "pos"), metric=metric, keep_batch=True, through_mlps=through_mlps
+    )
+    source = model.run(clean, capture=f"blocks.*.{'' if sender.startswith('ln') else '*hook_'}{sender}")
+    for layer, pos in np.ndindex(got.values.shape[:2]):
+        changes = [
+            edit.set((s, n), base[s, n]) for n in range(layer, config.n_layers) for s in held if n > layer or not own[s]
+        ]
+        name_here = f"{sender}.{layer}"
+        changes.append(edit.set(name_here, source[name_here][:, [pos]], positions=[pos]))
+        last = ("resid_post", config.n_layers - 1)
+        heard = model.run(corrupted, capture=[last], edits=changes)
+        want = metric(model.run(corrupted, edits=[edit.set(last, heard[last])]).logits)
+        assert np.allclose(got.values[layer, pos], want, rtol=1e-9, atol=1e-11), (layer, pos)
+    assert np.abs(got.values - got.baseline).max() > 1e-7
+
+
+def test_a_receiver_that_is_the_sender_is_told_what_it_said(model: clew.Model) -> None:
+    """Then the path is the site itself: plain activation patching."""
+    clean, corrupted = prompts(model.config)
+    metric = metrics.log_prob(0)
+    got = model.path_patch(clean, corrupted, "z", ("z", 1), ("layer", "head"), metric, keep_batch=True)
+    plain = model.sweep(clean, corrupted, "z", ("layer", "head"), metric, keep_batch=True)
+    assert np.allclose(got.values[1], plain.values[1], rtol=1e-11) and np.abs(got.effect[1]).min() > 1e-9
+    assert np.array_equal(got.values[0], np.broadcast_to(got.baseline, got.values[0].shape)), "z of layer 1 is held"
+    one = model.path_patch(clean, corrupted, "z", ("z", 1, 2), ("layer", "head"), metric, keep_batch=True)
+    assert np.allclose(one.values[1, 2], plain.values[1, 2], rtol=1e-11)
+    assert np.allclose(one.values[1, :2], one.baseline, rtol=1e-11)
+
+
+def test_paths_measured_by_the_loss(model: clew.Model) -> None:
+    clean, corrupted = prompts(model.config)
+    receivers: list[Any] = [("v_input", 1), ("mlp_in", 1)]
+    got = model.path_patch(clean, corrupted, receivers=receivers, metric=metrics.loss(), keep_batch=True)
+
+    class Loss(metrics.Metric):
+        def __call__(self, logits: Any, examples: Any = None) -> Array:
+            x = np.asarray(logits)[:, :-1]
+            log_p = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+            return np.asarray(-np.take_along_axis(log_p, corrupted[:, 1:, None], axis=-1)[..., 0].mean(axis=1))
+
+    for at in np.ndindex(got.values.shape[:-1]):
+        want = by_definition(model, (corrupted, clean), receivers, at, Loss(), False)
+        assert np.allclose(got.values[at], want, rtol=1e-10), at
+    assert np.abs(got.effect[0]).max() > 1e-7
+
+
+def test_paths_of_ragged_prompts_from_their_ends(model: clew.Model) -> None:
+    clean, corrupted = [[1, 2, 3, 4, 5], [6, 7, 8]], [[1, 9, 3, 4, 6], [6, 10, 9]]
+    how: dict[str, Any] = dict(over=("layer", "head", "pos"), metric=metrics.log_prob(0))
+    got = model.path_patch(clean, corrupted, **how, positions=[-1, 1, -4], keep_batch=True)
+    for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)):
+        want = model.path_patch(a, b, **how, positions=[-1, 1]).values
+        assert np.allclose(got.values[..., :2, i], want, rtol=1e-11)
+    assert (got.values[..., 2, 1] == got.baseline[1]).all(), "it has no such position"
+
+
+def test_paths_of_a_model_of_vectors() -> None:
+    model, _ = make(vector_zoo()["vectors"])
+    clean = random_inputs(model.config, 3, pos=POS)
+    corrupted = clean.copy()
+    corrupted[0, 3] += 1
+    corrupted[1, 1] -= 1
+
+    class First(metrics.Metric):
+        def __call__(self, logits: Any, examples: Any = None) -> Array:
+            return np.asarray(logits)[:, -1, 0]
+
+    last: list[Any] = [("resid_post", 1)]
+    got = model.path_patch(clean, corrupted, receivers=last, metric=First(), keep_batch=True)
+    for at in np.ndindex(got.values.shape[:-1]):
+        want = by_definition(model, (corrupted, clean), last, at, First(), False)
+        assert np.allclose(got.values[at], want, rtol=1e-9, atol=1e-12), at
+    assert np.abs(got.effect).max() > 1e-6
+
+
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
@@ -107,7 +227,11 @@ def test_a_receiver_hears_every_sender_through_the_stream(model: clew.Model) -> 
         ({"sender": "hook_embed", "over": "pos"}, clew.ConfigError, "belongs to a layer"),
         ({"over": "head"}, clew.ConfigError, "one layer"),
         ({"over": ("layer", "neuron")}, clew.ConfigError, "'neuron'"),
-        ({"metric": metrics.loss()}, clew.ConfigError, "last position"),
+        ({"receivers": ("q_input", 0, 0)}, clew.ConfigError, "nothing that blocks.L.attn.hook_z of layer 0, 1 sends"),
+        ({"receivers": ("z", 1), "layers": [0]}, clew.ConfigError, "every later .* is held"),
+        ({"receivers": "mlp_out", "layers": [0], "sender": "attn_out", "over": "layer"}, clew.ConfigError, "reaches"),
+        ({"receivers": "hook_embed"}, clew.ConfigError, "reaches hook_embed: receivers lie behind"),
+        ({"receivers": ("k", 0), "sender": "q", "layers": [0]}, clew.ConfigError, "reaches blocks.0.attn.hook_k"),
         ({"direction": "x"}, clew.ConfigError, "denoise"),
         ({"positions": [1]}, clew.ConfigError, "positions are chosen"),
     ],

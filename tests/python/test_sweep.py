@@ -14,7 +14,7 @@ from clew.loaders.checkpoint import Checkpoint
 from clew.sites import SITES, Site
 from numpy.typing import NDArray
 from support import make
-from zoo import random_tokens, zoo
+from zoo import random_inputs, random_tokens, vector_zoo, zoo
 
 Array = NDArray[Any]
 ZOO = zoo()
@@ -67,7 +67,7 @@ def one_by_one(
                 value = value[..., [where["neuron"]]]
                 chosen["neurons"] = [where["neuron"]]
             changes.append(edit.set(name, value, **chosen))
-        out[at] = readout(model.run(corrupted, edits=changes, logits="last").logits)
+        out[at] = readout(model.run(corrupted, edits=changes).logits)
     return out
 
 
@@ -124,6 +124,33 @@ def test_ragged_prompts_are_patched_where_they_have_the_position(model: clew.Mod
         alone = model.sweep(a, b, metric=readout)
         assert np.allclose(got.values[:, : len(a), i], alone.values, rtol=1e-11)
         assert np.array_equal(got.values[:, len(a) :, i], np.broadcast_to(got.baseline[i], (2, 5 - len(a))))
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "z", "pattern", "logits"])
+def test_negative_positions_count_from_each_prompts_own_end(model: clew.Model, site: str) -> None:
+    clean, corrupted = [[1, 2, 3, 4, 5], [6, 7, 8]], [[1, 9, 3, 4, 6], [6, 10, 9]]
+    head = {"z": ("head",), "pattern": ("head",)}.get(site, ())
+    over = ("layer", *head, "pos") if site != "logits" else ("pos",)
+    chosen = [-1, 1, -4, 4, -2]
+    for method in ("patch", "attribution"):
+        how: dict[str, Any] = dict(site=site, over=over, metric=metrics.logit_diff(0, 1), method=method)
+        got = model.sweep(clean, corrupted, **how, positions=chosen, keep_batch=True)
+        assert got.labels[-1] == tuple(chosen)
+        for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)):
+            for j, pos in enumerate(chosen):
+                if -len(a) <= pos < len(a):
+                    want = model.sweep(a, b, **how, positions=[pos]).values[..., 0]
+                else:
+                    want = got.baseline[i]  # it has no such position
+                assert np.allclose(got.values[..., j, i], want, rtol=1e-11), (method, pos, i)
+    with pytest.raises(clew.ShapeError, match="list them, negative ones count from each prompt's own end"):
+        model.sweep(clean, corrupted, metric=readout, positions=slice(-2, None))
+    with pytest.raises(clew.ShapeError, match="position -6 of"):
+        model.sweep(clean, corrupted, metric=readout, positions=[-6])
+    both = model.sweep(clean, corrupted, metric=readout, positions=slice(0, 2))
+    assert both.labels[1] == (0, 1)
+    same_length = model.sweep([[1, 2, 3], [4, 5, 6]], [[1, 2, 7], [4, 5, 8]], metric=readout, positions=[-1])
+    assert same_length.labels[1] == (2,)
 
 
 def test_patching_the_whole_stream_gives_the_other_run(model: clew.Model) -> None:
@@ -185,6 +212,76 @@ def test_attribution_is_the_first_order_of_patching(model: clew.Model, site: str
         assert estimated.values.shape == patched.values.shape and estimated.labels == patched.labels
         assert np.abs(patched.effect).max() > 1e-8
         assert np.abs(estimated.effect - patched.effect).max() < 1e-3 * np.abs(patched.effect).max()
+
+
+# ---- The logits as a site ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("over", [("pos",), ("neuron",), ("pos", "neuron")])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gpt_neox"])
+def test_logits_are_swept_like_every_site(name: str, over: tuple[Any, ...]) -> None:
+    model, _ = make(ZOO[name])
+    clean, corrupted = prompts(model.config)
+    source = model.run(clean).logits
+    neurons = [0, 3, 1] if "neuron" in over else None
+    for metric in (metrics.logit_diff(0, 1), metrics.log_prob([3, 1]), readout, metrics.loss()):
+        got = model.sweep(clean, corrupted, "logits", over, metric, keep_batch=True, neurons=neurons)
+        changed = False
+        for at in np.ndindex(got.values.shape[:-1]):
+            where = dict(zip(over, at, strict=True))
+            pos = [where["pos"]] if "pos" in where else list(range(POS))
+            last = [neurons[where["neuron"]]] if neurons else list(range(model.config.d_vocab_out))
+            change = edit.set("logits", source[:, pos][..., last], positions=pos, neurons=last)
+            if isinstance(metric, metrics.loss):
+                want = model.loss(corrupted, edits=[change]).mean(axis=1)
+            else:
+                want = np.asarray(metric(model.run(corrupted, edits=[change]).logits))
+            assert np.allclose(got.values[at], want, rtol=1e-11, atol=1e-12), (metric, where)
+            changed = changed or not np.allclose(want, got.baseline)
+        assert changed
+
+
+@pytest.mark.parametrize("metric", [metrics.logit_diff(0, 1), metrics.loss()])
+def test_attribution_of_logits(model: clew.Model, metric: metrics.Metric) -> None:
+    """Of what is linear in the logits the estimate is exact; of the loss, the slope times the difference."""
+    clean, corrupted = prompts(model.config)
+    for over in (("pos",), ("pos", "neuron")):
+        got = model.sweep(clean, corrupted, "logits", over, metric, keep_batch=True, method="attribution")
+        if metric.wants_loss:
+            logits, other = model.run(corrupted).logits, model.run(clean).logits
+            slope = np.exp(log_softmax(logits))[:, :-1]
+            np.put_along_axis(
+                slope, corrupted[:, 1:, None], np.take_along_axis(slope, corrupted[:, 1:, None], -1) - 1, -1
+            )
+            want = np.moveaxis(slope * (other - logits)[:, :-1] / (POS - 1), 0, -1)
+            want = np.concatenate([want, np.zeros((1, *want.shape[1:]))])
+            want = want if "neuron" in over else want.sum(axis=1)
+            assert np.allclose(got.values - got.baseline, want, atol=1e-12)
+        else:
+            want = model.sweep(clean, corrupted, "logits", over, metric, keep_batch=True).values
+            assert np.allclose(got.values, want, rtol=1e-11)
+
+
+def test_attribution_by_a_function(model: clew.Model) -> None:
+    """A function gives the value and its gradient; the same estimate as that of the metric it stands for."""
+    clean, corrupted = prompts(model.config)
+
+    def difference(logits: Array) -> tuple[Array, Array]:
+        assert logits.shape[1] == 1, "the last positions' logits"
+        slope = np.zeros_like(logits)
+        slope[:, 0, 3], slope[:, 0, 4] = 1, -1
+        return logits[:, 0, 3] - logits[:, 0, 4], slope
+
+    for site, over in (("z", ("layer", "head")), ("resid_pre", ("layer", "pos"))):
+        given = (clean, corrupted, site, over)
+        got = model.sweep(*given, difference, method="attribution", keep_batch=True)
+        want = model.sweep(*given, metrics.logit_diff(3, 4), method="attribution", keep_batch=True)
+        assert np.allclose(got.values, want.values, rtol=1e-12) and np.allclose(got.baseline, want.baseline)
+        assert np.abs(got.effect).max() > 1e-6
+    with pytest.raises(clew.ConfigError, match="gave ndarray: a metric of gradients"):
+        model.sweep(clean, corrupted, metric=readout, method="attribution")
+    with pytest.raises(clew.ShapeError, match="one number for each sequence"):
+        model.sweep(clean, corrupted, metric=lambda x: (1.0, np.zeros_like(x)), method="attribution")
 
 
 # ---- Metrics --------------------------------------------------------------------------------------------------------
@@ -504,8 +601,11 @@ def test_a_sweep_over_edits_of_an_edited_model() -> None:
         pytest.raises(clew.ConfigError, match=r"inside model\.edited with edit\.call"),
     ):
         model.sweep(clean, edits=variants, metric=metrics.log_prob(3))
-    with model.edited([edit.add("logits", 1.0)]), pytest.raises(clew.ConfigError, match="edits of logits"):
-        model.sweep(clean, edits=variants, metric=metrics.loss())
+    with model.edited([edit.scale("logits", 0.5)]):
+        got = model.sweep(clean, edits=variants, metric=metrics.loss())
+        for i, variant in enumerate(variants):
+            assert np.allclose(got.per_example[i], model.loss(clean, edits=[variant]).mean(axis=1), rtol=1e-12)
+        assert np.allclose(got.baseline, model.loss(clean).mean(axis=1), rtol=1e-12)
 
 
 def test_a_sweep_of_an_edited_model_that_is_not_causal() -> None:
@@ -537,6 +637,31 @@ def test_paths_of_an_edited_model() -> None:
     assert np.abs(got.per_example - want.per_example).max() <= 1e-11
 
 
+def test_losses_of_edited_logits_and_of_one_token(model: clew.Model) -> None:
+    tokens = [[1, 4, 2, 8, 5], [7, 1, 4]]
+    variants: list[Any] = [
+        edit.zero("logits"),
+        edit.scale("logits", 0.5, positions=[[1], [0]]),
+        [edit.zero(("z", 1), positions=[-1]), edit.add("logits", 1.0, neurons=[3])],
+        edit.call("logits", lambda x, name: x * 0.25),
+        edit.zero(("z", 0), heads=[1]),
+    ]
+    got = model.sweep(tokens, edits=variants, metric=metrics.loss())
+    for i, variant in enumerate(variants):
+        losses = model.loss(tokens, edits=variant)
+        want = [losses[b, : len(t) - 1].mean() for b, t in enumerate(tokens)]
+        assert np.allclose(got.per_example[i], want, rtol=1e-12), i
+    for prompt in ([3], [[3, 4], [5]]):
+        for call in (
+            lambda p: model.sweep(p, p, metric=metrics.loss()),
+            lambda p: model.sweep(p, p, metric=metrics.loss(), method="attribution"),
+            lambda p: model.sweep(p, edits=[edit.zero("z")], metric=metrics.loss()),
+            lambda p: model.path_patch(p, p, metric=metrics.loss()),
+        ):
+            with pytest.raises(clew.TokenError, match="prompts of two tokens or more"):
+                call(prompt)
+
+
 def test_metrics_about_another_number_of_examples() -> None:
     model, _ = make(ZOO["gpt2"])
     clean, corrupted = prompts(model.config)
@@ -562,14 +687,58 @@ def test_metrics_about_another_number_of_examples() -> None:
     assert by_range.labels == ((0,), (2, 1))
 
 
-def test_sweeps_of_a_model_of_vectors_are_refused() -> None:
-    config = clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_in=3, d_out=2)
-    model = clew.Model.from_config(config)
-    x = np.zeros((1, 4, 3))
-    with pytest.raises(clew.UnsupportedModelError, match="reads vectors, d_in = 3"):
-        model.sweep(x, x, metric=readout)
-    with pytest.raises(clew.UnsupportedModelError, match="reads vectors"):
-        model.sweep(x, edits=[edit.zero("z")], metric=readout)
+# ---- Models of vectors ----------------------------------------------------------------------------------------------
+
+VECTORS = {name: c for name, c in vector_zoo().items() if c.n_layers and c.d_in is not None}
+
+
+def first_output(logits: Array) -> Array:
+    return np.asarray(logits)[:, -1, 0]
+
+
+@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize(
+    ("site", "over"), [("resid_pre", ("layer", "pos")), ("z", ("layer", "head")), ("hook_embed", ("pos",))]
+)
+def test_sweeps_of_models_of_vectors_equal_the_loop(name: str, site: str, over: tuple[Any, ...]) -> None:
+    model, _ = make(VECTORS[name])
+    clean = random_inputs(model.config, 4, batch=2, pos=POS)
+    corrupted = clean.copy()
+    corrupted[0, 2:4] += 1
+    corrupted[1, 3, 0] -= 2
+    kind = next(s for s in kinds(model) if s.short == site.removeprefix("hook_"))
+    got = model.sweep(clean, corrupted, site, over, readout, keep_batch=True)
+    want = one_by_one(model, clean, corrupted, kind, over, got.values.shape[:-1])
+    assert np.abs(got.values - want).max() <= 1e-11 * np.abs(want).max()
+    assert got.labels[0] == tuple(range(len(got.labels[0])))
+    variants: list[Any] = [edit.zero(("z", 1), heads=[0]), edit.scale("hook_embed", 2.0, positions=[-2])]
+    values = model.sweep(clean, edits=variants, metric=readout).per_example
+    for row, variant in zip(values, variants, strict=True):
+        assert np.allclose(row, readout(model.run(clean, edits=[variant]).logits), rtol=1e-11)
+    ragged = [[x[:n] for x, n in zip(two, (POS, 4), strict=True)] for two in (clean, corrupted)]
+    got = model.sweep(*ragged, site, over, first_output, keep_batch=True)
+    for i in range(2):
+        alone = model.sweep(ragged[0][i], ragged[1][i], site, over, first_output)
+        here = got.values[..., i]
+        assert np.allclose(here[..., : alone.values.shape[-1]] if over[-1] == "pos" else here, alone.values, rtol=1e-11)
+
+
+def test_attribution_of_a_model_of_vectors() -> None:
+    model, _ = make(VECTORS["vectors"])
+    clean = random_inputs(model.config, 4, batch=2, pos=POS)
+    corrupted = clean.copy()
+    corrupted[:, 2] += 1e-5
+
+    def with_slope(logits: Array) -> tuple[Array, Array]:
+        slope = np.zeros_like(logits)
+        slope[:, -1, 0] = 1
+        return logits[:, -1, 0], slope
+
+    patched = model.sweep(clean, corrupted, "z", ("layer", "head"), first_output).effect
+    estimated = model.sweep(clean, corrupted, "z", ("layer", "head"), with_slope, method="attribution").effect
+    assert np.abs(patched).max() > 1e-9 and np.abs(estimated - patched).max() < 1e-3 * np.abs(patched).max()
+    with pytest.raises(clew.ConfigError, match="predicts no next token"):
+        model.sweep(clean, corrupted, metric=metrics.loss())
 
 
 def test_the_core_checks_what_a_metric_reads() -> None:
