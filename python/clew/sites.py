@@ -181,6 +181,8 @@ class SiteTable:
         last = self.n_layers - 1 if last is None else last
         layers = range(first, last + 1)
         if name.startswith("blocks.L.") and name in self._by_name:  # as the table prints it: every layer
+            if not layers:
+                raise SiteError(self._unknown(name))
             return [(self._by_name[name], n) for n in layers]
         match = _LAYER_NAME.fullmatch(name)
         if match and f"blocks.L.{match[2]}" in self._by_name:

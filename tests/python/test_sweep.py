@@ -471,6 +471,21 @@ def test_metrics_refuse_what_they_cannot_read() -> None:
             sweep.interval(level, n)
 
 
+def test_a_model_without_layers() -> None:
+    model, _ = make(ZOO["gpt2"].replace(n_layers=0))
+    for name in ("blocks.L.ln1.hook_scale", "blocks.L.attn.hook_z", "resid_pre"):
+        with pytest.raises(clew.SiteError, match="no layers"):
+            model.sweep([1, 2, 3], [1, 4, 3], name, ("pos",), readout)
+        with pytest.raises(clew.SiteError, match="no layers"):
+            model.run([1, 2, 3], capture=name)
+        with pytest.raises(clew.SiteError, match="no layers"):
+            model.run([1, 2, 3], edits=[edit.zero(name)])
+        assert name not in model.sites()
+    for name in ("hook_embed", "logits"):
+        got = model.sweep([1, 2, 3], [1, 2, 4], name, "pos", readout)
+        assert got.effect[2] != 0 and not got.effect[:2].any()
+
+
 def test_sites_cover_every_kind() -> None:
     """The loop over the zoo reaches every site there is."""
     seen: set[Site] = set()
