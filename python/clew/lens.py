@@ -230,7 +230,7 @@ def logit_lens(
     ShapeError
         Targets of another shape or dtype; a run of another model.
     ConfigError
-        `top_k` is less than 1.
+        `top_k` is less than 1; a model with `d_out`, whose outputs are vectors and no logits.
 
     Example
     -------
@@ -251,6 +251,11 @@ def _numbered(model: Model, layers: Any) -> tuple[int, ...]:
     return tuple(model.sites().layer(whole(i, "layer"), f"layer {i}") for i in given)
 
 
+def _needs_logits(model: Model, what: str) -> None:
+    if model.config.d_out is not None:
+        raise ConfigError(f"{what}: this model writes vectors, d_out = {model.config.d_out}, and has no probabilities")
+
+
 def _look(
     model: Model,
     run_or_tokens: Any,
@@ -261,6 +266,7 @@ def _look(
 ) -> LogitLens:
     """The logit lens; with `translate` (residuals, layer) of what that gives."""
     check_model(model)
+    _needs_logits(model, "logit lens")
     n, v = model.config.n_layers, model.config.d_vocab_out
     if whole(top_k, "top_k") < 1:
         raise ConfigError(f"top_k = {top_k}: at least 1")
@@ -608,7 +614,7 @@ def kl_divergence(model: Model, batches: Iterable[Any], tuned: TunedLens | None 
     """Mean Kullback-Leibler divergence from the model's predictions to those of a lens, nats, float64 [n_layers].
 
     Of the tuned lens, or without one of the logit lens; over all positions of all batches (whatever `model.run` takes).
-    0 after the last layer. Raises ConfigError without batches.
+    0 after the last layer. Raises ConfigError without batches, and for a model with `d_out`.
 
     >>> import clew
     >>> model = clew.load("stories260K")
@@ -617,6 +623,7 @@ def kl_divergence(model: Model, batches: Iterable[Any], tuned: TunedLens | None 
     """
     if tuned is not None and tuned.model is not model:
         raise ConfigError("kl_divergence: the tuned lens was made for another model")
+    _needs_logits(model, "kl_divergence")
     total, rows = np.zeros(model.config.n_layers), 0
     for stream in _streams(model, batches):
         if tuned is not None:

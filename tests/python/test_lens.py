@@ -10,7 +10,7 @@ import pytest
 from clew.lens import LogitLens, logit_lens, unembed
 from clew.loaders.checkpoint import Checkpoint
 from support import make, relative_error
-from zoo import random_tokens, random_weights, zoo
+from zoo import random_tokens, random_weights, vector_zoo, zoo
 
 ZOO = {name: c for name, c in zoo().items() if c.n_layers > 1 and c.d_vocab > 2}
 
@@ -209,3 +209,9 @@ def test_repr_tells_each_layer() -> None:
     assert isinstance(lens, LogitLens) and len(lines) == 4 and lines[0] == "LogitLens of 2 layers, 1 × 3 positions"
     assert f"{np.nanmean(lens.loss[1]):.3f}" in lines[3]
     assert "loss" not in repr(logit_lens(model, model.run(embeddings=np.ones((2, 24)), capture="resid_post")))
+
+
+def test_a_model_that_writes_vectors_has_no_lens() -> None:
+    model, _ = make(vector_zoo()["tokens_to_vectors"])
+    with pytest.raises(clew.ConfigError, match="writes vectors, d_out = 4"):
+        logit_lens(model, [1, 2, 3])
