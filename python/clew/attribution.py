@@ -363,6 +363,44 @@ def decompose_resid(
     return _finish(run, parts, labels, upto, mlp_input, pos, apply_ln, return_labels, model)
 
 
+def get_full_resid_decomposition(
+    run: Run,
+    layer: int | None = None,
+    mlp_input: bool = False,
+    expand_neurons: bool = True,
+    apply_ln: bool = False,
+    pos: Position = None,
+    return_labels: bool = False,
+    *,
+    model: Model | None = None,
+) -> Any:
+    """Every part of the stream that enters block `layer`: each head and neuron, the embeddings, and all biases as one.
+
+    In this order, labelled "L0H0", "L0N0", "embed", "pos_embed", "bias". expand_neurons=False: each MLP's output
+    ("0_mlp_out") instead of its neurons. Needs what :func:`decompose_resid` does, whose parameters the others are.
+
+    Example
+    -------
+    >>> import clew
+    >>> model = clew.load("stories260K")
+    >>> run = model.run([1, 403, 407], capture=["embed", "z", "mlp.hook_post", "resid_post"])
+    >>> stack, labels = run.get_full_resid_decomposition(pos=-1, return_labels=True)
+    >>> stack.shape, labels[0], labels[-1], float(abs(stack.sum(0) - run["resid_post", -1][:, -1]).max()) < 1e-4
+    ((901, 1, 64), 'L0H0', 'embed', True)
+    """
+    stack, labels = decompose_resid(
+        run, layer, mlp_input, pos=pos, return_labels=True, heads=True, neurons=expand_neurons, model=model
+    )
+    kinds = ["embed" if "embed" in n else "bias" if n.endswith("_bias") else "H" if "H" in n else "N" for n in labels]
+    of = {kind: [i for i, k in enumerate(kinds) if k == kind] for kind in ("H", "N", "embed", "bias")}
+    order = of["H"] + of["N"] + of["embed"]
+    parts, names = [stack[order]], [labels[i] for i in order]
+    if of["bias"]:
+        parts.append(stack[of["bias"]].sum(axis=0, keepdims=True))
+        names.append("bias")
+    return _finish(run, parts, names, _upto(run, layer), mlp_input, pos, apply_ln, return_labels, model)
+
+
 def stack_activation(run: Run, name: str, layer: int | None = None) -> Array:
     """A site over the layers before `layer` [layer, ...]; None, -1 and n_layers: over all of them. A view.
 
@@ -765,6 +803,7 @@ __all__ = [
     "apply_ln_to_stack",
     "decompose_resid",
     "direct_logit_attribution",
+    "get_full_resid_decomposition",
     "logit_attrs",
     "logit_constant",
     "stack_activation",

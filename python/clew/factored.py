@@ -115,6 +115,22 @@ class FactoredMatrix:
         a, b = self.A[tuple(leading)], self.B[tuple(leading)]
         return FactoredMatrix(a[..., rows, :], b[..., columns])
 
+    def unsqueeze(self, k: int) -> FactoredMatrix:
+        """With an axis of length 1 at place `k` among the leading ones; ShapeError where there is no such place.
+
+        >>> import numpy as np
+        >>> FactoredMatrix(np.ones((3, 4, 2)), np.ones((3, 2, 5))).unsqueeze(1).shape
+        (3, 1, 4, 5)
+        """
+        if not 0 <= k <= self.ndim - 2:
+            raise ShapeError(f"unsqueeze({k}) of a FactoredMatrix {list(self.shape)}: 0 to {self.ndim - 2}")
+        return FactoredMatrix(np.expand_dims(self.A, k), np.expand_dims(self.B, k))
+
+    @property
+    def pair(self) -> tuple[Array, Array]:
+        """Both factors, (A, B)."""
+        return self.A, self.B
+
     # ---- products ---------------------------------------------------------------------------------------------------
 
     @property

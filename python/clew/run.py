@@ -146,6 +146,7 @@ class Run(Mapping[str, Array]):
     # the residual stream in parts: see clew.attribution
     accumulated_resid = attribution.accumulated_resid
     decompose_resid = attribution.decompose_resid
+    get_full_resid_decomposition = attribution.get_full_resid_decomposition
     stack_activation = attribution.stack_activation
     stack_head_results = attribution.stack_head_results
     stack_neuron_results = attribution.stack_neuron_results

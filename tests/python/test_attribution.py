@@ -399,3 +399,25 @@ def test_labels_of_the_growing_stream() -> None:
     only = model.run([1, 2, 3], capture=["resid_post", "embed", "pos_embed"])
     np.testing.assert_allclose(only.accumulated_resid(), stack[[0, 2, 4]], rtol=1e-12, atol=1e-14)
     assert attribution.accumulated_resid(run).shape == (3, 1, 3, 24)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gptj", "llama3"])
+@pytest.mark.parametrize("expand", [True, False])
+def test_the_full_decomposition(name: str, expand: bool) -> None:
+    model, _ = make(ZOO[name])
+    config = model.config
+    run = model.run(random_tokens(config, 5, pos=6), capture="*")
+    stack, labels = run.get_full_resid_decomposition(expand_neurons=expand, return_labels=True)
+    assert len(stack) == len(labels)
+    assert relative_error(stack.sum(axis=0), run["resid_post", -1]) < 1e-11
+    heads = [f"L{n}H{h}" for n in range(config.n_layers) for h in range(config.n_heads)]
+    per_layer = [f"N{i}" for i in range(config.d_mlp)] if expand else ["_mlp_out"]
+    mlps = [f"L{n}{x}" if expand else f"{n}{x}" for n in range(config.n_layers) for x in per_layer]
+    embeds = [e for e in ("embed", "pos_embed") if f"hook_{e}" in run]
+    assert [x for x in labels if x != "bias"] == heads + mlps + embeds and labels.count("bias") <= 1
+    parts, names = run.decompose_resid(heads=True, neurons=expand, return_labels=True)
+    for label, part in zip(labels, stack, strict=True):
+        if label != "bias":
+            assert np.array_equal(part, parts[names.index(label)])
+    early = run.get_full_resid_decomposition(1, apply_ln=True, pos=-1)
+    assert np.allclose(early, run.apply_ln_to_stack(run.get_full_resid_decomposition(1, pos=-1), 1, pos=-1))

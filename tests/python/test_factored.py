@@ -199,3 +199,13 @@ def test_refused_circuits() -> None:
     empty, _ = make(zoo()["no_layers"])
     with pytest.raises(clew.SiteError, match=r"QK\(None, None\): the model has no layers"):
         empty.QK()
+
+
+def test_the_classic_names() -> None:
+    m, dense = factored((2, 3, 6, 2), (2, 3, 2, 6))
+    assert m.pair[0] is m.A and m.pair[1] is m.B
+    for k in range(3):
+        assert np.array_equal(m.unsqueeze(k).AB, np.expand_dims(dense, k))
+    for k in (-1, 3):
+        with pytest.raises(clew.ShapeError, match="unsqueeze"):
+            m.unsqueeze(k)
