@@ -107,6 +107,39 @@ def test_tokens_that_form_no_maze(old: str, new: str, message: str) -> None:
         tok.parse(tok.encode(GOOD.replace(old, new)))
 
 
+def test_numbers_of_tokens_count_padding() -> None:
+    """A refusal names the token by its number in what was given."""
+    tok = mazes.Tokenizer(3)
+    words = GOOD.replace("(0,0) <--> (0,1) ;", "(0,0) <--> ; ;").split()
+    pad = ["<PADDING>"] * 3
+    for given, number in ((pad + words, 6), (words[:2] + pad + words[2:], 6), (words + pad, 3)):
+        assert given[number] == ";"
+        with pytest.raises(TokenError, match=rf"token {number}, ';': expected a cell behind <-->"):
+            tok.parse(tok.encode(given))
+    short = pad + GOOD.split()[:-1]
+    with pytest.raises(TokenError, match="token 23, the end: expected a cell or <PATH_END>"):
+        tok.parse(tok.encode(short + pad))
+    with pytest.raises(TokenError, match="token 0, the end: expected <ADJLIST_START>"):
+        tok.parse(tok.encode(pad))
+    assert tok.parse(tok.encode(pad + GOOD.split() + pad)) == tok.parse(GOOD)
+
+
+def test_a_grid_that_the_tokens_do_not_tell() -> None:
+    tok = mazes.Tokenizer(5)
+    maze = mazes.Maze(4, [[(0, 0), (0, 1)], [(1, 1), (0, 1)]], (0, 0), (1, 1))
+    ids = tok.encode(maze)
+    assert tok.parse(ids).grid == 2 and tok.parse(ids) != maze
+    assert tok.parse(ids, grid=4) == maze == tok.parse(" ".join(tok.decode(ids)), np.int64(4))
+    assert tok.parse(tok.encode(maze, path=False), 4) == maze
+    full = tok.encode(mazes.Maze(3, [[(0, 0), (0, 1)], [(0, 2), (0, 1)]], (0, 0), (0, 2)))
+    with pytest.raises(TokenError, match=re.escape("token 5, '(0,2)': a cell outside a grid of 2 × 2")):
+        tok.parse(full, grid=2)
+    with pytest.raises(ConfigError, match="parse: grid = 6: the vocabulary has cells of 5 × 5"):
+        tok.parse(ids, grid=6)
+    with pytest.raises(ConfigError, match="grid = 1: a maze has 2 to 20 rows"):
+        tok.parse(ids, grid=1)
+
+
 def test_what_else_is_refused() -> None:
     tok = mazes.Tokenizer(3)
     with pytest.raises(TokenError, match="maze 1 has a grid of 4 × 4, larger than the vocabulary's 3 × 3"):

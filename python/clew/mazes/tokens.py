@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core
 from ..errors import ConfigError, TokenError
 from ..inputs import as_array
-from .maze import Cell, Maze, Mazes, check_grid
+from .maze import LARGEST, Cell, Maze, Mazes, check_grid
 
 Array = NDArray[Any]
 
@@ -39,6 +40,16 @@ def cells_in_order(grid: int, order: str) -> list[Cell]:
     if order == "uniform":
         return sorted(cells, key=lambda cell: (max(cell), cell if cell[0] % 2 == 0 else cell[::-1]))
     raise ConfigError(f'Tokenizer: order = {order!r}: "uniform" or "rasterized"')
+
+
+def grid_of(d_vocab: int) -> int | None:
+    """Rows of the largest maze of a vocabulary of so many tokens; None where no vocabulary has so many.
+
+    >>> grid_of(60), grid_of(59)
+    (7, None)
+    """
+    grid = math.isqrt(max(0, d_vocab - len(SPECIALS)))
+    return grid if 2 <= grid <= LARGEST and len(SPECIALS) + grid * grid == d_vocab else None
 
 
 class Tokenizer:
@@ -137,29 +148,39 @@ class Tokenizer:
         inside = (number >= 0) & (number < len(self.cells))
         return np.where(inside[..., None], self.cells[np.where(inside, number, 0)], -1)
 
-    def parse(self, ids: ArrayLike | str) -> Maze:
-        """The maze that tokens say, padding left out; its grid is the largest row or column that is named, and one.
+    def parse(self, ids: ArrayLike | str, grid: int | None = None) -> Maze:
+        """The maze that tokens say, padding left out.
 
         Tokens that end before <PATH_START> give a maze with its shortest path. Edges keep the order of their tokens.
 
-        Raises TokenError naming the first token that forms no maze, and why.
+        grid: rows of the maze. None: the largest row or column that is named, and one, which is too small where no edge
+        leads to the last row and column.
+
+        Raises TokenError naming the first token that forms no maze, by its number in what was given, and why;
+        ConfigError for a grid that the vocabulary does not have.
         """
+        side = None if grid is None else check_grid(grid)
+        if side is not None and side > self.grid:
+            raise ConfigError(f"parse: grid = {side}: the vocabulary has cells of {self.grid} × {self.grid}")
         words = self.decode(self.encode(ids)) if isinstance(ids, str) else self.decode(ids)
-        return _Parser([word for word in words if word != "<PADDING>"]).maze()
+        return _Parser(words, side).maze()
 
     def __repr__(self) -> str:
         return f"Tokenizer of {self.grid} × {self.grid} mazes, {self.order}: {len(self.vocab)} tokens"
 
 
 class _Parser:
-    """Reads tokens from left to right."""
+    """Reads tokens from left to right, padding left out."""
 
-    def __init__(self, words: list[str]) -> None:
-        self.words, self.at = words, 0
+    def __init__(self, words: list[str], grid: int | None) -> None:
+        self.places = [i for i, word in enumerate(words) if word != "<PADDING>"]
+        """Where each word stands among all tokens."""
+        self.words, self.grid, self.at = [words[i] for i in self.places], grid, 0
 
     def fail(self, why: str) -> TokenError:
-        found = repr(self.words[self.at]) if self.at < len(self.words) else "the end"
-        return TokenError(f"token {self.at}, {found}: {why}")
+        if self.at < len(self.words):
+            return TokenError(f"token {self.places[self.at]}, {self.words[self.at]!r}: {why}")
+        return TokenError(f"token {self.places[-1] + 1 if self.places else 0}, the end: {why}")
 
     def peek(self) -> str | None:
         return self.words[self.at] if self.at < len(self.words) else None
@@ -173,9 +194,11 @@ class _Parser:
         word = self.peek()
         if word is None or not word.startswith("("):
             raise self.fail(f"expected a cell {where}")
+        r, c = map(int, word[1:-1].split(","))
+        if self.grid is not None and max(r, c) >= self.grid:
+            raise self.fail(f"a cell outside a grid of {self.grid} × {self.grid}")
         self.at += 1
-        r, c = word[1:-1].split(",")
-        return int(r), int(c)
+        return r, c
 
     def one(self, name: str) -> Cell:
         self.take(f"<{name}_START>")
@@ -230,5 +253,5 @@ class _Parser:
         if self.peek() is not None:
             raise self.fail("nothing follows <PATH_END>")
         cells = [origin, target, *(cell for edge in edges for cell in edge)]
-        grid = max(2, 1 + max(max(cell) for cell in cells))
+        grid = max(2, 1 + max(max(cell) for cell in cells)) if self.grid is None else self.grid
         return Maze(grid, np.array(edges, int).reshape(-1, 2, 2), origin, target, path)
