@@ -277,6 +277,35 @@ def test_batches_are_sequences() -> None:
         mixed.distances()
 
 
+def test_batches_with_the_same_mazes_are_equal() -> None:
+    ms = mazes.generate(5, 4, "prdfs", seed=1)
+    same = [mazes.generate(5, 4, "prdfs", seed=1), mazes.Mazes.of(list(ms)), mazes.generate(9, 4, "prdfs", seed=1)[:5]]
+    turned = [mazes.Maze(4, m.edges[::-1, ::-1], m.origin, m.target, m.solution) for m in ms]
+    for other in (*same, mazes.Mazes.of(turned)):
+        assert ms == other and hash(ms) == hash(other) and not ms != other
+    ends = mazes.Mazes.of([m.with_ends(m.target, m.origin) for m in ms])
+    walls = mazes.Mazes.of([mazes.Maze(4, [*m.edges, extra], m.origin, m.target, m.solution)
+                            for m, extra in zip(ms, map(_closed, ms), strict=True)])  # fmt: skip
+    for other in (ms[:4], ms[[1, 0, 2, 3, 4]], ends, walls, list(ms), mazes.generate(5, 5, "prdfs", seed=1)):
+        assert ms != other
+    ring = [((0, 0), (0, 1)), ((0, 1), (1, 1)), ((1, 1), (1, 0)), ((1, 0), (0, 0))]
+    ways = [[(0, 0), (0, 1), (1, 1)], [(0, 0), (1, 0), (1, 1)]]
+    one, other = (mazes.Mazes.of(mazes.Maze(2, ring, (0, 0), (1, 1), way)) for way in ways)
+    assert one != other and mazes.generate(0) == mazes.generate(0, seed=1) == ms[:0] and len({ms, *same}) == 1
+
+
+def _closed(maze: mazes.Maze) -> Any:
+    """A wall of it."""
+    return next((a, b) for a, b in mazes.inner_walls(maze.grid) if not maze.connected(a, b))
+
+
+def test_every_second_maze_of_a_batch() -> None:
+    ms = mazes.generate(7, 4, seed=1)
+    for part, want in ((ms[::2], ms[[0, 2, 4, 6]]), (ms[::-1], ms[[6, 5, 4, 3, 2, 1, 0]])):
+        assert part == want and part.hashes.tolist() == want.hashes.tolist()
+        assert (part.distances() == want.distances()).all()
+
+
 def test_a_maze_without_a_way() -> None:
     maze = mazes.Maze(3, [[(0, 0), (0, 1)]], (0, 0), (2, 2))
     assert maze.solution.shape == (0, 2) and "no steps" in repr(maze)
@@ -295,6 +324,7 @@ def test_a_maze_without_a_way() -> None:
         ({"n": -1}, "n = -1, must be a whole number, at least 0"),
         ({"first": -1}, "first = -1, must be a whole number, at least 0"),
         ({"seed": -1}, "seed = -1, must be a whole number"),
+        ({"seed": 2**64}, "generate: seed = 18446744073709551616: below 2⁶⁴"),
         ({"kind": "prim"}, "kind = 'prim'; known: rdfs, forkless, prdfs, wilson, percolation"),
         ({"p": 0.5}, "mazes of kind 'rdfs' have no probability"),
         ({"kind": "prdfs", "p": 1.5}, "p = 1.5: a probability lies in 0 to 1"),

@@ -55,7 +55,7 @@ def generate(
         probability p. "wilson": uniform over spanning trees. "percolation": each edge of the lattice with probability
         p; the endpoints lie in the component of a random cell.
     seed
-        Of the random numbers.
+        Of the random numbers, below 2⁶⁴.
     p
         None: 0.1 for "prdfs", 0.4 for "percolation".
     start, target
@@ -86,6 +86,9 @@ def generate(
     >>> len(ms), ms[0].edges.shape, ms[7] == mazes.generate(8, grid=5, kind="wilson", seed=3)[7]
     (100, (24, 2, 2), True)
     """
+    number = check_seed(seed)
+    if number >= 2**64:
+        raise ConfigError(f"generate: seed = {number}: below 2⁶⁴, for the core counts in 64 bits")
     n, first = whole_number(n, "generate: n"), whole_number(first, "generate: first", 0, MOST_MAZES)
     side = check_grid(grid)
     if kind not in KINDS:
@@ -112,7 +115,7 @@ def generate(
     try:
         _core.maze_generate(
             batch, first, KINDS.index(kind), side, float(p), ends[0][0], ends[1][0], ends[0][1], ends[1][1],
-            bool(distinct), _PARTS.index(split), below, check_seed(seed) % 2**64,
+            bool(distinct), _PARTS.index(split), below, number,
         )  # fmt: skip
     except ConfigError as error:
         part = "" if split is None else f", split {split!r} of test_share {test_share:g}"

@@ -262,10 +262,30 @@ class Mazes(Sequence[Maze]):
             rows = rows.astype(int) if rows.shape == (0,) else rows  # an empty list has no dtype of its own
             if rows.ndim != 1 or rows.dtype.kind not in "iub":
                 raise IndexError(f"mazes: {key!r} is no number, slice, list of numbers or mask")
-        return Mazes((grids[rows], edges[rows], n_edges[rows], ends[rows], path[rows], n_path[rows]))
+        # a slice with a step is no contiguous array, which is what the core reads
+        parts = [np.ascontiguousarray(array[rows]) for array in self.batch]
+        return Mazes((parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]))
 
     def __len__(self) -> int:
         return len(self.batch[0])
+
+    def __eq__(self, other: object) -> bool:
+        """The same mazes in the same order, each as :class:`Maze` has it: whatever order its edges are listed in."""
+        if not isinstance(other, Mazes):
+            return NotImplemented
+        return (
+            all(np.array_equal(self.batch[i], other.batch[i]) for i in (0, 3, 5))
+            and np.array_equal(self._solutions(), other._solutions())
+            and np.array_equal(self.connections(), other.connections())
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.hashes.tobytes(), self.ends.tobytes()))
+
+    def _solutions(self) -> Array:
+        """Cells of all solutions one after the other [Σ path_lengths, 2]."""
+        path = self.batch[4]
+        return np.asarray(path[np.arange(path.shape[1]) < self.path_lengths[:, None]])
 
     def __iter__(self) -> Iterator[Maze]:
         return (self[i] for i in range(len(self)))
@@ -325,6 +345,23 @@ class Mazes(Sequence[Maze]):
     def __repr__(self) -> str:
         sizes = ", ".join(f"{g} × {g}" for g in np.unique(self.batch[0]))
         return f"{len(self)} mazes of {sizes}" if len(self) else "no mazes"
+
+
+def shortest_lengths(ms: Mazes) -> Array:
+    """Cells of a shortest path from origin to target of each maze, int [n]; 0: no way.
+
+    A maze's own solution may go round, so :attr:`Mazes.path_lengths` may be larger.
+
+    >>> ring = Maze(2, [[(0, 0), (0, 1)], [(0, 1), (1, 1)], [(1, 1), (1, 0)], [(1, 0), (0, 0)]], (0, 0), (0, 1),
+    ...             solution=[(0, 0), (1, 0), (1, 1), (0, 1)])
+    >>> shortest_lengths(Mazes.of(ring)).tolist()
+    [2]
+    """
+    grids, edges, n_edges, ends = (array.copy() for array in ms.batch[:4])  # the core takes writeable ones
+    path = np.zeros((len(ms), int(ms.grids.max(initial=2)) ** 2, 2), np.uint8)
+    length = np.zeros(len(ms), np.int32)
+    _core.maze_paths((grids, edges, n_edges, ends, path, length))
+    return length.astype(int)
 
 
 def way_of(step: Array) -> Array:
