@@ -71,7 +71,7 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: mazes.text(TEST), ConfigError, "text: a Maze, not Mazes: take one of them, such as mazes[0]"),  # type: ignore[arg-type]
     (lambda: mazes.text(MAZE, 3), ShapeError, "text: path: cells [k, 2] as whole numbers (row, column), not int64 []"),
     (lambda: mazes.text(MAZE, [[1, 2], [3]]), ShapeError, "text: path cannot be read as an array"),
-    (lambda: mazes.text(MAZE, [[0, 0], [9, 9]]), ConfigError, "cell 1, (9,9), lies outside a grid of 4 × 4; (-1, -1)"),
+    (lambda: mazes.text(MAZE, [[0, 0], [20, 9]]), ConfigError, "cell 1, (20,9), lies outside a grid of 4 × 4"),
     (lambda: mazes.draw(wrong), ConfigError, "draw: a Maze, not str"),
     (lambda: mazes.draw(MAZE, [[-1, 2]]), ConfigError, "draw: path: cell 0, (-1,2), lies outside a grid of 4 × 4"),
     (lambda: mazes.draw(MAZE, [[np.nan, 0]]), ShapeError, "not float64 [1, 2]"),

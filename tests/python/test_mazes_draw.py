@@ -21,6 +21,21 @@ def test_text() -> None:
     assert lines[3].startswith("| · |") and lines[5].startswith("| · |") and "·" not in lines[1]
 
 
+def test_paths_are_taken_as_models_say_them() -> None:
+    """A model of 7 × 7 mazes says cells that a maze of 3 × 3 does not have; they are left out, as other tokens are."""
+    said = [(0, 0), (0, 6), (0, 1), (3, 0), (-1, -1), (1, 1)]
+    seen = [(0, 0), (-1, -1), (0, 1), (-1, -1), (-1, -1), (1, 1)]
+    assert mazes.text(MAZE, said) == mazes.text(MAZE, seen)
+    with pytest.raises(ConfigError, match=r"text: path: cell 1, \(-1,0\), lies outside a grid of 3 × 3"):
+        mazes.text(MAZE, [(0, 0), (-1, 0)])
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    drawn = [
+        [(line.get_linestyle(), np.asarray(line.get_xdata()).tolist()) for line in lines(mazes.draw(MAZE, path))]
+        for path in (said, seen)
+    ]
+    assert drawn[0] == drawn[1]
+
+
 def test_text_says_the_maze() -> None:
     """Walls read back from the characters are the maze's."""
     for maze in mazes.generate(5, 7, "prdfs"):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, ShapeError
 from ..inputs import as_array
-from .maze import Maze, Mazes
+from .maze import LARGEST, Maze, Mazes
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -88,14 +88,15 @@ def path_of(value: Any, what: str) -> Array:
 
 
 def path_within(value: Any, maze: Maze, what: str) -> Array:
-    """The same, each a cell of the maze or (−1, −1): a token that is none. Raises ShapeError, ConfigError."""
+    """The same, each a cell of the maze or of a larger one, which models say too, or (−1, −1): a token that is none.
+    Raises ShapeError, and ConfigError for a cell that no maze has."""
     cells = path_of(value, what)
-    outside = np.flatnonzero(((cells < 0) | (cells >= maze.grid)).any(1) & (cells != -1).any(1))
-    if outside.size:
-        r, c = cells[outside[0]].tolist()
+    nowhere: Array = np.flatnonzero(((cells < 0) | (cells >= LARGEST)).any(1) & (cells != -1).any(1))
+    if nowhere.size:
+        r, c = cells[nowhere[0]].tolist()
         raise ConfigError(
-            f"{what}: cell {outside[0]}, ({r},{c}), lies outside a grid of {maze.grid} × {maze.grid}; (-1, -1) stands "
-            "for a token that is no cell of it"
+            f"{what}: cell {nowhere[0]}, ({r},{c}), lies outside a grid of {maze.grid} × {maze.grid}, and of every "
+            "larger one; (-1, -1) stands for a token that is no cell"
         )
     return cells
 

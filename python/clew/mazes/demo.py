@@ -8,7 +8,7 @@ from pathlib import Path
 from ..loaders import bundled
 from ..model import load
 from . import figures
-from .draw import as_walked, text
+from .draw import text
 from .evaluate import PAPER, table
 from .generate import generate
 from .heads import adjacency_heads
@@ -63,7 +63,7 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     shown = picture(model, walls[GATHERED], head, side, 0, tok)
     for maze, path, kind, exact in zip(shown.mazes, shown.paths, shown.kinds, shown.exact, strict=True):
         print(f"\nA maze, {kind}, and the path that the model walked: {'solved' if exact else 'not solved'}")
-        print(text(maze, as_walked(path, maze)))
+        print(text(maze, path))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = (

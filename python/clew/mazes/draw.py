@@ -23,8 +23,9 @@ Array = NDArray[Any]
 def text(maze: Maze, path: ArrayLike | None = None) -> str:
     """A maze in characters: walls, O the origin, T the target, · a path between them (None: the solution).
 
-    Cells (−1, −1), tokens that are none, are left out. Raises ShapeError for what is no path, ConfigError for what is
-    no maze, or a cell outside it.
+    Cells (−1, −1), tokens that are none, are left out, and so are cells that only larger mazes have: paths are taken as
+    :func:`clew.mazes.solve` gives them. Raises ShapeError for what is no path, ConfigError for what is no maze, or a
+    cell that none has.
 
     >>> print(text(Maze(2, [[(0, 0), (0, 1)]], (0, 0), (0, 1)), path=[]))
     +---+---+
@@ -34,7 +35,7 @@ def text(maze: Maze, path: ArrayLike | None = None) -> str:
     +---+---+
     """
     one_maze(maze, "text")
-    cells = maze.solution if path is None else path_within(path, maze, "text: path")
+    cells = maze.solution if path is None else as_walked(path_within(path, maze, "text: path"), maze)
     marks = {tuple(cell): "·" for cell in cells.tolist()}
     marks[maze.origin], marks[maze.target] = "O", "T"
     down, right = maze.connections
@@ -67,7 +68,7 @@ def draw(
         Its walls are black lines, the origin a circle, the target a cross.
     path
         Cells that a model walked [k, 2], drawn blue; steps through walls are dotted. (−1, −1), a token that is no cell,
-        is left out.
+        is left out, and so is a cell that only larger mazes have.
     solution
         Draws the maze's solution, orange.
     values
@@ -93,8 +94,8 @@ def draw(
     ShapeError
         Arrays of another shape, naming the one that was expected; what is no path.
     ConfigError
-        What is no maze; cells outside it; values that are NaN or infinite; probabilities outside 0 to 1; words that are
-        no text; axes that are none.
+        What is no maze; cells that no maze has; labels outside it; values that are NaN or infinite; probabilities
+        outside 0 to 1; words that are no text; axes that are none.
     ImportError
         matplotlib is missing.
 
@@ -110,7 +111,7 @@ def draw(
     said = None if walls is None else _shaped(walls, (2, n, n), "walls")
     if said is not None and ((said < 0) | (said > 1)).any():
         raise ConfigError(f"draw: walls: a probability lies in 0 to 1, not {said.min():g} to {said.max():g}")
-    walked = None if path is None else path_within(path, maze, "draw: path")
+    walked = None if path is None else as_walked(path_within(path, maze, "draw: path"), maze)
     words = _labels(cell_labels, maze)
     for name, word in (("title", title), ("values_label", values_label)):
         if word is not None and not isinstance(word, str):
@@ -148,7 +149,7 @@ def draw(
 
 
 def as_walked(path: Array, maze: Maze) -> Array:
-    """A model's path as `draw` and `text` take it: cells that only larger mazes have are (−1, −1)."""
+    """A model's path as it is seen in the maze: cells that only larger mazes have are (−1, −1)."""
     outside: Array = np.any((path < 0) | (path >= maze.grid), axis=1)
     return np.where(outside[:, None], -1, path)
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..plot import _axes, _bar, _Figure, curves
-from .draw import as_walked, draw
+from .draw import draw
 from .evaluate import PAPER, TASKS
 from .prompts import place_name
 
@@ -53,7 +53,7 @@ def solved(shown: Shown) -> Figure:
     n = len(shown.paths)
     figure, axes = _panels(n, 0.6 + 3.2 * n, 3.6)
     for ax, maze, path, kind, exact in zip(axes, shown.mazes, shown.paths, shown.kinds, shown.exact, strict=True):
-        draw(maze, path=as_walked(path, maze), ax=ax)
+        draw(maze, path=path, ax=ax)
         ax.set_title(f"{kind}: {'solved' if exact else 'not solved'}", fontsize=14)  # legible on a telephone too
     return figure
 
