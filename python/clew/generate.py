@@ -316,8 +316,9 @@ class _Decoder:
     """A batch of texts that grow: the cache, and what each step gives."""
 
     def __init__(
-        self, model: Model, batch: Batch, how: Settings, capture: Sequence[tuple[Site, int]], edits: tuple[Edit, ...]
-    ) -> None:
+        self, model: Model, batch: Batch, how: Settings, capture: Sequence[tuple[Site, int]], edits: tuple[Edit, ...],
+        limits: Ints | None = None,
+    ) -> None:  # fmt: skip
         config = model.config
         if config.attention_dir != "causal":
             raise UnsupportedModelError("generation needs causal attention: this model's positions see what follows")
@@ -332,19 +333,25 @@ class _Decoder:
         self.model, self.how, self.capture = model, how, capture
         self.keeps_logits = LOGITS in (site for site, _ in capture)
         self.lengths = batch.lengths
-        total = int(batch.lengths.max()) + how.max_new_tokens
+        self.limits: Ints = np.full(len(batch.lengths), how.max_new_tokens, np.int32) if limits is None else limits
+        """New tokens of each sequence, at most."""
+        self.ends: Ints = batch.lengths + self.limits
+        """Tokens of each whole text, at most."""
+        longest = int(self.ends.argmax())
+        total = int(self.ends[longest])
         weights = model.weights
         if "pos_embed.W_pos" in weights:
             learned = weights["pos_embed.W_pos"].shape[0] - config.pos_offset
             if total > learned:
                 raise TokenError(
-                    f"a prompt of {total - how.max_new_tokens} tokens and {how.max_new_tokens} new ones: "
+                    f"a prompt of {batch.lengths[longest]} tokens and {self.limits[longest]} new ones: "
                     f"the model has {learned} learned positions"
                 )
         shape = (len(batch.lengths), total, config.n_key_value_heads, config.d_head)
         layers = range(config.n_layers)
         self.cache = tuple([_core.empty(shape, model.dtype.name) for _ in layers] for _ in range(2))
         self.streams = _streams(batch.tokens, batch.lengths)
+        # edits may name as many positions of every text, also those that a lower limit leaves out
         self.edits, self.calls = _held((*model._active_edits(), *edits), model, batch.lengths, how.max_new_tokens)
         self.kept: list[tuple[Ints, Ints, Ints, Any]] = []
         """Of each step: sequences, first positions, lengths, outputs."""
@@ -417,6 +424,8 @@ class _Text:
     shown: str = ""
     """What has been given to who streams it."""
     stopped: str | int | None = None
+    limit: int | None = None
+    """New tokens at most; None: as the settings say."""
 
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -437,7 +446,7 @@ def _ended(model: Model, text: _Text, how: Settings) -> str:
     """Notes why a text is complete, if it is; gives its new characters."""
     if text.tokens[-1] in how.stop_tokens:
         text.stopped = text.tokens[-1]
-    elif len(text.tokens) == how.max_new_tokens:
+    elif len(text.tokens) == (text.limit or how.max_new_tokens):
         text.stopped = "length"
     if model.tokenizer is None:
         return ""
@@ -492,6 +501,9 @@ def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> 
         going = np.array([texts[seq].stopped is None for seq in active])
         if decoder.edits and going.any():  # edits count sequences: those that have ended stay
             going[:] = True
+        if decoder.edits and step > 0:  # one that has no room for another token is shown its last one again
+            full = past == decoder.ends
+            ids, past = np.where(full, tokens, ids), past - full
         if decoder.capture and not going.all():  # the last token of a text is looked at as well
             ended = ~going
             n = np.ones(int(ended.sum()), np.int32)
@@ -507,16 +519,16 @@ def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> 
 
 
 def prepare(
-    model: Model, tokens: Any, how: Settings, capture: Capture, edits: Edit | Iterable[Edit]
+    model: Model, tokens: Any, how: Settings, capture: Capture, edits: Edit | Iterable[Edit], limits: Ints | None = None
 ) -> tuple[_Decoder, Batch, list[_Text]]:
-    """What a generation starts from."""
+    """What a generation starts from. limits: new tokens of each sequence; None: all as `how` says."""
     batch = model._batch(tokens, None, None)
     wanted = capture_list(capture)
     pairs = model.sites().resolve(wanted)
     if "logits" not in wanted:  # a glob may mean them too; they are large, and kept when named
         pairs = [(site, layer) for site, layer in pairs if site is not LOGITS]
-    decoder = _Decoder(model, batch, how, pairs, as_edits(edits))
-    return decoder, batch, [_Text([], []) for _ in batch.lengths]
+    decoder = _Decoder(model, batch, how, pairs, as_edits(edits), limits)
+    return decoder, batch, [_Text([], [], limit=limit) for limit in decoder.limits.tolist()]
 
 
 def generate(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> Generation:
@@ -530,6 +542,22 @@ def generate(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) 
     shown = None if model.tokenizer is None else [_final_text(model, t, decoder.how) for t in texts]
     stopped = [t.stopped if t.stopped is not None else "length" for t in texts]
     return Generation(prompts, new, [np.array(t.log_probs) for t in texts], stopped, shown, run, decoder.how.seed)
+
+
+def likeliest(
+    model: Model, tokens: Sequence[Array], limits: Array, stop: int, edits: Edit | Iterable[Edit] = ()
+) -> list[Array]:
+    """The likeliest new tokens of each prompt until `stop`, the stop included; of each at most its own limit [batch].
+
+    What one prompt is followed by depends on no other's length or limit. Raises as `Model.generate`.
+
+    >>> import clew
+    >>> model = clew.load("stories260K")
+    >>> [len(new) for new in likeliest(model, [[1, 403], [1, 407, 261]], np.array([4, 2]), stop=2)]
+    [4, 2]
+    """
+    how = settings(model, limits.max(), 0.0, None, None, None, stop)
+    return generate(model, *prepare(model, tokens, how, (), edits, limits.astype(np.int32))).tokens
 
 
 def _final_text(model: Model, text: _Text, how: Settings) -> str:

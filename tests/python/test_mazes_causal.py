@@ -105,8 +105,33 @@ def test_walks_go_token_after_token(model: clew.Model, test: mazes.Mazes) -> Non
     for path, row in zip(walks(model, prompts, TOK, 16)[:3], prompts, strict=False):
         assert [tuple(c) for c in path.tolist()] == slow_walk(model, row, 16, lambda n: None)
     longest = len(prompts[0])
-    with pytest.raises(TokenError, match=f"prompts of {longest} tokens, maze-hallway has {longest} positions"):
-        walks(made(1, n_ctx=longest), prompts, TOK, 16)
+    with pytest.raises(TokenError, match=f"maze 1: a prompt of {longest} tokens, maze-hallway has {longest} pos"):
+        walks(made(1, n_ctx=longest), [prompts[0][:9], prompts[0]], TOK, 16)
+
+
+def test_walks_do_not_depend_on_the_others() -> None:
+    """Each goes on as far as the positions behind its own prompt, edits that count sequences and positions included."""
+    short = made(n_ctx=92)
+    ms = mazes.generate(60, 4, "prdfs", seed=1, p=0.4)
+    prompts = [row for row in start_prompts(ms, TOK) if len(row) < 92]
+    lengths = np.array([len(row) for row in prompts])
+    assert lengths.max() > 82 and lengths.min() < 75
+
+    def edits_of(numbers: Array) -> counterfactual.Edits:
+        def edits(rows: Array, positions: Array) -> list[edit.Edit]:
+            shift = np.sin(np.arange(24) + numbers[rows][:, None, None])
+            return [edit.add(("resid_post", 0), shift, positions=positions)]
+
+        return edits
+
+    for each in (False, True):
+        together = walks(short, prompts, TOK, 16, edits_of(lengths) if each else None)
+        for i in (int(lengths.argmax()), int(lengths.argmin()), 0):
+            alone = walks(short, prompts[i : i + 1], TOK, 16, edits_of(lengths[i : i + 1]) if each else None)
+            assert np.array_equal(alone[0], together[i])
+            assert len(alone[0]) <= min(17, 92 - lengths[i])
+        assert {len(path) for path, n in zip(together, lengths, strict=True) if n > 82} <= set(range(10))
+        assert max(map(len, together)) > 92 - lengths.max() + 3
 
 
 # ---- Heads ----------------------------------------------------------------------------------------------------------

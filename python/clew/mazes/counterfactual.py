@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..errors import ConfigError, TokenError
+from ..errors import ConfigError
+from ..generate import likeliest
 from ..train.data import generator
 from .checks import mazes_of
 from .maze import Maze, Mazes
 from .probes import inner_walls
 from .prompts import Prompts, path_prompts, tokens_until
-from .rollout import BATCH, tokenizer_of, walk_cells
+from .rollout import BATCH, room_for_paths, tokenizer_of, walk_cells
 from .tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -37,26 +38,20 @@ def walks(
     """The cells [k, 2] that a model walks behind prompts that end with <PATH_START>, the likeliest token again and
     again until it says <PATH_END>; (−1, −1) for tokens that are no cells.
 
-    cells: of a path at most. edits: made for each batch of prompts, of its rows and of the positions of each prompt
-    from <PATH_START>, or `back` tokens before it, on, those that are still to be generated included. Raises TokenError
-    for prompts that leave no room.
+    cells: of a path at most, fewer where the model's positions end. edits: made for each batch of prompts, of its rows
+    and of the positions of each prompt from <PATH_START>, or `back` tokens before it, on, those that are still to be
+    generated included. Raises TokenError for a prompt that leaves no room, with its number.
     """
     out: list[Array] = []
+    lengths = np.array([len(row) for row in tokens], int)
+    room = room_for_paths(model, lengths, cells + 1)
     for first in range(0, len(tokens), BATCH):
-        part = tokens[first : first + BATCH]
-        lengths = np.array([len(row) for row in part])
-        room = cells + 1
-        if "pos_embed.W_pos" in model.weights:
-            room = min(room, model.config.n_ctx - int(lengths.max()))
-        if room < 1:
-            raise TokenError(
-                f"prompts of {int(lengths.max())} tokens, {model.config.model_name} has {model.config.n_ctx} positions"
-            )
-        rows = np.arange(first, first + len(part))
-        positions = lengths[:, None] - 1 - back + np.arange(room + 1 + back)
+        part = slice(first, first + BATCH)
+        rows = np.arange(len(tokens))[part]
+        positions = lengths[part, None] - 1 - back + np.arange(int(room[part].max()) + 1 + back)
         held = [] if edits is None else edits(rows, positions)
-        made = model.generate(list(part), max_new_tokens=room, stop=tok.ids["<PATH_END>"], edits=held)
-        out += [tok.cells_of(walk_cells(row)) for row in made.tokens]
+        made = likeliest(model, tokens[part], room[part], tok.ids["<PATH_END>"], held)
+        out += [tok.cells_of(walk_cells(row)) for row in made]
     return out
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, TokenError
+from ..generate import likeliest
 from ..inputs import check_type
 from ..model import Model, check_model
 from ..weights import whole
 from .maze import Maze, Mazes
-from .tokens import PATH_END, PATH_START, SPECIALS, Tokenizer
+from .tokens import PATH_END, PATH_START, SPECIALS, Tokenizer, grid_of
 
 if TYPE_CHECKING:
     from ..edit import Edit
@@ -21,18 +23,23 @@ Array = NDArray[Any]
 
 BATCH = 256
 """Mazes that are walked at a time."""
+MOST_CELLS = 2**30
+"""Of a path: longer ones could not be counted."""
 
 
 def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
     """The vocabulary of a maze model: the one that is given, the one that its configuration names, or the uniform one
     of its size.
 
+    A configuration names it by the key "mazes" of its `extra`: {"mazes": {"grid": 7, "order": "rasterized"}}, the
+    arguments of :class:`Tokenizer`. `hallway_config` and `jirpy_config` write that key, and files keep it.
+
     Raises
     ------
     TokenError
         A model whose vocabulary is another one.
     ConfigError
-        What is no model, or no tokenizer.
+        What is no model, or no tokenizer; a configuration whose key "mazes" names none.
 
     Example
     -------
@@ -45,24 +52,52 @@ def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
     if tokenizer is not None:
         check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
     d_vocab, d_out = model.config.d_vocab, model.config.d_vocab_out
+    tokenizer = recorded(model) if tokenizer is None else tokenizer
     if tokenizer is None:
-        named = model.config.extra.get("mazes")
-        if isinstance(named, dict):
-            tokenizer = Tokenizer(named["grid"], named["order"])
-        else:
-            grid = round(max(0, d_vocab - len(SPECIALS)) ** 0.5)
-            if grid < 2 or len(SPECIALS) + grid * grid != d_vocab or model.config.d_in is not None:
-                raise TokenError(
-                    f"{model.config.model_name}: a vocabulary of {d_vocab} tokens is none of mazes: they have "
-                    f"{len(SPECIALS)} + grid² (60 for 7 × 7)"
-                )
-            tokenizer = Tokenizer(grid)
+        grid = grid_of(d_vocab)
+        if grid is None or model.config.d_in is not None:
+            raise TokenError(
+                f"{model.config.model_name}: a vocabulary of {d_vocab} tokens is none of mazes: they have "
+                f"{len(SPECIALS)} + grid² (60 for 7 × 7)"
+            )
+        tokenizer = Tokenizer(grid)
     if d_vocab != len(tokenizer.vocab) or d_out != len(tokenizer.vocab) or model.config.d_in is not None:
         raise TokenError(
             f"{model.config.model_name} reads {d_vocab} and writes {d_out} tokens; the vocabulary of "
             f"{tokenizer.grid} × {tokenizer.grid} mazes has {len(tokenizer.vocab)}"
         )
     return tokenizer
+
+
+def recorded(model: Model) -> Tokenizer | None:
+    """The vocabulary that a model's configuration names, whatever its size; None where it names none.
+
+    Raises ConfigError for a key "mazes" that names no vocabulary.
+    """
+    extra, name = model.config.extra, model.config.model_name
+    if "mazes" not in extra:
+        return None
+    named = extra["mazes"]
+    if not isinstance(named, Mapping) or not {"grid", "order"} <= named.keys():
+        raise ConfigError(f'{name}: extra["mazes"] = {named!r:.80}: a mapping with "grid" and "order"')
+    try:
+        return Tokenizer(named["grid"], named["order"])
+    except ConfigError as error:
+        raise ConfigError(f'{name}: extra["mazes"] = {named!r:.80}: {error}') from None
+
+
+def room_for_paths(model: Model, lengths: Array, wanted: Array | int) -> Array:
+    """New tokens behind prompts of so many tokens [n]: as many as are wanted, or as the model's positions leave room
+    for. Raises TokenError naming the first maze that has room for none."""
+    if "pos_embed.W_pos" not in model.weights:
+        return np.broadcast_to(wanted, lengths.shape)
+    room = np.minimum(wanted, model.config.n_ctx - lengths)
+    if (bad := np.flatnonzero(room < 1)).size:
+        raise TokenError(
+            f"maze {bad[0]}: a prompt of {lengths[bad[0]]} tokens, {model.config.model_name} has {model.config.n_ctx} "
+            "positions: no room for a path"
+        )
+    return np.asarray(room)
 
 
 def solve(
@@ -75,7 +110,8 @@ def solve(
 ) -> list[Array]:
     """The paths that a model walks: the likeliest token again and again, until it says <PATH_END>.
 
-    The prompt is everything before <PATH_START>, as the paper's.
+    The prompt is everything before <PATH_START>, as the paper's. What a model walks in a maze does not depend on the
+    others.
 
     Parameters
     ----------
@@ -88,7 +124,7 @@ def solve(
     edits
         Interventions that hold for prompt and path.
     max_cells
-        Longest path; None: as many cells as the maze has, or as the model's positions leave room for.
+        Longest path; None: as many cells as the maze has, or as the model's positions leave room for behind its prompt.
 
     Returns
     -------
@@ -98,7 +134,8 @@ def solve(
     Raises
     ------
     TokenError
-        A model with another vocabulary, a maze that is larger than it, prompts longer than the model's positions.
+        A model with another vocabulary, a maze that is larger than it, or whose prompt takes all the model's positions:
+        its number and its tokens are named.
 
     Example
     -------
@@ -128,23 +165,26 @@ def rollouts(
     edits: Edit | Iterable[Edit] = (),
     max_cells: int | None = None,
 ) -> list[Array]:
-    """New token ids of each maze as the model says them, <PATH_START> and <PATH_END> included: see :func:`solve`."""
+    """New token ids of each maze as the model says them, <PATH_START> and <PATH_END> included: see :func:`solve`.
+
+    A walk that was cut off, by `max_cells` or where the model's positions end, has no <PATH_END>.
+    """
     from ..edit import as_edits
 
     tok, batch, held = tokenizer_of(model, tokenizer), Mazes.of(ms), as_edits(edits)
     if max_cells is not None and (isinstance(max_cells, bool) or whole(max_cells, "max_cells") < 1):
         raise ConfigError(f"max_cells = {max_cells!r}: at least 1")
     prompts = tok.encode_batch(batch, path=False)
+    wanted = path_tokens(batch) if max_cells is None else min(int(max_cells), MOST_CELLS) + 2
+    room = room_for_paths(model, np.array([len(row) for row in prompts], int), wanted)
     out: list[Array] = []
-    size = len(batch) if held else BATCH  # edits may count sequences
+    size = max(len(batch), 1) if held else BATCH  # edits may count sequences
     for start in range(0, len(batch), size):
-        part = prompts[start : start + size]
-        longest = max(len(p) for p in part)
-        cells = int(batch.grids[start : start + size].max()) ** 2 if max_cells is None else max_cells
-        room = min(cells + 2, model.config.n_ctx - longest) if "pos_embed.W_pos" in model.weights else cells + 2
-        if room < 1:
-            raise TokenError(f"mazes {start} to {start + len(part) - 1}: prompts of {longest} tokens, the model has "
-                             f"{model.config.n_ctx} positions")  # fmt: skip
-        made = model.generate(part, max_new_tokens=room, stop=tok.ids["<PATH_END>"], edits=held)
-        out += made.tokens
+        part = slice(start, start + size)
+        out += likeliest(model, prompts[part], room[part], tok.ids["<PATH_END>"], held)
     return out
+
+
+def path_tokens(ms: Mazes) -> Array:
+    """Tokens of each maze's longest path without a cell twice, <PATH_START> and <PATH_END> included, int [n]."""
+    return ms.grids**2 + 2
