@@ -322,6 +322,74 @@ def test_what_is_refused(make: Any, message: str) -> None:
         make()
 
 
+# ---- Models that the data do not fit --------------------------------------------------------------------------------
+
+
+def fit(model: clew.Model, tokenizer: mazes.Tokenizer, stages: Any = STAGES, **more: Any) -> Trainer:
+    return Trainer(model, mazes.Curriculum(stages, tokenizer), steps=1, batch=2, progress=False, **more)
+
+
+def test_a_trainer_compares_vocabularies() -> None:
+    """Before the first step; sizes alone do not tell orders apart."""
+    with pytest.raises(TokenError, match="reads 60 and writes 60 tokens; the vocabulary of 6 × 6 mazes has 47"):
+        fit(small(), mazes.Tokenizer(6))
+    with pytest.raises(TokenError, match=r"7 × 7 mazes, rasterized.*configured for Tokenizer of 7 × 7 mazes, uniform"):
+        fit(small(), mazes.Tokenizer(7, "rasterized"))
+    named = small().config.replace(extra={"mazes": {"grid": 7, "order": "rasterized"}})
+    with pytest.raises(TokenError, match=r'"order": "uniform"'):
+        fit(clew.Model.from_config(named, seed=0), mazes.Tokenizer(7))
+    for extra, order in ((named.extra, "rasterized"), ({}, "rasterized"), ({}, "uniform")):
+        assert fit(clew.Model.from_config(named.replace(extra=extra), seed=0), mazes.Tokenizer(7, order)).steps == 1
+
+
+def test_a_trainer_compares_positions() -> None:
+    """A maze that joins 16 cells has 72 tokens at least; the model has 64 positions."""
+    tok, model = mazes.Tokenizer(7), small()
+    for kind in ("rdfs", "prdfs", "wilson"):
+        stages = [STAGES[0], mazes.Stage(9, {3: 1.0, 4: 0.1}, {"forkless": 1.0, kind: 0.1})]
+        with pytest.raises(
+            TokenError, match="stage 1: a maze of 4 × 4 has 72 tokens at least; maze-hallway has 64 pos"
+        ):
+            fit(model, tok, stages)
+    assert fit(model, tok, [mazes.Stage(9, {4: 1.0}, {"forkless": 0.5, "percolation": 0.5})]).steps == 1
+    assert min(len(row) for row in tok.encode_batch(mazes.generate(2000, 4))) == 72
+    exact = clew.Model.from_config(model.config.replace(n_ctx=72), seed=0)
+    assert fit(exact, tok, [mazes.Stage(9, {4: 1.0}, {"rdfs": 1.0})]).steps == 1
+    rotary = model.config.replace(positional_embedding_type="rotary", rotary_dim=8)
+    assert fit(clew.Model.from_config(rotary, seed=0), tok, [mazes.Stage(9, {4: 1.0}, {"rdfs": 1.0})]).steps == 1
+
+
+def test_a_trainer_calls_a_sources_own_check() -> None:
+    class Mine:
+        seen: list[clew.Model] = []
+
+        def batch(self, step: int, size: int) -> clew.train.Examples:
+            return clew.train.Examples([[1, 2, 3]] * size)
+
+        def identity(self) -> str:
+            return "mine"
+
+        def check(self, model: clew.Model) -> None:
+            self.seen.append(model)
+
+    model = small()
+    Trainer(model, Mine(), 1, 1, progress=False)
+    assert Mine.seen == [model]
+
+
+def test_a_run_from_before_vocabularies_were_named_goes_on(tmp_path: Path) -> None:
+    """What else a configuration says changes nothing that is computed; but what both name must agree."""
+    tok = mazes.Tokenizer(7)
+    nameless = clew.Model.from_config(small().config.replace(extra={}), seed=0)
+    fit(nameless, tok, directory=tmp_path).run()
+    assert fit(small(), tok, directory=tmp_path).optimizer.steps == 1
+    other = clew.Model.from_config(small().config.replace(extra={**small().config.extra, "note": 2}), seed=0)
+    fit(other, tok, directory=tmp_path / "other").run()
+    third = clew.Model.from_config(other.config.replace(extra={**other.config.extra, "note": 3}), seed=0)
+    with pytest.raises(ConfigError, match="was made with config.extra = "):
+        fit(third, tok, directory=tmp_path / "other")
+
+
 # ---- The script of the bundled model --------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,19 @@ from ..train.step import Examples
 from .checks import whole_number
 from .generate import KINDS, generate, threshold
 from .maze import Maze, Mazes, check_grid
-from .tokens import Tokenizer
+from .rollout import recorded, tokenizer_of
+from .tokens import Tokenizer, grid_of
+
+if TYPE_CHECKING:
+    from ..model import Model
 
 Array = NDArray[Any]
 
 
 def hallway_config(**changes: Any) -> ModelConfig:
     """The paper's hallway model: 6 layers of width 128, 4 heads, 1,238,076 parameters; fields may be changed.
+
+    Its vocabulary is the uniform one of its size, which `extra` names; see :func:`clew.mazes.tokenizer_of`.
 
     >>> from clew.loaders.initialise import weight_shapes
     >>> import math
@@ -35,11 +41,13 @@ def hallway_config(**changes: Any) -> ModelConfig:
         "n_layers": 6, "d_model": 128, "n_heads": 4, "d_mlp": 512, "n_ctx": 256, "d_vocab": 60,
         "unembed_bias": True, "model_name": "maze-hallway",
     }  # fmt: skip
-    return ModelConfig(**{**fields, **changes})
+    return _named(ModelConfig(**{**fields, **changes}), "uniform")
 
 
 def jirpy_config(**changes: Any) -> ModelConfig:
     """The paper's jirpy model: 12 layers of width 256, 16 heads, 9,639,484 parameters; fields may be changed.
+
+    Its vocabulary is the rasterized one of its size, which `extra` names; see :func:`clew.mazes.tokenizer_of`.
 
     >>> from clew.loaders.initialise import weight_shapes
     >>> import math
@@ -50,7 +58,15 @@ def jirpy_config(**changes: Any) -> ModelConfig:
         "n_layers": 12, "d_model": 256, "n_heads": 16, "d_mlp": 1024, "n_ctx": 512, "d_vocab": 60,
         "unembed_bias": True, "model_name": "maze-jirpy",
     }  # fmt: skip
-    return ModelConfig(**{**fields, **changes})
+    return _named(ModelConfig(**{**fields, **changes}), "rasterized")
+
+
+def _named(config: ModelConfig, order: str) -> ModelConfig:
+    """The configuration with its vocabulary's name where it has none: it tells orders apart, which sizes do not."""
+    grid = grid_of(config.d_vocab)
+    if grid is None or "mazes" in config.extra:
+        return config
+    return config.replace(extra={"mazes": {"grid": grid, "order": order}, **config.extra})
 
 
 MOST = 2**31 - 1
@@ -275,8 +291,8 @@ class Curriculum:
         check_choice(LOSSES, loss=loss)
         for stage in self.stages:
             grid = max(stage.grids)
-            least = 4 * (grid * grid - 1) + _FRAME + 2
-            if stage.questions and least > context and not _SPANNING.isdisjoint(stage.kinds):
+            least = _fewest_tokens(grid)
+            if stage.questions and least > context and not SPANNING.isdisjoint(stage.kinds):
                 raise ConfigError(
                     f"Curriculum: context = {context}: mazes of {grid} × {grid} have {least} tokens at least, without "
                     "any question"
@@ -325,6 +341,26 @@ class Curriculum:
     def _stage(self, step: int) -> Stage:
         return next((stage for stage in self.stages if step < stage.until), self.stages[-1])
 
+    def check(self, model: Model) -> None:
+        """Raises TokenError for a model that cannot learn from these mazes: one of another vocabulary, or one whose
+        positions cannot hold a maze of some stage, however short its path."""
+        own, named = self.tokenizer, recorded(model)
+        tokenizer_of(model, own)
+        if named is not None and (named.grid, named.order) != (own.grid, own.order):
+            raise TokenError(
+                f"Curriculum: its tokens are those of {own!r}; {model.config.model_name} is configured for {named!r}: "
+                f'give its configuration extra={{"mazes": {{"grid": {own.grid}, "order": "{own.order}"}}}}'
+            )
+        if "pos_embed.W_pos" not in model.weights:
+            return
+        for i, stage in enumerate(self.stages):
+            least = max((_fewest_tokens(grid) for grid in stage.grids if set(stage.kinds) & SPANNING), default=0)
+            if least > model.config.n_ctx:
+                raise TokenError(
+                    f"Curriculum: stage {i}: a maze of {max(stage.grids)} × {max(stage.grids)} has {least} tokens at "
+                    f"least; {model.config.model_name} has {model.config.n_ctx} positions"
+                )
+
     def identity(self) -> str:
         """Stages, vocabulary, seed and split; context and loss where they are not the usual ones."""
         stages = "; ".join(
@@ -337,10 +373,13 @@ class Curriculum:
         return f"mazes {stages}; {self.tokenizer!r}; seed {self.seed} test_share {self.test_share}{more}"
 
 
-_FRAME = 10
-"""Tokens of a maze beside its edges and its path."""
-_SPANNING = frozenset({"rdfs", "prdfs", "wilson"})
-"""Kinds that connect all cells: with an edge less than cells, or more."""
+SPANNING = {"rdfs", "prdfs", "wilson"}
+"""Kinds whose mazes join all cells: they have at least a tree's edges. Of the others a maze may have very few."""
+
+
+def _fewest_tokens(grid: int) -> int:
+    """Of a maze that joins all cells: a tree's edges, the delimiters, both ends, and a path of two cells."""
+    return 4 * (grid * grid - 1) + 12
 
 
 def _tokens(grid: int) -> float:

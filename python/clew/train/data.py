@@ -26,6 +26,9 @@ class Source(Protocol):
 
     One whose batches take other sizes in the course of training may say so by a method `starts() -> list[int]`, the
     first step of each part: memory is then planned for all of them.
+
+    It may have a method `check(model)` too, which a :class:`clew.train.Trainer` calls when it is made: it raises
+    where the model cannot be trained with these data.
     """
 
     def batch(self, step: int, size: int) -> Examples:

@@ -86,7 +86,8 @@ class Trainer:
     Raises
     ------
     ConfigError
-        Settings out of range, or a checkpoint of a run with other settings (names both values).
+        Settings out of range, or a checkpoint of a run with other settings (names both values). What the source's own
+        check of the model raises.
     TrainingError
         From :meth:`run`: a loss or a gradient that is NaN or infinite. Names the step, the step whose weights the model
         holds, which gave it, and the last good checkpoint; a checkpoint of weights that give no finite loss of what
@@ -159,6 +160,9 @@ class Trainer:
             raise ConfigError(f"Trainer: callback = {callback!r} cannot be called")
         self.schedule = lr if isinstance(lr, Schedule) else Schedule("constant", lr)
         self.source: Source = as_source(data, model, context, check_seed(seed))
+        check = getattr(self.source, "check", None)
+        if callable(check):
+            check(model)
         self.held_out = None if held_out is None else batched(model, as_held_out(held_out, model, context))
         self.optimizer = AdamW(model, self.schedule(0), betas, eps, weight_decay, clip, decay)
         self.curve = Curve()
@@ -208,8 +212,10 @@ class Trainer:
         mine = {"config": self.model.config.to_dict(), "dtype": str(self.model.dtype), **self._settings()}
         # fields that came into being since then had their default
         known = {field.name: field.default for field in fields(self.model.config) if field.default is not MISSING}
+        # and so with keys of `extra`, none of which changes what is computed
+        extra = {**mine["config"]["extra"], **saved.state["config"].get("extra", {})}
         theirs = {
-            "config": {**checkpoint.as_json(known), **saved.state["config"]},
+            "config": {**checkpoint.as_json(known), **saved.state["config"], "extra": checkpoint.as_json(extra)},
             "dtype": saved.state["dtype"],
             **saved.state["settings"],
         }
