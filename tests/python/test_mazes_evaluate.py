@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from clew import ConfigError, TokenError, edit, mazes
 from clew.mazes.evaluate import PATHS
+from clew.mazes.maze import shortest_lengths
 from clew.mazes.rollout import walk_cells
 from scipy import stats
 
@@ -53,6 +54,19 @@ def test_what_is_true_of_a_path(path: list[tuple[int, int]], true: str, streak: 
     names = [name for name in ("exact", "valid", "target", "shortest") if getattr(found, name)[1]]
     assert names == true.split() and found.streak[1] == streak
     assert found.exact.tolist()[0] and found.valid.tolist()[2:] == [True, False]
+
+
+def test_the_shortest_way_is_the_mazes_not_its_solutions() -> None:
+    ring = [((0, 0), (0, 1)), ((0, 1), (1, 1)), ((1, 1), (1, 0)), ((1, 0), (0, 0))]
+    round_, straight = [(0, 0), (1, 0), (1, 1), (0, 1)], [(0, 0), (0, 1)]
+    maze = mazes.Maze(2, ring, (0, 0), (0, 1), solution=round_)
+    found = mazes.judge([np.array(round_), np.array(straight), np.array(RING[:5])], [maze, maze, MAZE])
+    assert found.exact.tolist() == [True, False, True] and found.shortest.tolist() == [False, True, True]
+    ms = mazes.generate(50, 4, "prdfs", seed=1, p=0.5)
+    far = [int(m.distances()[m.origin[0] * 4 + m.origin[1], m.target[0] * 4 + m.target[1]]) + 1 for m in ms]
+    assert shortest_lengths(ms).tolist() == far == ms.path_lengths.tolist()
+    assert mazes.judge([m.solution for m in ms], ms).shortest.all()
+    assert shortest_lengths(mazes.Mazes.of(mazes.Maze(3, EDGES[:1], (0, 0), (2, 2)))).tolist() == [0]
 
 
 def test_batches_with_room_for_longer_paths() -> None:
@@ -109,12 +123,69 @@ def greedy(model: clew.Model, prompt: list[int], n: int) -> list[int]:
 def test_rollouts_are_greedy(model: clew.Model, learned: clew.Model) -> None:
     tok = mazes.Tokenizer(7)
     for m, ms in ((model, [*mazes.generate(4, 3, "prdfs"), *mazes.generate(2, 5)]), (learned, mazes.generate(8, 2))):
-        room = max(maze.grid for maze in ms) ** 2 + 2
         made = mazes.rollouts(m, ms)
-        assert [row.tolist() for row in made] == [greedy(m, tok.encode(maze, path=False).tolist(), room) for maze in ms]
+        for row, maze in zip(made, ms, strict=True):
+            assert row.tolist() == greedy(m, tok.encode(maze, path=False).tolist(), maze.grid**2 + 2)
         for row, path in zip(made, mazes.solve(m, ms), strict=True):
             assert np.array_equal(path, tok.cells_of(walk_cells(row)))
     assert all(len(row) <= 3 for row in mazes.rollouts(model, mazes.generate(3, 3), max_cells=1) if row[-1] != 7)
+
+
+@pytest.fixture(scope="module")
+def cramped() -> tuple[clew.Model, mazes.Mazes]:
+    """A model of 96 positions, and mazes of several sizes, some of which take nearly all of them."""
+    config = mazes.hallway_config(n_layers=2, d_model=32, n_heads=2, d_mlp=32, n_ctx=96, initializer_range=0.3)
+    ms = mazes.Mazes.join([mazes.generate(6, 3), mazes.generate(60, 4, "prdfs", p=0.5), mazes.generate(3, 2)])
+    lengths = np.array([len(row) for row in mazes.Tokenizer(7).encode_batch(ms, path=False)])
+    assert (lengths[lengths < 96] > 90).any() and lengths.max() == 96
+    return clew.Model.from_config(config, seed=3, dtype="float64"), ms[lengths < 96]
+
+
+@pytest.mark.parametrize("max_cells", [None, 7])
+def test_a_walk_does_not_depend_on_the_other_mazes(
+    cramped: tuple[clew.Model, mazes.Mazes], max_cells: int | None
+) -> None:
+    """Each has as many tokens as its own cells, and its own prompt leaves room for; also where edits hold."""
+    model, ms = cramped
+    how: dict[str, Any] = {"max_cells": max_cells}
+    changes = [(), edit.add(("resid_post", 0), np.sin(np.arange(32)))]
+    for edits in changes:
+        together = mazes.rollouts(model, ms, edits=edits, **how)
+        for i in range(0, len(ms), 4):
+            assert np.array_equal(mazes.rollouts(model, ms[i], edits=edits, **how)[0], together[i])
+        prompts = mazes.Tokenizer(7).encode_batch(ms, path=False)
+        lengths = set()
+        for maze, prompt, row in zip(ms, prompts, together, strict=True):
+            limit = min((maze.grid**2 if max_cells is None else max_cells) + 2, 96 - len(prompt))
+            assert len(row) == limit or row[-1] == 7
+            lengths.add(len(row))
+        assert len(lengths) > 2
+    # an edit of one sequence still counts among all
+    last = len(ms) - 1
+    one = mazes.rollouts(model, ms, edits=edit.add(("resid_post", 0), np.sin(np.arange(32)), batch=[last]), **how)
+    plain, edited = (mazes.rollouts(model, ms, edits=edits, **how) for edits in changes)
+    assert [row.tolist() for row in one] == [row.tolist() for row in [*plain[:last], edited[last]]]
+
+
+def test_a_walk_that_the_context_cuts_off_is_no_finished_path(
+    model: clew.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tok = mazes.Tokenizer(7)
+    ids = tok.encode(MAZE)
+    whole = ids[ids.tolist().index(6) :]
+    module: Any = __import__("sys").modules[mazes.evaluate.__module__]
+    found = []
+    for row in (whole, whole[:-1]):
+        monkeypatch.setattr(module, "rollouts", lambda *_, row=row, **__: [row])
+        result = mazes.evaluate(model, [MAZE])
+        found.append([name for name in PATHS if result[name].successes])
+    assert found == [["exact", "valid", "target", "shortest", "ended"], ["valid"]]
+
+
+def test_none_are_walked_with_edits_as_without(model: clew.Model) -> None:
+    for edits in ((), [edit.zero("z")]):
+        assert mazes.solve(model, mazes.generate(0), edits=edits) == []
+        assert mazes.rollouts(model, [], edits=edits) == []
 
 
 def test_walked_cells() -> None:
@@ -204,15 +275,23 @@ def test_edits_hold_in_rollouts_and_tasks(learned: clew.Model) -> None:
     assert [np.array_equal(a, b) for a, b in zip(paths, plain, strict=True)].index(False) == 299
 
 
-def test_table(learned: clew.Model) -> None:
+def test_table(learned: clew.Model, model: clew.Model) -> None:
     table = mazes.table(learned, 40, grid=2, split=None)
     assert list(table) == ["forkless", "rdfs", "prdfs"] and table["rdfs"]["exact"].n == 40
     assert {**table["prdfs"]} == {**mazes.evaluate(learned, mazes.generate(40, 2, "prdfs"))}
-    assert "jirpy" in repr(table) and "<table>" in table._repr_html_()
+    assert table.to_dict()["rows"]["rdfs"]["exact"] == [table["rdfs"]["exact"].successes, 40]
+    # the paper has no mazes of this size, nor of several
+    sizes = mazes.Mazes.join([mazes.generate(2, 6), mazes.generate(1, 5)])
+    for other in (table, mazes.Table({"rdfs": mazes.evaluate(model, sizes)}, "several")):
+        assert "paper" not in repr(other) and "jirpy" not in other._repr_html_() and other.below() == []
+        assert all(len(line) == 1 + len(list(other)) for line in other._lines())
+    table = mazes.table(model, 4, grid=6)
+    assert "forkless  [95 %]  paper: hallway, jirpy" in repr(table) and "<table>" in table._repr_html_()
+    assert [line[2] for line in table._lines() if line[0] == "path_start"][0].endswith("]  100, 100")
     below = table.below()
     for kind, row in ((k, r) for k in table for r in mazes.PAPER["hallway"][k]):
         assert ((kind, row) in below) == (100 * table[kind][row].value < mazes.PAPER["hallway"][kind][row] - 0.05)
-    assert table.to_dict()["rows"]["rdfs"]["exact"] == [table["rdfs"]["exact"].successes, 40]
+    assert len(below) > 20
     assert mazes.PAPER["hallway"]["rdfs"]["first_path_choice"] == 67.2
     assert mazes.PAPER["jirpy"]["forkless"]["path_end"] == 71.5
 
@@ -233,12 +312,43 @@ def test_models_with_another_vocabulary(model: clew.Model) -> None:
     assert mazes.tokenizer_of(clew.Model.from_config(fitting)).order == "rasterized"
 
 
+def test_the_papers_models_name_their_vocabulary(tmp_path: Any) -> None:
+    """Orders cannot be told from a model's size."""
+    small: dict[str, Any] = dict(n_layers=1, d_model=16, n_heads=2, d_mlp=16)
+    for config, order in ((mazes.hallway_config, "uniform"), (mazes.jirpy_config, "rasterized")):
+        model = clew.Model.from_config(config(**small), seed=0)
+        assert model.config.extra == {"mazes": {"grid": 7, "order": order}}
+        assert mazes.tokenizer_of(model).order == order
+        pytest.importorskip("safetensors", reason="safetensors is not installed: models are saved with it")
+        model.save(tmp_path / order)
+        assert mazes.tokenizer_of(clew.load(tmp_path / order)).order == order
+        assert config(d_vocab=20).extra["mazes"]["grid"] == 3 and config(d_vocab=50).extra == {}
+        assert config(extra={"note": 1}).extra == {"mazes": {"grid": 7, "order": order}, "note": 1}
+        named = {"mazes": {"grid": 7, "order": "rasterized"}}
+        assert config(extra=named).extra == named
+
+
+@pytest.mark.parametrize(
+    "named", [None, 3, "uniform", [7, "uniform"], {}, {"grid": 7}, {"order": "uniform"}, {"grid": 7, "order": "random"},
+              {"grid": "7", "order": "uniform"}, {"grid": 7, "order": ["uniform"]}, {"grid": 99, "order": "uniform"}]
+)  # fmt: skip
+def test_vocabularies_that_are_named_badly(named: Any) -> None:
+    model = clew.Model.from_config(mazes.hallway_config(n_layers=1, extra={"mazes": named}), seed=0)
+    with pytest.raises(ConfigError, match=r'maze-hallway: extra\["mazes"\] = '):
+        mazes.tokenizer_of(model)
+    assert mazes.tokenizer_of(model, mazes.Tokenizer(7)).order == "uniform"
+
+
 def test_mazes_that_do_not_fit(model: clew.Model) -> None:
     with pytest.raises(TokenError, match="maze 0 has a grid of 8 × 8, larger than the vocabulary's 7 × 7"):
         mazes.solve(model, mazes.generate(1, 8))
     short = clew.Model.from_config(mazes.hallway_config(n_layers=1, n_ctx=100))
-    with pytest.raises(TokenError, match="mazes 0 to 1: prompts of 148 tokens, the model has 100 positions"):
-        mazes.solve(short, mazes.generate(2, 6))
+    mixed = mazes.Mazes.join([mazes.generate(300, 3), mazes.generate(2, 6)])
+    with pytest.raises(TokenError, match="maze 300: a prompt of 148 tokens, maze-hallway has 100 positions: no room"):
+        mazes.solve(short, mixed)
+    tight = clew.Model.from_config(mazes.hallway_config(n_layers=1, n_ctx=150))
+    with pytest.raises(TokenError, match="maze 1: 15[0-9] tokens, its path included: maze-hallway has 150 positions"):
+        mazes.evaluate(tight, mixed[299:])
     with pytest.raises(ConfigError, match="max_cells = 0: at least 1"):
         mazes.solve(model, [MAZE], max_cells=0)
     with pytest.raises(ConfigError, match="evaluate: no mazes: an empty split?"):

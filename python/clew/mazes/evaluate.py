@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, SiteError
+from ..errors import ConfigError, SiteError, TokenError
 from ..inputs import check_seed
 from ..train.data import generator
 from .checks import names_of, path_of, whole_number
 from .generate import KINDS, generate
-from .maze import Maze, Mazes
+from .maze import Maze, Mazes, shortest_lengths
 from .prompts import NORMAL_95
-from .rollout import BATCH, rollouts, tokenizer_of, walk_cells
+from .rollout import BATCH, path_tokens, rollouts, tokenizer_of, walk_cells
 from .tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ PAPER: dict[str, dict[str, dict[str, float]]] = {
     }.items()
 }  # fmt: skip
 """Table 1 of the paper, 6 × 6 mazes, in percent: [model][kind of maze][row]."""
+PAPER_GRID = 6
+"""Rows of the paper's mazes: figures of other sizes are not comparable."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class Judgement:
     target: Array
     """Its last cell is the target."""
     shortest: Array
-    """It is valid, goes from origin to target, and no way is shorter: the same as exact where there are no cycles."""
+    """It is valid, goes from origin to target, and no way is shorter, even where the maze's own solution goes round:
+    the same as exact where there are no cycles."""
     streak: Array
     """Cells at its beginning that agree with the solution, int."""
 
@@ -160,7 +163,7 @@ def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgemen
     target = (lengths > 0) & (last == batch.ends[:, 1]).all(-1)
     agree = (walked == solution).all(-1)
     exact = (lengths == batch.path_lengths) & (agree | ~real).all(1) & (lengths > 0)
-    shortest = valid & target & (walked[:, 0] == batch.ends[:, 0]).all(-1) & (lengths == batch.path_lengths)
+    shortest = valid & target & (walked[:, 0] == batch.ends[:, 0]).all(-1) & (lengths == shortest_lengths(batch))
     streak = np.logical_and.accumulate(agree & real, axis=1).sum(1)
     return Judgement(exact, valid, target, shortest, streak)
 
@@ -170,7 +173,9 @@ class Evaluation(Mapping[str, Rate]):
 
     Whole paths, the likeliest token again and again behind the prompt before <PATH_START>: "exact", "valid", "target"
     (see :class:`Judgement`); besides the paper's, "shortest" counts any shortest path, which differs where mazes have
-    cycles, and "ended" those that <PATH_END> ended. Then the tasks of one token, behind the true tokens before it.
+    cycles, and "ended" those that <PATH_END> ended. A walk that was cut off where the model's positions end is no
+    finished path: it may be valid as far as it goes, but it is neither exact nor shortest, and its last cell is not
+    known to be the target. Then the tasks of one token, behind the true tokens before it.
     """
 
     def __init__(
@@ -252,7 +257,8 @@ def evaluate(
     Raises
     ------
     TokenError
-        As :func:`clew.mazes.solve`; a maze without a path.
+        As :func:`clew.mazes.solve`; a maze without a path; one whose tokens, path included, the model's positions do
+        not hold.
     ConfigError
         No mazes.
 
@@ -270,10 +276,19 @@ def evaluate(
     tok, batch, held = tokenizer_of(model, tokenizer), Mazes.of(ms), as_edits(edits)
     if len(batch) == 0:
         raise ConfigError("evaluate: no mazes: an empty split?")
+    lengths = np.array([len(row) for row in tok.encode_batch(batch)])
+    if "pos_embed.W_pos" in model.weights and (bad := np.flatnonzero(lengths > model.config.n_ctx)).size:
+        raise TokenError(
+            f"maze {bad[0]}: {lengths[bad[0]]} tokens, its path included: {model.config.model_name} has "
+            f"{model.config.n_ctx} positions"
+        )
     made = rollouts(model, batch, tokenizer=tok, edits=held)
     paths = [tok.cells_of(walk_cells(row)) for row in made]
     ended = np.array([len(row) > 0 and row[-1] == tok.ids["<PATH_END>"] for row in made])
-    return Evaluation(batch, paths, judge(paths, batch), ended, _tasks(model, batch, tok, held, seed))
+    cut = ~ended & (np.array([len(row) for row in made]) < path_tokens(batch))
+    found = judge(paths, batch)
+    found = replace(found, exact=found.exact & ~cut, target=found.target & ~cut, shortest=found.shortest & ~cut)
+    return Evaluation(batch, paths, found, ended, _tasks(model, batch, tok, held, seed))
 
 
 def _tasks(model: Model, batch: Mazes, tok: Tokenizer, edits: Iterable[Edit], seed: int) -> dict[str, Array]:
@@ -319,7 +334,10 @@ def _right(model: Model, batch: Mazes, tok: Tokenizer, edits: list[Edit]) -> Arr
 
 
 class Table:
-    """Evaluations on several kinds of mazes, beside the paper's; `table[kind]` is an :class:`Evaluation`."""
+    """Evaluations on several kinds of mazes; `table[kind]` is an :class:`Evaluation`.
+
+    The paper's figures stand beside those of 6 × 6 mazes, the size that it has, and no others.
+    """
 
     def __init__(self, columns: dict[str, Evaluation], made: str) -> None:
         self.columns, self.made = columns, made
@@ -334,15 +352,20 @@ class Table:
         return iter(self.columns)
 
     def below(self, model: str = "hallway") -> list[tuple[str, str]]:
-        """(kind, row) of every figure that lies below the paper's model, "hallway" or "jirpy". Raises ConfigError."""
+        """(kind, row) of every figure that lies below the paper's model, "hallway" or "jirpy"; none of mazes of another
+        size than the paper's 6 × 6. Raises ConfigError."""
         if not isinstance(model, str) or model not in PAPER:
             raise ConfigError(f"model = {model!r}: one of {', '.join(PAPER)}")
         return [
             (kind, row)
             for kind, column in self.columns.items()
-            for row, paper in PAPER[model].get(kind, {}).items()
+            for row, paper in self._paper(kind, model).items()
             if 100 * column[row].value < paper - 0.05  # the paper's are rounded to 0.1
         ]
+
+    def _paper(self, kind: str, model: str) -> dict[str, float]:
+        """The paper's figures that a column can be compared with, by row."""
+        return PAPER[model].get(kind, {}) if (self.columns[kind].mazes.grids == PAPER_GRID).all() else {}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it: successes and n of every row, by kind."""
@@ -350,15 +373,16 @@ class Table:
         return {"mazes": self.made, "rows": rows}
 
     def _lines(self) -> list[list[str]]:
-        head = ["%", *(f"{kind}  [95 %]  paper: hallway, jirpy" for kind in self.columns)]
-        lines = [head]
+        papers = {kind: {m: rows for m in PAPER if (rows := self._paper(kind, m))} for kind in self.columns}
+        names = {kind: f"  paper: {', '.join(of)}" if of else "" for kind, of in papers.items()}
+        lines = [["%", *(f"{kind}  [95 %]{names[kind]}" for kind in self.columns)]]
         for row in next(iter(self.columns.values())):
             cells = []
             for kind, column in self.columns.items():
                 rate = column[row]
-                papers = [str(PAPER[m][kind][row]) for m in PAPER if row in PAPER[m].get(kind, {})]
+                theirs = [str(rows[row]) for rows in papers[kind].values() if row in rows]
                 span = f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
-                cells.append(f"{100 * rate.value:5.1f}  {span}  {', '.join(papers)}".rstrip())
+                cells.append(f"{100 * rate.value:5.1f}  {span}  {', '.join(theirs)}".rstrip())
             lines.append([row, *cells])
         return lines
 
@@ -384,6 +408,8 @@ def table(
     tokenizer: Tokenizer | None = None,
 ) -> Table:
     """Table 1 of the paper: :func:`evaluate` on n fresh mazes of each kind, by default of the held-out split.
+
+    The paper's figures stand beside them where the grid is the paper's, 6.
 
     Raises as :func:`clew.mazes.generate` and :func:`evaluate`.
 
