@@ -45,15 +45,15 @@ def test_what_it_holds(model: clew.Model, result: mazes.MazeExperiment) -> None:
         result.walls["ridge"].accuracy,
         mazes.wall_probes(model, train, test, methods=["ridge"], seed=4)["ridge"].accuracy,
     )
-    before = mazes.wall_probes(model, train, test, position="origin_end", methods=["ridge"])["ridge"]
-    assert np.allclose(result.walls_along["origin_end"]["ridge"].accuracy, before.accuracy, atol=1e-4)
+    before = mazes.wall_probes(model, train, test, position="origin_start", methods=["ridge"])["ridge"]
+    assert np.allclose(result.walls_along["origin_start"]["ridge"].accuracy, before.accuracy, atol=1e-4)
     assert result.walls is result.walls_along["path_start"]
-    for flips, walls in ((result.flips, result.walls), (result.flips_before, result.walls_along["origin_end"])):
+    for flips, walls in ((result.flips, result.walls), (result.flips_before, result.walls_along["origin_start"])):
         assert flips.position == walls.position and flips.layers == (walls["ridge"].best,)
     shown, tok = result.shown, mazes.tokenizer_of(model)
-    read = model.run(tok.encode(shown.maze, path=False)[:-3], capture="resid_post")["resid_post", shown.layer][:, -1]
-    assert shown.position == "origin_end" and shown.layer == before.best
-    assert np.allclose(shown.openness, result.walls_along["origin_end"].openness(read, shown.layer)[0], atol=1e-4)
+    read = model.run(tok.encode(shown.maze, path=False)[:-5], capture="resid_post")["resid_post", shown.layer][:, -1]
+    assert shown.position == "origin_start" and shown.layer == before.best
+    assert np.allclose(shown.openness, result.walls_along["origin_start"].openness(read, shown.layer)[0], atol=1e-4)
     evaluated = mazes.evaluate(model, mazes.generate(150, 3, "prdfs", 4, split="test"), seed=4)
     assert result.rows["prdfs"] == dict(evaluated)
     assert result.embedding["l1"].r == mazes.embedding_distances(model, grid=3).r
@@ -79,7 +79,7 @@ def test_files_and_figures(result: mazes.MazeExperiment, tmp_path: Path) -> None
     assert {claim.figure for claim in result.claims} - {None} <= set(result.figures())
     assert all(claim.paper == 5 and claim.says and claim.measured for claim in result.claims)
     details = result.details()
-    assert "at <PATH_START>, 2,000 mazes" in details and "from <ORIGIN_END> on" in details
+    assert "at <PATH_START>, 2,000 mazes" in details and "from <ORIGIN_START> on" in details
     assert "ridge probes by the token they read" in details
     assert "150 mazes of 3 × 3" in details and "minimal pairs" in details and LINE in details
 
@@ -226,7 +226,7 @@ def test_verdicts_of_causal_tests(result: mazes.MazeExperiment) -> None:
     for here, there, words in ((10, 40, "better (open, close): open +60.0 ["), (40, 10, "less (open, close)"),
                                (20, 20, "no better: open +0.0 [+0.0, +0.0] points")):  # fmt: skip
         found = judged(result, flips=moved(result.flips, here), flips_before=moved(result.flips_before, there))[text]
-        assert f"Walls read at <ORIGIN_END> steer the walk {words}" in found.measured
+        assert f"Walls read at <ORIGIN_START> steer the walk {words}" in found.measured
 
 
 def test_the_demonstration(model: clew.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

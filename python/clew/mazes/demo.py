@@ -55,8 +55,11 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     share = {position: one["ridge"].accuracy[best[position]] for position, one in walls.items()}
     layer = best["path_start"]
     print(f"\nAt <PATH_START>, before the first step, linear probes on layer {layer} read {share['path_start']:.1%} of")
-    print(f"inner walls of {_TEST} other mazes, at {place_name(GATHERED)}, four tokens before, layer {best[GATHERED]}:")
-    print(f"{share[GATHERED]:.1%}. Saying what is commoner for each wall gives {walls[GATHERED].majority:.1%}.")
+    print(
+        f"inner walls of {_TEST} other mazes; at {place_name(GATHERED)}, before the model knows where from and where to,"
+    )
+    print(f"on layer {best[GATHERED]}, {share[GATHERED]:.1%}. What is commoner for each wall gives", end=" ")
+    print(f"{walls[GATHERED].majority:.1%}.")
     near, behind = heads.connected_over_uniform[head], heads.walled_over_uniform[head]
     print(f"Layer {head[0]}, head {head[1]} looks most along open edges: {near:.1f} × as much as spread evenly at")
     print(f"cells that one step reaches, {behind:.1f} × at neighbours behind a wall.")

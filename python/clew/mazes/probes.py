@@ -336,7 +336,7 @@ def wall_probes(
     position
         "path_start": the stream at <PATH_START>, as the paper's; "origin", "path": at a cell of the path, its first or
         a random one; "adjlist_end", "origin_start", "origin_end", "target_start", "target_end": at that token before
-        it. The bundled model gathers walls at <ORIGIN_START> and <ORIGIN_END>.
+        it. The bundled model gathers walls at <ORIGIN_START>.
     methods
         "ridge" (on 0 and 1, boundary ½) from streamed moments; "logistic", from at most KEPT mazes.
     lam

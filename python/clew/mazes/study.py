@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 KINDS = ("forkless", "rdfs", "prdfs")
-GATHERED = "origin_end"
+GATHERED = "origin_start"
 """The token at whose stream the walls of the bundled model are read best."""
 LEAST_MASS = 0.05
 """Attention to the adjacency list below which no head is called an adjacency head."""
@@ -99,7 +99,7 @@ class MazeExperiment(Experiment):
     flips: WallFlips
     """By probes at <PATH_START>, from there on."""
     flips_before: WallFlips
-    """By probes at <ORIGIN_END>, from there on."""
+    """By probes at <ORIGIN_START>, from there on."""
     start: PathStartPatching
     dynamics: Dynamics | None
     """Of the training of "maze-6x6", as it is stored with the package; None for other models."""
@@ -192,7 +192,7 @@ def experiment(
     quick
         The small version: 150 mazes of each kind for Table 1, 2,000 for the probes to learn from, 60 for causal tests
         at the layer of the best probes alone; else 1,000, 15,000 (as the paper), 500, and every layer. Walls are read
-        and flipped at <PATH_START>, as the paper's, and beside it at <ORIGIN_END>, where the bundled model gathers
+        and flipped at <PATH_START>, as the paper's, and beside it at <ORIGIN_START>, where the bundled model gathers
         them.
     seed
         Of mazes, random cells, shuffles and resampling. Probes and lenses learn on mazes of the split "train", all is

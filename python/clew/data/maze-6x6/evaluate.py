@@ -1,7 +1,7 @@
 """Measures the bundled model "maze-6x6" on held-out mazes: python evaluate.py
 
 Every row of the paper's Table 1 on 1,000 mazes of each kind; probes for every inner wall at <PATH_START>, learned from
-15,000 mazes as the paper's, and at <ORIGIN_END>; ridge probes at every token before the path, from 5,000 of them; and
+15,000 mazes as the paper's, and at <ORIGIN_START>; ridge probes at every token before the path, from 5,000 of them; and
 what walks do once one wall is flipped along the probes' directions at these two tokens, in 300 mazes, at every layer.
 Writes evaluation.json beside this file, with the seeds, and prints the tables that README.md shows; takes about ten
 minutes, and starts again from nothing when it is stopped. `clew mazes --full` measures all the rest.
@@ -20,7 +20,7 @@ from clew.mazes.probes import by_position
 
 SEED, N_TABLE, N_TRAIN, N_TEST, N_FLIPS = 0, 1000, 15000, 2000, 300
 N_ALONG = 5000, 1000
-READ = ("path_start", "origin_end")
+READ = ("path_start", "origin_start")
 HERE = Path(__file__).parent
 
 
@@ -66,7 +66,9 @@ def main() -> None:
         "model": model.config.model_name, "version": clew.__version__, "table 1": table.to_dict(),
         "below the paper's hallway model": table.below(),
         "walls": {"mazes": said, "majority of each wall": majority, **walls_json(walls["path_start"])},
-        "walls at <ORIGIN_END>": {"mazes": said, "majority of each wall": majority, **walls_json(walls["origin_end"])},
+        "walls at <ORIGIN_START>": {
+            "mazes": said, "majority of each wall": majority, **walls_json(walls["origin_start"])
+        },
         "walls by token, ridge": {"mazes": f"the first {n_along[0]} and {n_along[1]} of them",
                                   "majority of each wall": along["path_start"].majority,
                                   **{at: walls_json(one)["ridge"] for at, one in along.items()}},
