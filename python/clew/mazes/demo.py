@@ -55,9 +55,7 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
     share = {position: one["ridge"].accuracy[best[position]] for position, one in walls.items()}
     layer = best["path_start"]
     print(f"\nAt <PATH_START>, before the first step, linear probes on layer {layer} read {share['path_start']:.1%} of")
-    print(
-        f"inner walls of {_TEST} other mazes; at {place_name(GATHERED)}, before the model knows where from and where to,"
-    )
+    print(f"inner walls of {_TEST} other mazes; at {place_name(GATHERED)}, before it knows where from and where to,")
     print(f"on layer {best[GATHERED]}, {share[GATHERED]:.1%}. What is commoner for each wall gives", end=" ")
     print(f"{walls[GATHERED].majority:.1%}.")
     near, behind = heads.connected_over_uniform[head], heads.walled_over_uniform[head]
