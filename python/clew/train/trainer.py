@@ -331,7 +331,7 @@ class Trainer:
             np.sort(pack(self.model, self._examples(step)).lengths)[::-1]
             for step in ([0] if starts is None else starts())
         ]  # the longest sequences first: no other piece of the batch takes more
-        size = min(self.micro_batch or self.batch, len(batches[0]))
+        size = self.micro_batch or max(map(len, batches))
         for lengths in batches:
             size = self._fitting(lengths, size)
         self.micro_batch = size
