@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,10 +78,14 @@ def flops(batch: int, pos: int, query_block: int = QUERY_BLOCK) -> float:
 
 
 class Reading:
-    """Reading memory once: the largest value of as many bytes as the weights have, by `threads` threads of NumPy."""
+    """Reading memory once: the largest value of as many bytes as the weights have, by `threads` threads of NumPy.
 
-    def __init__(self, n_bytes: int, threads: int) -> None:
-        self._pieces = np.array_split(filled(n_bytes // 4), threads)
+    file: where the weights lie, mapped, in pages of 4 KiB; None: memory of our own, in pages as large as there are.
+    """
+
+    def __init__(self, n_bytes: int, threads: int, file: Path | None = None) -> None:
+        values = filled(n_bytes // 4) if file is None else np.memmap(file, np.float32, "r", shape=(n_bytes // 4,))
+        self._pieces = np.array_split(values, threads)
         self._pool = ThreadPoolExecutor(threads)
 
     def __call__(self) -> float:

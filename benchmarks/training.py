@@ -41,10 +41,12 @@ def decode(setting: Setting) -> list[Figure]:
     model = clew.load(setting.directory)
     ids = models.tokens(1, 16)
     n_bytes = models.weight_bytes(model) - model.weights["pos_embed.W_pos"].nbytes
-    reading = Reading(n_bytes, models.threads())
+    mapped = Reading(n_bytes, models.threads(), setting.directory / "model.safetensors")  # as clew reads them
+    own = Reading(n_bytes, models.threads())
     sides: dict[str, models.Forward] = {
         "clew": partial(model.generate, ids, max_new_tokens=NEW),
-        "reading": lambda: [reading() for _ in range(NEW)],
+        "mapped": lambda: [mapped() for _ in range(NEW)],
+        "own": lambda: [own() for _ in range(NEW)],
     }
     why = models.missing_hf()
     if not why:
@@ -52,10 +54,15 @@ def decode(setting: Setting) -> list[Figure]:
         if sides["hf"]()[0, 16:].tolist() != model.generate(ids, max_new_tokens=NEW).tokens[0].tolist():
             raise RuntimeError("the two sides continue the prompt differently")
     times = alternate(sides, setting.rounds)
-    bandwidth, speed = n_bytes * NEW / median(times["reading"]) / 1e9, NEW / median(times["clew"])
-    rate = f"a at {bandwidth:.1f} GB/s, b at {speed:.0f} tokens/s"
+    speed = NEW / median(times["clew"])
+
+    def rates(side: str) -> str:
+        return f"a at {n_bytes * NEW / median(times[side]) / 1e9:.1f} GB/s, b at {speed:.0f} tokens/s"
+
+    once = "decoding  reading the weights once a token"
     out = [
-        of_times("decoding  reading the weights once a token / clew", times, "reading", "clew", at_least(0.85), rate)
+        of_times(f"{once} / clew", times, "mapped", "clew", at_least(0.85), rates("mapped")),
+        of_times(f"{once}, in huge pages / clew", times, "own", "clew", None, rates("own")),
     ]
     label = "decoding  HF generate / clew"
     out.append(skipped(label, at_least(2.0), why) if why else of_times(label, times, "hf", "clew", at_least(2.0)))
