@@ -653,6 +653,16 @@ def test_fit_tells_what_resuming_found(tmp_path: Path, recwarn: pytest.WarningsR
         again(0.2, progress=False)
 
 
+def test_a_directory_that_is_further_on_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(tmp_path).run(until=4)
+    said = "step-000000004.safetensors is at step 4 already: nothing to train until 2"
+    assert not trainer(tmp_path, steps=4, lr=clew.train.cosine(1e-2, 12, 3, 1e-3)).notes
+    run = trainer(tmp_path, steps=2, progress="lines")
+    assert len(run.notes) == 1 and said in run.notes[0]
+    run.run()
+    assert run.optimizer.steps == 4 and said in capsys.readouterr().out
+
+
 def test_broken_checkpoints_are_passed_over_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer(tmp_path, keep=3).run(until=9)
     (tmp_path / "best.safetensors").unlink()
@@ -660,8 +670,11 @@ def test_broken_checkpoints_are_passed_over_and_named(tmp_path: Path, capsys: py
     newest.write_bytes(newest.read_bytes()[:-10])
     with pytest.raises(clew.LoadError, match="step-000000009"):
         clew.train.load_model(newest)
+    with pytest.warns(UserWarning, match=r"step-000000009\.safetensors.*taken instead: .*step-000000008\.safetensors"):
+        model = clew.train.load_model(tmp_path)
     run = trainer(tmp_path, progress="lines")
     assert run.optimizer.steps == 8
+    assert np.array_equal(model.weights["embed.W_E"], run.model.weights["embed.W_E"])
     run.run(until=9)
     assert "step-000000009.safetensors" in capsys.readouterr().out
     for path in tmp_path.glob("step-*"):

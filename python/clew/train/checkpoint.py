@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -226,6 +227,8 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     It reads text if the one that was trained did by a tokenizer with files of its own (those of GGUF and llama2.c files
     have none), and these still lie beside the checkpoint.
 
+    A newest checkpoint that cannot be read is passed over with a warning, which names it and the one taken.
+
     Raises LoadError naming the file, ConfigError for what is no path.
     """
     from ..loaders.checkpoint import Checkpoint
@@ -240,6 +243,8 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         saved = newest(place, notes)
         if saved is None:
             raise LoadError(f"{place}: no checkpoint of training{''.join('; ' + note for note in notes)}")
+        if notes:
+            warnings.warn(f"{'; '.join(notes)}; taken instead: {saved.path}", stacklevel=2)
     else:
         saved = read(place)
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.state["config"].items()}

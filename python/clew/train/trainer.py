@@ -168,7 +168,8 @@ class Trainer:
         self.curve = Curve()
         """Losses so far."""
         self.notes: list[str] = []
-        """What was found when training was resumed: checkpoints that could not be read."""
+        """What was found when training was resumed: checkpoints that could not be read, another schedule, more steps done
+        than are wanted."""
         self._noted = 0  # of them shown
         self.callback = callback
         self._progress = progress if isinstance(progress, str) else bool(progress)
@@ -233,6 +234,8 @@ class Trainer:
             self.notes.append(f"{saved.path} was made with another schedule, {rates}: from here on this run's counts")
         self.optimizer.load_state(saved.arrays, saved.steps)
         self.curve = saved.curve
+        if saved.steps > self.steps:
+            self.notes.append(f"{saved.path} is at step {saved.steps} already: nothing to train until {self.steps}")
 
     def save(self) -> Path | None:
         """Writes a checkpoint of the state as it is; its path. None without a directory. Raises OSError.
