@@ -306,6 +306,18 @@ def test_missing_tensors_are_all_listed(kind: str, tmp_path: Path) -> None:
     assert "missing" in str(caught.value) and all(name in str(caught.value) for name in gone)
 
 
+def test_renamed_tensors_are_named_beside_what_is_missing(tmp_path: Path) -> None:
+    config, shapes = case("gpt2")
+    tensors = {f"model.{name}": array for name, array in random_tensors(shapes).items()}
+    with pytest.raises(LoadError) as caught:
+        open_checkpoint(write_checkpoint(tmp_path, config, tensors))
+    said = str(caught.value)
+    listed = said.split(" tensors missing: ")[1].split(";")[0].split(", ")
+    assert len(set(listed)) == len(listed) == len(tensors) and f"{len(listed)} tensors missing" in said
+    assert "; nothing uses model.transformer." in said and said.count("model.transformer.") == 4 and ", …" in said
+    assert said.endswith("; nearest to wte.weight: model.transformer.wte.weight")
+
+
 def test_wrong_shapes_are_all_named_with_both(tmp_path: Path) -> None:
     config, shapes = case("gpt2")
     shapes["transformer.h.0.attn.c_attn.weight"] = (3 * D, D)

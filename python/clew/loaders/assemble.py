@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -183,9 +184,15 @@ def assemble(
     """
     store = names.store
     where = store.where
-    missing = [names.full(source.name) for source in sources if not source.optional and source.name not in names]
+    absent = [names.full(source.name) for source in sources if not source.optional and source.name not in names]
+    missing = list(dict.fromkeys(absent))  # several weights may lie in one tensor
+    remaining = names.remaining(source.name for source in sources)
+    left_out = [name for name in remaining if any(re.fullmatch(pattern, name) for pattern in harmless)]
+    unknown = [names.full(name) for name in remaining if name not in set(left_out)]
     if missing:
-        raise LoadError(f"{where}: {len(missing)} tensors missing: {', '.join(missing)}")
+        raise LoadError(
+            f"{where}: {len(missing)} tensors missing: {', '.join(missing)}{_instead(missing[0], unknown)}"
+        )
     sources = [source for source in sources if source.name in names]
 
     wrong = {}
@@ -197,9 +204,6 @@ def assemble(
     if wrong:
         raise LoadError(f"{where}: {len(wrong)} tensors of the wrong shape: {', '.join(wrong.values())}")
 
-    remaining = names.remaining(source.name for source in sources)
-    left_out = [name for name in remaining if any(re.fullmatch(pattern, name) for pattern in harmless)]
-    unknown = [names.full(name) for name in remaining if name not in set(left_out)]
     if unknown:
         raise LoadError(f"{where}: {len(unknown)} tensors that the architecture does not have: {', '.join(unknown)}")
     if left_out:
@@ -207,3 +211,13 @@ def assemble(
 
     store.choose_dtype((names.full(source.name) for source in sources), dtype)
     return {source.weight: source.view(store.get(names.full(source.name))) for source in sources}
+
+
+def _instead(missing: str, unknown: Sequence[str]) -> str:
+    """What a message about missing tensors ends with: what the file holds that nothing uses, where it holds any."""
+    if not unknown:
+        return ""
+    longer = [name for name in unknown if name.endswith(f".{missing}")]
+    near = longer or difflib.get_close_matches(missing, unknown, n=1)
+    few = f"{', '.join(unknown[:3])}{', …' if len(unknown) > 3 else ''}"
+    return f"; nothing uses {few}" + (f"; nearest to {missing}: {near[0]}" if near else "")
