@@ -359,6 +359,18 @@ def test_a_trainer_compares_positions() -> None:
     assert fit(clew.Model.from_config(rotary, seed=0), tok, [mazes.Stage(9, {4: 1.0}, {"rdfs": 1.0})]).steps == 1
 
 
+def test_questions_fill_no_more_than_the_models_positions() -> None:
+    """Said before the first step, not by the first sequence that is too long."""
+    tok, model = mazes.Tokenizer(7), small()
+    stages = [STAGES[0], mazes.Stage(9, {3: 1.0}, {"rdfs": 1.0}, questions=9)]
+    with pytest.raises(ConfigError, match=r"stage 1 .* context = 256 tokens; maze-hallway has n_ctx = 64: give"):
+        fit(model, tok, stages)
+    assert Trainer(model, mazes.Curriculum(stages, tok, context=64), 1, 2, progress=False).steps == 1
+    assert fit(model, tok).steps == 1  # without questions nothing is filled up
+    rotary = model.config.replace(positional_embedding_type="rotary", rotary_dim=8)
+    assert fit(clew.Model.from_config(rotary, seed=0), tok, stages).steps == 1
+
+
 def test_a_trainer_calls_a_sources_own_check() -> None:
     class Mine:
         seen: list[clew.Model] = []

@@ -343,7 +343,8 @@ class Curriculum:
 
     def check(self, model: Model) -> None:
         """Raises TokenError for a model that cannot learn from these mazes: one of another vocabulary, or one whose
-        positions cannot hold a maze of some stage, however short its path."""
+        positions cannot hold a maze of some stage, however short its path; ConfigError for one with fewer positions
+        than `context`, up to which questions fill sequences up."""
         own, named = self.tokenizer, recorded(model)
         tokenizer_of(model, own)
         if named is not None and (named.grid, named.order) != (own.grid, own.order):
@@ -359,6 +360,11 @@ class Curriculum:
                 raise TokenError(
                     f"Curriculum: stage {i}: a maze of {max(stage.grids)} × {max(stage.grids)} has {least} tokens at "
                     f"least; {model.config.model_name} has {model.config.n_ctx} positions"
+                )
+            if stage.questions and self.context > model.config.n_ctx:
+                raise ConfigError(
+                    f"Curriculum: stage {i} asks questions, up to context = {self.context} tokens; "
+                    f"{model.config.model_name} has n_ctx = {model.config.n_ctx}: give Curriculum that context, or less"
                 )
 
     def identity(self) -> str:
