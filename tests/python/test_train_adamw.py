@@ -286,6 +286,12 @@ def test_settings_out_of_range(settings: dict[str, Any], words: str) -> None:
         clew.AdamW(model, **settings)
 
 
+def test_the_rate_is_by_default_that_of_the_loop() -> None:
+    model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=10))
+    loop = clew.train.Trainer(model, [1, 2, 3] * 9, steps=1, batch=1)
+    assert clew.AdamW(model).lr == loop.optimizer.lr == 1e-3
+
+
 def test_bad_gradients_change_nothing() -> None:
     model, _ = make(ZOO["gpt2"])
     optimizer = clew.AdamW(model, lr=0.1)

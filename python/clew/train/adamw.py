@@ -71,7 +71,7 @@ class AdamW:
     model
         What is trained, float32 or float64; the moments m and v are of its dtype.
     lr
-        Learning rate; the attribute `lr` may be set between steps.
+        Learning rate, by default that of :func:`clew.train.fit`; the attribute `lr` may be set between steps.
     betas, eps, weight_decay
         As above.
     clip
@@ -100,7 +100,7 @@ class AdamW:
     def __init__(
         self,
         model: Model,
-        lr: float,
+        lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
