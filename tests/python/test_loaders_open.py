@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -234,3 +235,13 @@ def test_opening_124_million_parameters_reads_only_the_header(tmp_path: Path) ->
     checkpoint = open_checkpoint(tmp_path)
     assert sum(array.size for name, array in checkpoint.weights.items() if name != "unembed.W_U") == 124_439_808
     assert resident() - before < 20 << 20  # of 498 MB: weights are mapped, not read
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "model.bin"])
+def test_a_pointer_in_place_of_a_file(name: str, tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / name).write_text(pointer)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2}))
+    for place in (tmp_path / name, *([tmp_path] if name == "model.safetensors" else [])):
+        with pytest.raises(LoadError, match=f"{name}: a Git LFS pointer, not the file itself"):
+            open_checkpoint(place)

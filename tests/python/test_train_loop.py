@@ -690,6 +690,28 @@ def test_broken_checkpoints_are_passed_over_and_named(tmp_path: Path, capsys: py
         clew.train.load_model(tmp_path / "model")
 
 
+def test_each_loader_points_to_the_other(tmp_path: Path) -> None:
+    trainer(tmp_path, snapshots=[2], held_out=None).run(until=2)
+    for place in (tmp_path, tmp_path / "step-000000002.safetensors"):
+        with pytest.raises(
+            clew.LoadError, match=r"no config\.json.*; clew\.train\.load_model reads a training's check"
+        ):
+            clew.load(place)
+    with pytest.raises(clew.LoadError, match=r"step-2: no checkpoint of training; clew\.load loads the model"):
+        clew.train.load_model(tmp_path / "step-2")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(clew.LoadError, match=r"no config\.json$"):
+        clew.load(tmp_path / "empty")
+    with pytest.raises(clew.LoadError, match="no checkpoint of training$"):
+        clew.train.load_model(tmp_path / "empty")
+    with pytest.raises(
+        clew.LoadError, match=r"no such file or directory: clew\.load takes the names of bundled models"
+    ):
+        clew.train.load_model(clew.bundled()[0])
+    with pytest.raises(clew.LoadError, match="absent: no such file or directory$"):
+        clew.train.load_model(tmp_path / "absent")
+
+
 def test_what_other_processes_left_is_removed(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .classic import is_classic, load_classic
 from .huggingface import find_tensors, load_huggingface
 from .huggingface_config import SUPPORTED
 from .initialise import initialise, weight_shapes
-from .safetensors import TensorStore, _short, read_json, weights_dtype
+from .safetensors import LFS_POINTER, TensorStore, _short, read_json, refuse_pointer, weights_dtype
 from .save import load_saved, save
 
 __all__ = ["Checkpoint", "bundled", "initialise", "open_checkpoint", "save", "weight_shapes"]
@@ -112,13 +113,17 @@ def _bundled_paths() -> dict[str, Path]:
 def _open_file(path: Path, dtype: DTypeLike | None) -> Checkpoint:
     """A single file, by its suffix."""
     suffix = path.suffix.lower()
+    start = b""
+    with suppress(OSError), open(path, "rb") as file:  # who reads it says why it cannot be opened
+        start = file.read(len(LFS_POINTER))
+    refuse_pointer(start, str(path))
     if suffix == ".gguf":
         from .gguf import load_gguf
 
         return load_gguf(path, dtype)
     if suffix == ".safetensors":
         if not (path.parent / "config.json").is_file():
-            raise LoadError(f"{path}: no config.json beside it")
+            raise LoadError(f"{path}: no config.json beside it{_of_training(path)}")
         return _open_parts(path.parent, TensorStore.open(path), dtype)
     if suffix == ".bin":
         if re.fullmatch(r"pytorch_model.*\.bin", path.name):
@@ -132,9 +137,17 @@ def _open_file(path: Path, dtype: DTypeLike | None) -> Checkpoint:
 def _open_directory(directory: Path, dtype: DTypeLike | None) -> Checkpoint:
     if not (directory / "config.json").is_file():
         ggufs = sorted(path.name for path in directory.glob("*.gguf"))
-        hint = f"; open one of its files: {', '.join(ggufs)}" if ggufs else ""
+        hint = f"; open one of its files: {', '.join(ggufs)}" if ggufs else _of_training(directory)
         raise LoadError(f"{directory}: no config.json{hint}")
     return _open_parts(directory, None, dtype)
+
+
+def _of_training(path: Path) -> str:
+    """What a message about a file or a folder ends with, if it is a checkpoint of training or holds some."""
+    from ..train import checkpoint
+
+    here = checkpoint.found(path) if path.is_dir() else checkpoint.is_checkpoint(path)
+    return "; clew.train.load_model reads a training's checkpoints" if here else ""
 
 
 def _open_parts(directory: Path, store: TensorStore | None, dtype: DTypeLike | None) -> Checkpoint:

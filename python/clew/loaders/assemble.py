@@ -190,9 +190,7 @@ def assemble(
     left_out = [name for name in remaining if any(re.fullmatch(pattern, name) for pattern in harmless)]
     unknown = [names.full(name) for name in remaining if name not in set(left_out)]
     if missing:
-        raise LoadError(
-            f"{where}: {len(missing)} tensors missing: {', '.join(missing)}{_instead(missing[0], unknown)}"
-        )
+        raise LoadError(f"{where}: {len(missing)} tensors missing: {', '.join(missing)}{_instead(missing[0], unknown)}")
     sources = [source for source in sources if source.name in names]
 
     wrong = {}

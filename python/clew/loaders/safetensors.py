@@ -40,6 +40,15 @@ ITEM_SIZE = {
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The dtypes that weights may have."""
 
+LFS_POINTER = b"version https://git-lfs"
+"""What a small text file begins with that stands for a large one in a git repository."""
+
+
+def refuse_pointer(start: bytes, where: str) -> None:
+    """Raises LoadError if a file begins as a Git LFS pointer does."""
+    if start.startswith(LFS_POINTER):
+        raise LoadError(f"{where}: a Git LFS pointer, not the file itself; git lfs pull fetches that")
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -167,6 +176,8 @@ class SafetensorsFile:
                 start = file.read(8)
                 if len(start) < 8:
                     raise LoadError(f"{where}: {self._size} bytes are too few for a safetensors file")
+                if LFS_POINTER.startswith(start):
+                    refuse_pointer(start + file.read(len(LFS_POINTER) - 8), where)
                 (length,) = struct.unpack("<Q", start)
                 if length > min(MAX_HEADER, self._size - 8):
                     raise LoadError(

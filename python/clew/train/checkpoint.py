@@ -231,6 +231,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
 
     Raises LoadError naming the file, ConfigError for what is no path.
     """
+    from ..loaders import bundled
     from ..loaders.checkpoint import Checkpoint
     from ..loaders.keys import build
     from ..model import Model
@@ -242,10 +243,14 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         notes: list[str] = []
         saved = newest(place, notes)
         if saved is None:
-            raise LoadError(f"{place}: no checkpoint of training{''.join('; ' + note for note in notes)}")
+            hint = "; clew.load loads the model that it holds" if holds_model(place) else ""
+            raise LoadError(f"{place}: no checkpoint of training{''.join('; ' + note for note in notes)}{hint}")
         if notes:
             warnings.warn(f"{'; '.join(notes)}; taken instead: {saved.path}", stacklevel=2)
     else:
+        if not place.exists():
+            hint = ": clew.load takes the names of bundled models" if os.fspath(path) in bundled() else ""
+            raise LoadError(f"{place}: no such file or directory{hint}")
         saved = read(place)
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.state["config"].items()}
     if unknown := set(fields) - set(ModelConfig.__dataclass_fields__):

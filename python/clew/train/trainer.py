@@ -168,8 +168,8 @@ class Trainer:
         self.curve = Curve()
         """Losses so far."""
         self.notes: list[str] = []
-        """What was found when training was resumed: checkpoints that could not be read, another schedule, more steps done
-        than are wanted."""
+        """What was found when training was resumed: checkpoints that could not be read, another schedule, more steps
+        done than are wanted."""
         self._noted = 0  # of them shown
         self.callback = callback
         self._progress = progress if isinstance(progress, str) else bool(progress)
