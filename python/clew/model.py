@@ -775,7 +775,8 @@ class Model(WeightAccess, TextAccess):
         Parameters
         ----------
         tokens
-            As `run` takes them; [batch, pos, d_in] where the model reads vectors.
+            As `run` takes them; [batch, pos, d_in] where the model reads vectors. Or :class:`clew.train.Examples`,
+            which hold targets and mask too.
         targets
             What each position should give: ids in the shape of tokens, or [batch, pos, d_out]. None: the next token;
             the last position of each sequence then has no target.

@@ -251,6 +251,20 @@ def test_learns_to_copy() -> None:
 # ---- What it refuses -------------------------------------------------------------------------------------------
 
 
+def test_a_step_takes_examples() -> None:
+    """The same bits as their parts."""
+    config = clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=10)
+    one, other = (clew.Model.from_config(config, seed=1) for _ in range(2))
+    first, second = (clew.AdamW(model, lr=0.1) for model in (one, other))
+    parts = ([[1, 2, 3], [4, 5, 6]], [[2, 9, 4], [5, 6, 7]], [[1, 0.5, 0], [0, 1, 2]])
+    examples = clew.train.Examples(*parts)
+    assert one.train_step(*parts, optimizer=first) == other.train_step(examples, optimizer=second)
+    for name, array in one.weights.items():
+        assert np.array_equal(array, other.weights[name]), name
+    with pytest.raises(clew.ConfigError, match="Examples hold their targets and loss_mask"):
+        other.train_step(examples, parts[1], optimizer=second)
+
+
 def test_targets_and_masks_that_do_not_fit() -> None:
     model, optimizer = start("gpt2")
     tokens = random_tokens(model.config, 1, 2, 5)

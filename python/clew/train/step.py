@@ -212,13 +212,19 @@ def train_step(
     recompute: bool = False,
 ) -> float:
     """See :meth:`clew.Model.train_step`."""
+    if isinstance(tokens, Examples):
+        if targets is not None or loss_mask is not None:
+            raise ConfigError("train_step: Examples hold their targets and loss_mask: give no others beside them")
+        examples = tokens
+    else:
+        examples = Examples(tokens, targets, loss_mask)
     if not isinstance(optimizer, AdamW):
         raise ConfigError(f"train_step: optimizer = {optimizer!r}, expected a clew.AdamW of this model")
     if optimizer.model is not model:
         raise ConfigError("train_step: the optimizer was made for another model")
     if model._active_edits():
         raise ConfigError("train_step inside model.edited(): the gradient would be that of the model without its edits")
-    packed = pack(model, Examples(tokens, targets, loss_mask))
+    packed = pack(model, examples)
     try:
         loss, gradients = loss_and_gradients(optimizer, packed, bool(recompute))
     except TrainingError:
