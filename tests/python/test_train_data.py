@@ -139,6 +139,28 @@ def test_text_becomes_a_stream() -> None:
     assert as_held_out(text, model, 4).tokens.tolist() == [ids[i : i + 4] for i in range(0, len(ids) - 3, 4)]
 
 
+def test_the_path_of_a_file_is_no_text(tmp_path: Path) -> None:
+    model = clew.Model.from_config(CONFIG)
+    model._encode = lambda text: [1] * len(text)  # type: ignore[method-assign]
+    file = tmp_path / "text.txt"
+    file.write_text("some text")
+    for taken in (lambda text: as_source(text, model, 3, 0), lambda text: as_held_out(text, model, 3)):
+        with pytest.raises(
+            clew.ConfigError, match=r"text\.txt' is the path of a file; a text itself is expected: read"
+        ):
+            taken(str(file))
+        for text in (str(tmp_path / "absent"), "x" * 10_000, "a\0b of"):
+            taken(text)
+
+
+def test_mazes_are_no_tokens() -> None:
+    model, ms = clew.Model.from_config(CONFIG), clew.mazes.generate(3, 2)
+    for data in (ms, list(ms), ms[0]):
+        for taken in (lambda data: as_source(data, model, None, 0), lambda data: as_held_out(data, model, None)):
+            with pytest.raises(clew.ShapeError, match=r"clew\.mazes\.examples\(mazes, tokenizer\) .*mazes\.Curriculum"):
+                taken(data)
+
+
 def test_identity_tells_data_and_order_apart() -> None:
     stream = np.arange(50) % 10
     names = {
