@@ -39,6 +39,11 @@ def test_fields_that_a_configuration_does_not_have() -> None:
 def test_settings_that_training_does_not_have() -> None:
     with pytest.raises(clew.ConfigError, match=r"fit: no setting 'save_every'; nearest: eval_every; clew\.train\.Tr"):
         train.fit(tiny(), IDS, steps=1, batch=1, save_every=10)
+    with pytest.raises(clew.ConfigError, match=r"fit: no setting 'learning_rate'; here it is lr; clew\.train\.Trainer"):
+        train.fit(tiny(), IDS, steps=1, batch=1, learning_rate=0.1)
+    with pytest.raises(clew.ConfigError, match=r"fit: no setting 'epochs'; here it is steps, batches in all; clew"):
+        train.fit(tiny(), IDS, steps=1, batch=1, epochs=3)
+    assert set(train.trainer._ELSEWHERE).isdisjoint(inspect.signature(train.Trainer).parameters)
 
 
 @pytest.mark.parametrize(

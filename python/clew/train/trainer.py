@@ -469,6 +469,13 @@ class Trainer:
         return self.curve
 
 
+_ELSEWHERE = {
+    "learning_rate": "lr", "epochs": "steps, batches in all", "num_epochs": "steps, batches in all",
+    "max_steps": "steps", "batch_size": "batch",
+}  # fmt: skip
+"""What other libraries call a setting, and its name here."""
+
+
 def fit(model: Model, data: Any, steps: int, batch: int, **settings: Any) -> Curve:
     """Trains a model in place and gives the loss curve; the settings are those of :class:`Trainer`.
 
@@ -483,7 +490,8 @@ def fit(model: Model, data: Any, steps: int, batch: int, **settings: Any) -> Cur
     known = inspect.signature(Trainer).parameters
     for name in settings:
         if name not in known:
-            raise ConfigError(f"fit: no setting {name!r}{nearest(name, known)}; clew.train.Trainer says what each is")
+            hint = f"; here it is {_ELSEWHERE[name]}" if name in _ELSEWHERE else nearest(name, known)
+            raise ConfigError(f"fit: no setting {name!r}{hint}; clew.train.Trainer says what each is")
     trainer = Trainer(model, data, steps, batch, **settings)
     if not settings.get("progress", True):  # then nobody would hear of them
         for note in trainer.notes:
