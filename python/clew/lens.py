@@ -80,7 +80,7 @@ class LogitLens:
     """Predictions from the residual stream after some layers; made by :func:`logit_lens`.
 
     Statistics are made in blocks of positions, so that [layer, batch, pos, d_vocab] is never in memory unless
-    `.logits` or `.log_probs` is asked for. Positions behind a shorter sequence's end hold -1 (integers) or NaN.
+    `.logits` or `.log_probs` is asked for. Positions that a shorter sequence lacks hold -1 (integers) or NaN.
     """
 
     layers: tuple[int, ...]
@@ -296,8 +296,9 @@ def _look(
     if translate is not None:
         stack = np.stack([translate(resid, layer) for resid, layer in zip(stack, wanted, strict=True)])
     batch, pos = stack.shape[1:3]
-    entire = int(run.lengths.max()) == pos
-    real = np.arange(pos) < run.lengths[:, None] if entire else np.ones((batch, pos), bool)
+    kept = run.positions
+    entire = kept is None or (len(kept) == int(run.lengths.max()) and bool((kept == np.arange(pos)).all()))
+    real = run._real()
     following: Array | None = None
     if targets is not None:
         following = np.asarray(targets)

@@ -676,7 +676,7 @@ class Model(WeightAccess, TextAccess):
             residual stream entering that block.
         positions
             Capture only these positions: a number, a list, a slice or a mask [pos]; negative numbers count from each
-            sequence's own end.
+            sequence's own end. What a shorter prompt lacks of them (−3 of two tokens) holds zeros.
         start_at_layer, stop_after_layer
             First and last block to compute. A run that stops early has no logits; where nothing is captured it keeps
             the residual stream that leaves the last block.

@@ -131,13 +131,15 @@ def residual_norms(
     Raises SiteError without `resid_post`, ShapeError for a sequence that is not there.
     """
     seq, length = _sequence(run, batch)
-    stack = run.stack("resid_post")
     layers = run.layers("resid_post")
+    real = run._real()[seq]
+    if not real.any():
+        raise ShapeError(f"batch = {batch}: the sequence has none of the positions that the run kept")
     figure, ax = _axes(ax, 6.4, 4.2)
-    first = 1 if length > 1 and stack.shape[2] >= length else 0
+    first = 1 if length > 1 and run.positions is None else 0
 
     def lengths(name: str) -> Array:
-        x = run.stack(name)[:, seq, : min(length, run.stack(name).shape[2])]
+        x = run.stack(name)[:, seq, real]
         return np.asarray(np.linalg.norm(x.astype(np.float64), axis=-1))
 
     names = (("resid_post", "residual stream"), ("attn_out", "added by attention"), ("mlp_out", "added by the MLP"))

@@ -69,6 +69,13 @@ class Run(Mapping[str, Array]):
             raise SiteError("this run has no logits: it was made with logits=None or stop_after_layer")
         return self._stacks[LOGITS][1]
 
+    def _real(self) -> NDArray[np.bool_]:
+        """Which captured positions [batch, pos] the sequences have; the others, and padding, hold zeros."""
+        length = self.lengths[:, None]
+        if self.positions is None:
+            return np.asarray(np.arange(int(self.lengths.max())) < length)
+        return np.asarray((self.positions < length) & (self.positions >= -length))
+
     def _find(self, key: str | tuple[str, int]) -> tuple[Site, int]:
         name = pair_name(key)
         if name in self._where:

@@ -202,6 +202,28 @@ def test_refused_runs() -> None:
         unembed(model, np.zeros((2, 24), complex))
 
 
+def test_positions_that_a_shorter_sequence_lacks_are_left_out() -> None:
+    model, _ = make(ZOO["gpt2"])
+    ragged = [[1, 2, 3, 4], [5, 6]]
+    for positions, there in (
+        ([-3], [[1], [0]]),
+        ([2, 0], [[1, 1], [0, 1]]),
+        ([-1, -2, -3, -4], [[1] * 4, [1, 1, 0, 0]]),
+    ):
+        run = model.run(ragged, capture="resid_post", positions=positions)
+        lens = logit_lens(model, run)
+        missing = ~np.array(there, bool)
+        assert (np.isnan(lens.entropy) == missing).all() and ((lens.top_tokens[..., 0] < 0) == missing).all()
+        whole = logit_lens(model, ragged)
+        for seq, column in zip(*np.nonzero(~missing), strict=True):
+            pos = positions[column] % len(ragged[seq])
+            np.testing.assert_allclose(lens.entropy[:, seq, column], whole.entropy[:, seq, pos], rtol=1e-12)
+    assert lens.tokens is None  # in another order than the prompt's: as many positions are not yet all of them
+    run = model.run(ragged, capture="resid_post", positions=[-3])
+    alone = logit_lens(model, model.run(ragged[:1], capture="resid_post", positions=[-3]))
+    assert repr(logit_lens(model, run)).splitlines()[1:] == repr(alone).splitlines()[1:]
+
+
 def test_repr_tells_each_layer() -> None:
     model, _ = make(ZOO["gpt2"])
     lens = logit_lens(model, [1, 2, 3])

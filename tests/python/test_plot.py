@@ -262,3 +262,12 @@ def test_without_matplotlib() -> None:
         "    assert str(error) == \"clew.plot needs matplotlib: pip install 'clew[plot]'\", error\n"
         "    print('fine')\n"
     )
+
+
+def test_norms_leave_out_positions_that_a_sequence_lacks() -> None:
+    model = clew.Model.from_config(clew.ModelConfig(n_layers=2, d_model=8, n_heads=2, n_ctx=8, d_vocab=10), seed=0)
+    run = model.run([[1, 2, 3, 4], [5, 6]], capture="resid_post", positions=[-1, -3])
+    drawn = plot.residual_norms(run, batch=1).axes[0].lines[0].get_ydata()
+    np.testing.assert_allclose(drawn, np.linalg.norm(run.stack("resid_post")[:, 1, 0], axis=-1), rtol=1e-6)
+    with pytest.raises(clew.ShapeError, match="has none of the positions that the run kept"):
+        plot.residual_norms(model.run([[1, 2, 3], [5, 6]], capture="resid_post", positions=[-3]), batch=1)
