@@ -128,6 +128,8 @@ def settings(
     n = _whole("max_new_tokens", max_new_tokens, 1)
     k = 0 if top_k is None else _whole("top_k", top_k, 1)
     try:
+        if any(isinstance(value, str | bytes | bool | np.bool_) for value in (temperature, top_p)):
+            raise TypeError
         heat, p = float(temperature), 1.0 if top_p is None else float(top_p)
     except (TypeError, ValueError):
         raise ConfigError(f"temperature = {temperature!r}, top_p = {top_p!r}: both are numbers") from None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, SiteError
-from .inputs import check_choice
+from .inputs import check_choice, check_flags
 from .metrics import Metric, as_metric
 from .replay import LOGITS_LAST, LOGITS_LOSS, Base, CoreEdit, Ints, Source, own_positions
 from .sites import LOGITS, SITES, Site, SiteName
@@ -156,6 +156,7 @@ def path_patch(
     keep_batch: bool = False,
 ) -> Sweep:
     """Path patching: see :meth:`clew.Model.path_patch`."""
+    check_flags(through_mlps=through_mlps, keep_batch=keep_batch)
     kind, layers = find_kind(model, sender, layers)
     axes = swept_axes(kind, over, ("layer", "pos", "head"))
     if not kind.layered:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ShapeError
-from .inputs import as_array
+from .inputs import as_array, whole
 
 Array = NDArray[Any]
 
@@ -38,8 +38,11 @@ class Probe:
     """Above it a score means 1: ½ for regressions on 0 and 1, 0 for log-odds."""
 
     def __call__(self, x: ArrayLike) -> Array:
-        """Scores [..., n, t] of activations [..., n, d], float64. Raises ShapeError for another number of features."""
-        array = np.asarray(x)
+        """Scores [..., n, t] of activations [..., n, d], float64.
+
+        Raises ShapeError for another number of features, ConfigError for NaN or infinity.
+        """
+        array = _finite(x, "activations")
         if array.ndim < 2 or array.shape[-1] != self.weight.shape[-2]:
             raise ShapeError(f"probe: activations {list(array.shape)}, the last axis must be {self.weight.shape[-2]}")
         return np.asarray(array @ self.weight + self.bias[..., None, :], np.float64)
@@ -48,8 +51,17 @@ class Probe:
         """Bool [..., n, t]: is the score above the boundary?"""
         return np.asarray(self(x) > self.boundary)
 
+    def __repr__(self) -> str:
+        layers = [f"{n} layers, " for n in self.weight.shape[:-2]]
+        return f"Probe of {''.join(layers)}{self.weight.shape[-2]} features, {self.weight.shape[-1]} targets"
+
     def layer(self, index: int) -> Probe:
-        """One layer's probe."""
+        """One layer's probe, negative ones from the end. Raises ConfigError for one that is not there."""
+        if self.weight.ndim < 3:
+            raise ConfigError(f"layer = {index}: this probe is of one layer")
+        n = len(self.weight)
+        if not -n <= whole(index, "layer") < n:
+            raise ConfigError(f"layer = {index}: the probe has layers 0 to {n - 1}")
         return Probe(self.weight[index], self.bias[index], self.boundary)
 
 
@@ -151,13 +163,17 @@ class Moments:
 
 def _rows(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
     """Activations and targets as arrays of finite numbers; targets [n] are one column."""
-    X, Y = as_array(x, "probe: activations"), as_array(y, "probe: targets")
-    for array, what in ((X, "activations"), (Y, "targets")):
-        if array.dtype.kind not in "fiub":
-            raise ShapeError(f"probe: {what} must be real numbers, not {array.dtype} {list(array.shape)}")
-        if not np.isfinite(array).all():
-            raise ConfigError(f"probe: {what} hold NaN or infinity")
+    X, Y = _finite(x, "activations"), _finite(y, "targets")
     return X, Y[:, None] if Y.ndim == 1 else Y
+
+
+def _finite(values: ArrayLike, what: str) -> Array:
+    array = as_array(values, f"probe: {what}")
+    if array.dtype.kind not in "fiub":
+        raise ShapeError(f"probe: {what} must be real numbers, not {array.dtype} {list(array.shape)}")
+    if not np.isfinite(array).all():
+        raise ConfigError(f"probe: {what} hold NaN or infinity")
+    return array
 
 
 def _check_lam(lam: float) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ShapeError, SiteError
-from .inputs import as_array, check_choice, sliced
+from .inputs import as_array, check_choice, check_flags, sliced
 from .metrics import Metric, as_metric
 from .replay import LOGITS_LAST, LOGITS_LOSS, Base, CoreEdit, Ints, Source, own_positions
 from .sites import SITES, Site, SiteName, pair_name
@@ -325,6 +325,7 @@ def sweep(
 ) -> Sweep:
     """Activation patching (Vig et al. 2020; Meng et al. 2022): see :meth:`clew.Model.sweep`."""
     check_choice(("patch", "attribution"), method=method)
+    check_flags(keep_batch=keep_batch)
     kind, layers = find_kind(model, site, layers)
     axes = swept_axes(kind, over)
     check_choice(("denoise", "noise"), direction=direction)
@@ -481,6 +482,7 @@ def sweep_edits(
     keep_batch: bool,
 ) -> Sweep:
     """One run for each list of edits: see :meth:`clew.Model.sweep`."""
+    check_flags(keep_batch=keep_batch)
     measure = as_metric(metric, model)
     if not isinstance(variants, Iterable) or isinstance(variants, str):
         raise ConfigError(

@@ -375,6 +375,21 @@ def test_one_target_is_a_column() -> None:
             learn(np.where(x > 2, np.nan, x), y)
         with pytest.raises(ShapeError, match="probe: targets must be real numbers, not <U1"):
             learn(x, ["a"] * 50)
+        with pytest.raises(ConfigError, match="probe: activations hold NaN"):
+            one.predict(np.where(x > 2, np.nan, x))
+        with pytest.raises(ShapeError, match="probe: activations must be real numbers, not <U1"):
+            one(["a"] * 4)
+
+
+def test_a_probe_in_one_line() -> None:
+    x = np.random.default_rng(0).normal(size=(3, 50, 4))
+    several = clew.probe.ridge(x, x[0, :, :2])
+    assert repr(several) == "Probe of 3 layers, 4 features, 2 targets"
+    assert repr(several.layer(-1)) == "Probe of 4 features, 2 targets"
+    with pytest.raises(ConfigError, match="layer = 9: the probe has layers 0 to 2"):
+        several.layer(9)
+    with pytest.raises(ConfigError, match="layer = 0: this probe is of one layer"):
+        several.layer(0).layer(0)
 
 
 # ---- Lens, factors, training ----------------------------------------------------------------------------------------

@@ -233,6 +233,8 @@ def test_paths_of_a_model_of_vectors() -> None:
         ({"receivers": "hook_embed"}, clew.ConfigError, "reaches hook_embed: receivers lie behind"),
         ({"receivers": ("k", 0), "sender": "q", "layers": [0]}, clew.ConfigError, "reaches blocks.0.attn.hook_k"),
         ({"direction": "x"}, clew.ConfigError, "denoise"),
+        ({"through_mlps": "yes"}, clew.ConfigError, "through_mlps = 'yes': True or False"),
+        ({"keep_batch": 1}, clew.ConfigError, "keep_batch = 1: True or False"),
         ({"positions": [1]}, clew.ConfigError, "positions are chosen"),
     ],
 )

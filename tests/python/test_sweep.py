@@ -448,6 +448,8 @@ def test_prompts_of_different_length(model: clew.Model) -> None:
         ({"metric": metrics.log_prob([1, 2, 3]), "clean": [[1, 2, 3]] * 4, "corrupted": [[1, 4, 3]] * 4},
          clew.ShapeError, "tokens for 3 examples"),
         ({"corrupted": None}, clew.ConfigError, "two prompts"),
+        ({"keep_batch": "no"}, clew.ConfigError, "keep_batch = 'no': True or False"),
+        ({"edits": [[]], "corrupted": None, "keep_batch": 0}, clew.ConfigError, "keep_batch = 0: True or False"),
         ({"edits": []}, clew.ConfigError, "one prompt"),
         ({"edits": [], "corrupted": None}, clew.ConfigError, "no variants"),
     ],
