@@ -34,7 +34,7 @@ lists and arrays that they came in.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,10 @@ class Edit:
 
     def __post_init__(self) -> None:
         for name in ("batch", "positions", "heads", "neurons"):
-            object.__setattr__(self, name, _own(getattr(self, name)))
+            which = getattr(self, name)
+            if isinstance(which, Iterator | Set):
+                which = list(which)
+            object.__setattr__(self, name, _own(which))
 
     def __repr__(self) -> str:
         chosen = [(n, getattr(self, n)) for n in ("batch", "positions", "heads", "neurons")]

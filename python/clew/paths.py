@@ -244,4 +244,4 @@ def path_patch(
             out[np.repeat(chunk, [len(e) for e in examples]), which] = values
     values = out.reshape(*(len(where[a]) for a in axes), -1)
     labels = tuple(tuple(axis_labels(model, base, a, where[a])) for a in axes)
-    return Sweep(values, axes, labels, unpatched, reference, kind.name, measure.name, keep_batch)
+    return Sweep(values, axes, labels, unpatched, reference, kind.name, measure.said(model), keep_batch)

@@ -62,4 +62,5 @@ def test_one_id_as_text_and_tokens_in_a_metrics_name() -> None:
     metric = metrics.logit_diff(lord, love)
     assert metric.name == f"logit_diff({lord}, {love})" and metric.said(model) == "logit_diff(' lord', ' love')"
     assert metric.said(MODEL) == metric.name and metrics.logit_diff([lord], [love]).said(model).endswith("])")
-    assert model.sweep("My lord", "My love", metric=metric).metric == "logit_diff(' lord', ' love')"
+    for measure in (model.sweep, model.path_patch):
+        assert measure("My lord", "My love", metric=metric).metric == "logit_diff(' lord', ' love')"

@@ -597,6 +597,18 @@ def test_more_refusals(model: clew.Model, tokens: Array) -> None:
     assert repr(edit.zero("z", heads=[1], positions=[-1])) == "edit.zero('z', positions=[-1], heads=[1])"
 
 
+def test_a_selection_that_is_read_once(model: clew.Model, tokens: Array) -> None:
+    def some() -> Any:
+        return (i for i in (0, 2))
+
+    given = edit.zero("z", heads=some(), positions=some(), neurons=some(), batch={0, 2})
+    same = edit.zero("z", heads=[0, 2], positions=[0, 2], neurons=[0, 2], batch=[0, 2])
+    assert repr(given) == repr(same)
+    for _ in range(2):  # it holds on every layer, in every run
+        runs = [model.run(tokens, capture="z", edits=[e]) for e in (given, same)]
+        assert np.array_equal(runs[0].stack("z"), runs[1].stack("z"))
+
+
 def test_huge_indices_and_empty_references(model: clew.Model, tokens: Array) -> None:
     with pytest.raises(clew.ShapeError, match=r"heads 18446744073709551615, but there are"):
         model.run(tokens, edits=[edit.zero("blocks.0.attn.hook_z", heads=np.array([2**64 - 1], np.uint64))])

@@ -458,6 +458,8 @@ def test_models_that_cannot_generate() -> None:
 
 def test_printing(trained: clew.Model) -> None:
     got = trained.generate("A <b>", max_new_tokens=3)
+    ended = trained.generate("ROMEO:", max_new_tokens=9, stop="\n")
+    assert r"tokens, '\n')" in repr(ended) and len(repr(ended).splitlines()) == 2
     assert "3 tokens, length" in repr(got) and "<td>3</td>" in got._repr_html_()
     with pytest.raises(clew.ConfigError, match="nothing was captured"):
         got["z", 0]
