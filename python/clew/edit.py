@@ -491,6 +491,8 @@ def as_edits(edits: Edit | Iterable[Edit] | None) -> tuple[Edit, ...]:
     if isinstance(edits, Edit):
         return (edits,)
     try:
+        if isinstance(edits, str):
+            raise TypeError
         held = tuple(edits)
     except TypeError:
         raise ConfigError(f"edits = {edits!r}: expected a list of clew.edit's") from None

@@ -12,7 +12,7 @@ from . import _core
 from .edit import Edit, as_edits, resolve
 from .engine import WEIGHTS
 from .errors import ConfigError, ShapeError, SiteError, TokenError
-from .inputs import Batch, real_array
+from .inputs import Batch, nearest, real_array
 from .metrics import Metric, as_metric, value_and_gradient
 from .run import Run
 from .sites import SITES, Site, capture_list, pair_name
@@ -309,7 +309,16 @@ def _split(model: Model, wrt: Any) -> tuple[list[tuple[Any, int]], list[str]]:
                 weights += short
             else:
                 sites.append(item)
-    found = model.sites().resolve(sites) if sites else []
+    found: list[Any] = []
+    for item in sites:
+        try:
+            model.sites().find(pair_name(item))
+        except SiteError as error:
+            kinds = dict.fromkeys(full.rsplit(".", 1)[-1] for full in model.weights)
+            near = nearest(pair_name(item), [*kinds, *model.weights])
+            raise SiteError(f"{error}{near.replace('nearest', 'nearest weights')}") from None
+    if sites:
+        found = model.sites().resolve(sites)
     if not found and not weights:
         raise SiteError('wrt is empty: name sites, weights or "embeddings" to differentiate by')
     return found, list(dict.fromkeys(weights))

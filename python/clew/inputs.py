@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +202,9 @@ def _id_array(value: Any, what: str) -> Array:
     array = as_array(value, what)
     if array.size == 0 and array.ndim == 1:
         raise TokenError(f"{what} is empty")
+    if array.dtype == object and array.ndim == 0:  # a generator, a dict, a path, …
+        said = "; give what it holds under 'input_ids'" if isinstance(value, Mapping) and "input_ids" in value else ""
+        raise ShapeError(f"{what}: a text, token ids or a list of either, not {type(value).__name__}{said}")
     if array.dtype.kind not in "iu":
         raise ShapeError(f"{what}: token ids must be integers, not {array.dtype} {list(array.shape)}")
     return array

@@ -261,6 +261,11 @@ class _Function(Metric):
         return self._checked(self.function(array), array)
 
     def _checked(self, given: ArrayLike, array: Array) -> Array:
+        if isinstance(given, tuple) and len(given) == 2 and np.shape(given[1]) == array.shape:
+            raise ConfigError(
+                f"metric {self.name} gave a tuple of 2: (value, gradient) is for attribution and gradients, here the "
+                f"value alone is wanted, [{len(array)}]"
+            )
         values = real_array(given, f"what metric {self.name} gave")
         if values.shape != (len(array),):
             raise ShapeError(

@@ -18,6 +18,7 @@ from .sweep import (
     Sweep,
     axis_labels,
     baseline,
+    check_chosen,
     choose,
     choose_positions,
     chunks,
@@ -159,6 +160,7 @@ def path_patch(
     check_flags(through_mlps=through_mlps, keep_batch=keep_batch)
     kind, layers = find_kind(model, sender, layers)
     axes = swept_axes(kind, over, ("layer", "pos", "head"))
+    check_chosen(axes, pos=positions, head=heads)
     if not kind.layered:
         raise ConfigError(f"sender {kind.name}: a sender belongs to a layer")
     check_choice(("denoise", "noise"), direction=direction)
@@ -175,11 +177,6 @@ def path_patch(
         "pos": choose_positions(positions, into.lengths, kind.name),
         "head": choose("head", heads, kind.length(model, "head"), kind.name) if "head" in axes else [],
     }
-    for name, given in (("pos", positions), ("head", heads)):
-        if given is not None and name not in axes:
-            raise ConfigError(
-                f"{'positions' if name == 'pos' else name + 's'} are chosen, but the sweep is over {list(axes)}"
-            )
     frozen = [_Z, *([] if through_mlps or model.config.attn_only else [_MLP_OUT])]
     # the branch that a sender is part of speaks for it: its own output is not held (no other head of it would change)
     speaks = set() if kind.short.startswith("resid") else _reached(model, _plain(kind), {"resid_mid"})

@@ -277,6 +277,14 @@ def swept_axes(
     return axes
 
 
+def check_chosen(axes: Sequence[str], /, **given: Any) -> None:
+    """Raises ConfigError where entries of an axis are chosen that is not swept."""
+    for name, entries in given.items():
+        if entries is not None and name not in axes:
+            said = "positions" if name == "pos" else f"{name}s"
+            raise ConfigError(f"{said} are chosen, but the sweep is over {list(axes)}")
+
+
 def same_prompts(model: Model, clean: Any, corrupted: Any) -> tuple[Any, Any]:
     a, b = model._batch(clean, None, None), model._batch(corrupted, None, None)
     if len(a.lengths) != len(b.lengths) or (a.lengths != b.lengths).any():
@@ -328,6 +336,7 @@ def sweep(
     check_flags(keep_batch=keep_batch)
     kind, layers = find_kind(model, site, layers)
     axes = swept_axes(kind, over)
+    check_chosen(axes, pos=positions, head=heads, neuron=neurons)
     check_choice(("denoise", "noise"), direction=direction)
     measure = as_metric(metric, model, with_gradient=method == "attribution")
     first, second = same_prompts(model, clean, corrupted)
@@ -341,18 +350,9 @@ def sweep(
     entries: dict[str, list[int]] = {
         "layer": all_layers,
         "pos": choose_positions(positions, base.lengths, kind.name),
-        "head": choose("head", heads, kind.length(model, "head"), kind.name)
-        if "head" in axes or heads is not None
-        else [],
-        "neuron": choose("neuron", neurons, sources[all_layers[0]].width, kind.name)
-        if "neuron" in axes or neurons is not None
-        else [],
+        "head": choose("head", heads, kind.length(model, "head"), kind.name) if "head" in axes else [],
+        "neuron": choose("neuron", neurons, sources[all_layers[0]].width, kind.name) if "neuron" in axes else [],
     }
-    for name, given in (("pos", positions), ("head", heads), ("neuron", neurons)):
-        if given is not None and name not in axes:
-            raise ConfigError(
-                f"{'positions' if name == 'pos' else name + 's'} are chosen, but the sweep is over {list(axes)}"
-            )
     if method == "attribution":
         estimate = _attribution(model, into, base, source, kind, axes, entries, measure)
         values = estimate + unpatched

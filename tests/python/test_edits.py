@@ -594,6 +594,8 @@ def test_more_refusals(model: clew.Model, tokens: Array) -> None:
         pass
     with pytest.raises(clew.ConfigError, match="expected a list"):
         model.run(tokens, edits=3)  # type: ignore[arg-type]
+    with pytest.raises(clew.ConfigError, match="edits = 'zero': expected a list"):
+        model.run(tokens, edits="zero")  # type: ignore[arg-type]
     assert repr(edit.zero("z", heads=[1], positions=[-1])) == "edit.zero('z', positions=[-1], heads=[1])"
 
 

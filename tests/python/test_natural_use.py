@@ -516,3 +516,26 @@ def test_shown_sources_and_trainers(tmp_path: Path) -> None:
         "WeightGradients of 2 sequences, 5 tokens, cross_entropy, "
     )
     assert repr(clew.descent.gradient.Whitening(small)) == "Whitening of 10 directions, d_model 12"
+
+
+# ---- Messages that name what was given ------------------------------------------------------------------------------
+
+
+def test_prompts_of_another_type_are_named() -> None:
+    model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=10))
+    given: tuple[tuple[Any, str], ...] = (
+        ((text for text in ("a", "b")), "generator$"),
+        ({"input_ids": [1, 2]}, "dict; give what it holds under 'input_ids'"),
+        (Path("prompts.txt"), "PosixPath|WindowsPath"),
+    )
+    for tokens, named in given:
+        with pytest.raises(ShapeError, match=f"a text, token ids or a list of either, not ({named})"):
+            model.run(tokens)
+
+
+def test_a_weight_that_there_is_not() -> None:
+    model = clew.Model.from_config(clew.ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=10))
+    with pytest.raises(clew.SiteError, match=r"'W_X' matches no capture site.*; nearest weights: .*W_[QKVOEU]"):
+        model.gradients([1, 2], clew.metrics.log_prob(1), wrt=["resid_pre", "W_X"])
+    with pytest.raises(clew.SiteError, match=r"nearest: .*resid_pre[^;]*; model.sites\(\) lists all$"):
+        model.gradients([1, 2], clew.metrics.log_prob(1), wrt="resid_prx")
