@@ -204,7 +204,7 @@ def _id_array(value: Any, what: str) -> Array:
         raise TokenError(f"{what} is empty")
     if array.dtype == object and array.ndim == 0:  # a generator, a dict, a path, …
         said = "; give what it holds under 'input_ids'" if isinstance(value, Mapping) and "input_ids" in value else ""
-        raise ShapeError(f"{what}: a text, token ids or a list of either, not {type(value).__name__}{said}")
+        raise ShapeError(f"{what}: a text, token ids (integers) or a list of either, not {type(value).__name__}{said}")
     if array.dtype.kind not in "iu":
         raise ShapeError(f"{what}: token ids must be integers, not {array.dtype} {list(array.shape)}")
     return array

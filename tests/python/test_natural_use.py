@@ -529,7 +529,7 @@ def test_prompts_of_another_type_are_named() -> None:
         (Path("prompts.txt"), "PosixPath|WindowsPath"),
     )
     for tokens, named in given:
-        with pytest.raises(ShapeError, match=f"a text, token ids or a list of either, not ({named})"):
+        with pytest.raises(ShapeError, match=rf"a text, token ids \(integers\) or a list of either, not ({named})"):
             model.run(tokens)
 
 
