@@ -19,9 +19,6 @@ heads
 neurons
     The last axis: d_model, d_mlp, d_head, d_vocab; of scores and pattern the keys.
 
-An index stands in a selection once, also where a negative one means the same (ConfigError); but where values are set,
-rows of positions of each sequence's own may repeat one, so that all are as long as the longest.
-
 A value is broadcast, by NumPy's rules, to the selected part in the site's own axes, [batch', pos', head', d_head],
 and is in the order of the selection: of heads=[2, 0, 1], its first is for head 2. Where an axis is not as long as the
 selection but as the site's own, the selected indices are taken from it. What `mean_ablate` and `freeze` set always is
@@ -250,16 +247,11 @@ def indices(which: Which, n: int, axis: str, name: str) -> Ints | None:
     outside = out[(out < -n) | (out >= n)]
     if outside.size:
         raise ShapeError(f"edit of {name}: {axis} {int(outside[0])}, but there are {n}")
-    out = np.ascontiguousarray(out % n, np.int32)
-    ordered = np.sort(out)
-    again = ordered[1:][ordered[1:] == ordered[:-1]]
-    if again.size:  # what is scaled or added to would be so twice
-        raise ConfigError(f"edit of {name}: {axis} {int(again[0])} is selected more than once")
-    return out
+    return np.ascontiguousarray(out % n, np.int32)
 
 
-def _positions(which: Which, lengths: Ints, batch: Ints | None, name: str, padded: bool = False) -> Ints | None:
-    """Absolute positions [selected sequences, n]; None: all. padded: rows of two axes may repeat a position."""
+def _positions(which: Which, lengths: Ints, batch: Ints | None, name: str) -> Ints | None:
+    """Absolute positions [selected sequences, n]; None: all."""
     if which is None:
         return None
     own = lengths if batch is None else lengths[batch]
@@ -285,7 +277,6 @@ def _positions(which: Which, lengths: Ints, batch: Ints | None, name: str, padde
                              f"{list(array.shape)}")  # fmt: skip
         if array.ndim == 2 and array.shape[0] != len(own):
             raise ShapeError(f"edit of {name}: positions {list(array.shape)} for {len(own)} sequences")
-        padded = padded and array.ndim == 2
         array = np.broadcast_to(np.atleast_1d(array), (len(own), array.shape[-1] if array.ndim else 1))
     if array.size == 0:
         raise ConfigError(f"edit of {name}: no positions are selected, so it would change nothing")
@@ -293,15 +284,7 @@ def _positions(which: Which, lengths: Ints, batch: Ints | None, name: str, padde
     if outside.size:
         i, j = outside[0]
         raise ShapeError(f"edit of {name}: position {int(array[i, j])} of a prompt of {int(own[i])} tokens")
-    array = np.ascontiguousarray(np.where(array < 0, array + own[:, None], array), np.int32)
-    ordered = np.sort(array, axis=1)
-    again = np.argwhere(ordered[:, 1:] == ordered[:, :-1])
-    if again.size and not padded:
-        i, j = again[0]
-        raise ConfigError(
-            f"edit of {name}: position {int(ordered[i, j])} of a prompt of {int(own[i])} tokens is selected twice"
-        )
-    return array
+    return np.ascontiguousarray(np.where(array < 0, array + own[:, None], array), np.int32)
 
 
 def _mean(reference: Any, site: Site, layer: int, model: Model) -> Array:
@@ -465,7 +448,7 @@ def _resolve_one(edit: Edit, site: Site, layer: int, model: Model, lengths: Ints
     if edit.heads is not None and not has_heads:
         raise SiteError(f"edit of {name}: it has no heads, its axes are [{', '.join(site.axes)}]")
     batch = indices(edit.batch, len(lengths), "batch", name)
-    positions = _positions(edit.positions, lengths, batch, name, padded=edit.kind == _SET)
+    positions = _positions(edit.positions, lengths, batch, name)
     n_heads = next((n for n, a in zip(full, site.axes, strict=True) if a in ("head", "kv_head")), 1)
     heads = indices(edit.heads, n_heads, "heads", name)
     neurons = indices(edit.neurons, full[-1], "neurons", name)

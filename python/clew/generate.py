@@ -229,7 +229,7 @@ def _is_of_prompt(edit: Edit, site: Site, lengths: Ints, n_new: int) -> bool:
     if axis < 0 or shape[axis] != longest or longest == 1:
         return False
     batch = indices(edit.batch, len(lengths), "batch", repr(edit))
-    selected = _positions(edit.positions, (lengths + n_new).astype(np.int32), batch, repr(edit), padded=True)
+    selected = _positions(edit.positions, (lengths + n_new).astype(np.int32), batch, repr(edit))
     return selected is None or selected.shape[-1] != longest
 
 
