@@ -24,8 +24,9 @@ and is in the order of the selection: of heads=[2, 0, 1], its first is for head 
 selection but as the site's own, the selected indices are taken from it. What `mean_ablate` and `freeze` set always is
 what the reference holds at the selected indices, in whatever order these are.
 
-Edits of one site apply in order. An edit keeps the values and indices that it was made with, whatever becomes of the
-lists and arrays that they came in.
+An index that is listed twice is edited twice: what is added is added twice, of what is set the last value stays. Edits
+of one site apply in order. An edit keeps the values and indices that it was made with, whatever becomes of the lists
+and arrays that they came in.
 """
 
 from __future__ import annotations

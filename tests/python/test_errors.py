@@ -165,7 +165,7 @@ R = "the vocabulary has ids 0 to 30"
         ([[[1, 2], [3]], [[1]]], ShapeError, "cannot be read as an array"),
         ([[1, None]], ShapeError, "must be integers, not object"),
         (np.array(["a"]), ShapeError, "must be integers, not <U1"),
-        ({1: 2}, ShapeError, "must be integers, not object"),
+        ({1: 2}, ShapeError, r"token ids \(integers\) or a list of either, not dict"),
         ("some text", TokenError, "has no tokenizer: give token ids instead"),
         (["text", "texts"], TokenError, "has no tokenizer"),
         (b"text", ShapeError, "bytes"),
