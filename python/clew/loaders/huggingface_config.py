@@ -393,24 +393,32 @@ def _opt(keys: Keys) -> Fields:
     }
 
 
-def _phi(keys: Keys) -> Fields:
-    keys.refuse("qk_layernorm", False)
+def _grouped_sizes(keys: Keys) -> Fields:
+    """Sizes by the names that models of grouped queries share."""
     d_model, n_heads = keys.size("hidden_size"), keys.size("num_attention_heads")
-    d_head = keys.size("head_dim") if keys.get("head_dim") else _heads(keys, d_model, n_heads, "num_attention_heads")
+    given = keys.get("head_dim") is not None
     return {
         "n_layers": keys.layers("num_hidden_layers"),
         "d_model": d_model,
         "n_heads": n_heads,
         "n_key_value_heads": keys.size_or("num_key_value_heads", n_heads),
-        "d_head": d_head,
+        "d_head": keys.size("head_dim") if given else _heads(keys, d_model, n_heads, "num_attention_heads"),
         "d_mlp": keys.size("intermediate_size"),
         "n_ctx": keys.size("max_position_embeddings"),
+    }
+
+
+def _phi(keys: Keys) -> Fields:
+    keys.refuse("qk_layernorm", False)
+    sizes = _grouped_sizes(keys)
+    return {
+        **sizes,
         "act_fn": keys.activation("hidden_act"),
         "eps": keys.number("layer_norm_eps"),
         "parallel_attn_mlp": True,
         "shared_norm": True,
         "unembed_bias": True,
-        **_rotary(keys, d_head, 0.5),
+        **_rotary(keys, sizes["d_head"], 0.5),
     }
 
 
@@ -422,19 +430,8 @@ def _llama_like(
     mlp_bias: bool = False,
 ) -> Fields:
     """RMS norms, gated MLP, no biases but where a flag says so; without rotary fields and windows."""
-    d_model, n_heads = keys.size("hidden_size"), keys.size("num_attention_heads")
-    if keys.get("head_dim") is not None:
-        d_head = keys.size("head_dim")
-    else:
-        d_head = _heads(keys, d_model, n_heads, "num_attention_heads")
     return {
-        "n_layers": keys.layers("num_hidden_layers"),
-        "d_model": d_model,
-        "n_heads": n_heads,
-        "n_key_value_heads": keys.size_or("num_key_value_heads", n_heads),
-        "d_head": d_head,
-        "d_mlp": keys.size("intermediate_size"),
-        "n_ctx": keys.size("max_position_embeddings"),
+        **_grouped_sizes(keys),
         "act_fn": keys.activation(act_key),
         "eps": keys.number("rms_norm_eps"),
         "normalization_type": "RMS",
