@@ -212,7 +212,8 @@ clew_part *clew_add_part(clew_step *s, const char *name, const clew_matrix *w, c
                    .out2 = CLEW_NONE,
                    .post = CLEW_NONE,
                    .resid = CLEW_NONE,
-                   .sum = CLEW_NONE};
+                   .sum = CLEW_NONE,
+                   .halves = CLEW_NONE};
   return p;
 }
 

@@ -1,11 +1,11 @@
 /* Products of few rows with a large unpacked matrix: the matrix is streamed from memory once, a and c stay in cache.
  *
- * Four ways. Rows of b contiguous: up to eight rows of c take whole rows of b, eight at a time; to tiles of more,
- * strips of b are added, a few rows deep and two registers wide. Columns of b contiguous: tiles of dot products where k
- * is long, else (a dot product of k = 64 spends half of its time on adding lanes) strips are transposed in cache and go
- * the second way. Each way computes an element of c from its own row and column by one fixed sequence of operations,
- * wherever the tile edges fall, and the way is chosen by m, k and b's layout: cutting n among threads does not change a
- * bit. */
+ * Four ways. Rows of b contiguous: up to six rows of c take whole rows of b, eight at a time; to more, strips of b are
+ * added, two registers wide, while the rows below them are fetched from end to end. Columns of b contiguous: tiles of
+ * dot products for few rows of long columns, else (a dot product of k = 64 spends half of its time on adding lanes, and
+ * many rows of a are fetched once for each four columns) strips are transposed in cache and go the second way. Each way
+ * computes an element of c from its own row and column by one fixed sequence of operations, wherever the tile edges
+ * fall, and the way is chosen by m, k and b's layout: cutting n among threads does not change a bit. */
 #include "kernels_contract.h"
 
 #include <string.h>
@@ -25,13 +25,16 @@
 #endif
 #define DOT_COLS 4
 #define WIDTH (2 * LANE_COUNT) /* of a strip */
-#define DEPTH 32               /* rows of b in it: two strips and the tiles of a fit the first-level cache */
+#define DEPTH 32               /* rows of b at a time: these and the next ones fit the second-level cache */
+#define STEPS_AHEAD 4          /* of k, that b is fetched before it is used */
 #define PANEL ((TILE_ROWS + LANE_COUNT - 1) / LANE_COUNT * LANE_COUNT) /* whole registers, to turn a in them */
 #define TILES(rows) (((rows) + TILE_ROWS - 1) / TILE_ROWS)
 #define ROWS_OF_B 8
 #define ROWS_AT_ONCE 32
 #define COPY_ROWS 64
+#define COPIED_ROWS 14 /* from so many on the dot products' rows of a cost more than turning b */
 #define COPY_DEPTH (256 / REAL_BYTES)
+#define LONG (4096 / REAL_BYTES) /* of k, whose columns are read from end to end */
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -94,7 +97,7 @@ typedef struct lines {
   const char *at;
   size_t line, row;
   ptrdiff_t apart;
-  size_t due, tiles; /* a strip's lines are shared out among the steps of this many tiles */
+  size_t due, tiles; /* a strip's share of the lines is spread over the steps of this many tiles */
 } lines;
 
 /* A tile's rows of a, turned: [kb, PANEL] from [rows, kb]. */
@@ -111,19 +114,27 @@ static void pack_tile(real *out, const real *a, ptrdiff_t ld_a, size_t rows, siz
     out[i] *= alpha;
 }
 
-/* Rows of a in tiles of nearly equal height: [tiles, kb, PANEL] from [m, kb]. */
-static void pack(real *packed, const real *a, ptrdiff_t ld_a, size_t m, size_t kb, real alpha) {
-  const size_t tiles = TILES(m);
-  for (size_t tile = 0; tile < tiles; tile++) {
-    const size_t i = m * tile / tiles, rows = m * (tile + 1) / tiles - i;
-    pack_tile(packed + tile * kb * PANEL, a + (ptrdiff_t)i * ld_a, ld_a, rows, kb, alpha);
+/* Rows of c in tiles of nearly equal height. */
+typedef struct heights {
+  size_t tiles, rows, more; /* so many have one row more */
+} heights;
+
+INLINE heights cut(size_t m) { return (heights){TILES(m), m / TILES(m), m % TILES(m)}; }
+
+/* [tiles, kb, PANEL] from a [m, kb] */
+static void pack(real *packed, const real *a, ptrdiff_t ld_a, heights h, size_t kb, real alpha) {
+  for (size_t tile = 0; tile < h.tiles; tile++, packed += kb * PANEL) {
+    const size_t rows = h.rows + (tile < h.more);
+    pack_tile(packed, a, ld_a, rows, kb, alpha);
+    a += (ptrdiff_t)rows * ld_a;
   }
 }
 
-/* c [rows, WIDTH] += a [kb, PANEL] · b [kb, WIDTH]. A processor waits for a dozen lines at a time and no more: what is
- * computed with has to be in the first-level cache already, and the next strip is asked for at an even pace. */
-INLINE void add_tile(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrdiff_t rs_b, size_t kb, lines *next,
-                     const size_t rows) {
+/* c [rows, WIDTH] += a [kb, PANEL] · b [kb, WIDTH], and b to `copy` if there is one. A processor waits for a dozen
+ * lines at a time and no more: what is computed with comes from the second-level cache a few steps ahead, and `next` is
+ * asked for at an even pace. */
+INLINE void add_tile(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrdiff_t rs_b, real *copy, size_t kb,
+                     lines *next, const size_t rows) {
   vec sum[TILE_ROWS][2];
 #pragma GCC unroll 14
   for (size_t i = 0; i < rows; i++) {
@@ -133,8 +144,14 @@ INLINE void add_tile(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrd
   lines ahead = *next;
   for (size_t p = 0; p < kb; p++, b += rs_b, a += PANEL) {
     const vec b0 = load(b), b1 = load(b + LANES);
+    if (copy != NULL) {
+      __builtin_prefetch(b + STEPS_AHEAD * rs_b);
+      __builtin_prefetch(b + STEPS_AHEAD * rs_b + LANES);
+      store(copy + p * WIDTH, b0);
+      store(copy + p * WIDTH + LANES, b1);
+    }
     for (ahead.due += 2 * VEC_BYTES / LINE; ahead.due >= ahead.tiles; ahead.due -= ahead.tiles) {
-      __builtin_prefetch(ahead.at + ahead.line);
+      PREFETCH(ahead.at + ahead.line);
       ahead.line += LINE;
       if (ahead.line >= ahead.row)
         ahead.line = 0, ahead.at += ahead.apart;
@@ -155,11 +172,11 @@ INLINE void add_tile(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrd
 }
 
 /* The same; the number of rows becomes a constant. */
-static void add_tile_of(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrdiff_t rs_b, size_t kb, lines *next,
-                        size_t rows) {
+INLINE void add_tile_of(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrdiff_t rs_b, real *copy, size_t kb,
+                        lines *next, size_t rows) {
 #define TILE(count)                                                                                                    \
   case count:                                                                                                          \
-    add_tile(c, ld_c, a, b, rs_b, kb, next, count);                                                                    \
+    add_tile(c, ld_c, a, b, rs_b, copy, kb, next, count);                                                              \
     break
   switch (rows) {
     TILE(1);
@@ -184,24 +201,36 @@ static void add_tile_of(real *c, ptrdiff_t ld_c, const real *a, const real *b, p
 #undef TILE
 }
 
-/* c [m, n] += packed a · b [kb, WIDTH]; of columns beyond n ≤ WIDTH the sums are dropped. */
-static void add_strip(real *c, ptrdiff_t ld_c, const real *packed, const real *b, ptrdiff_t rs_b, size_t m, size_t n,
-                      size_t kb, lines next) {
+static void add_first_tile(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrdiff_t rs_b, real *copy, size_t kb,
+                           lines *next, size_t rows) {
+  add_tile_of(c, ld_c, a, b, rs_b, copy, kb, next, rows);
+}
+
+static void add_copied_tile(real *c, ptrdiff_t ld_c, const real *a, const real *b, size_t kb, lines *next,
+                            size_t rows) {
+  add_tile_of(c, ld_c, a, b, WIDTH, NULL, kb, next, rows);
+}
+
+/* c [m, n] += packed a · b [kb, WIDTH], which the first tile copies for the others; of columns beyond n ≤ WIDTH the
+ * sums are dropped. */
+static void add_strip(real *c, ptrdiff_t ld_c, const real *packed, const real *b, ptrdiff_t rs_b, heights h, size_t n,
+                      size_t kb, lines *next) {
   real part[TILE_ROWS * WIDTH] __attribute__((aligned(64)));
-  const size_t tiles = next.tiles;
-  for (size_t tile = 0; tile < tiles; tile++, packed += kb * PANEL) {
-    const size_t i = m * tile / tiles, rows = m * (tile + 1) / tiles - i;
-    real *to = c + (ptrdiff_t)i * ld_c;
-    if (n == WIDTH) {
-      add_tile_of(to, ld_c, packed, b, rs_b, kb, &next, rows);
-      continue;
-    }
-    for (size_t r = 0; r < rows; r++)
+  real copy[DEPTH * WIDTH] __attribute__((aligned(64)));
+  for (size_t tile = 0; tile < h.tiles; tile++, packed += kb * PANEL) {
+    const size_t rows = h.rows + (tile < h.more);
+    real *to = n == WIDTH ? c : part;
+    const ptrdiff_t ld = n == WIDTH ? ld_c : WIDTH;
+    for (size_t r = 0; n < WIDTH && r < rows; r++)
       for (size_t l = 0; l < WIDTH; l++)
-        part[r * WIDTH + l] = l < n ? to[(ptrdiff_t)r * ld_c + (ptrdiff_t)l] : (real)0;
-    add_tile_of(part, WIDTH, packed, b, rs_b, kb, &next, rows);
-    for (size_t r = 0; r < rows; r++)
-      memcpy(to + (ptrdiff_t)r * ld_c, part + r * WIDTH, n * sizeof *c);
+        part[r * WIDTH + l] = l < n ? c[(ptrdiff_t)r * ld_c + (ptrdiff_t)l] : (real)0;
+    if (rs_b == WIDTH || tile > 0)
+      add_copied_tile(to, ld, packed, rs_b == WIDTH ? b : copy, kb, next, rows);
+    else
+      add_first_tile(to, ld, packed, b, rs_b, copy, kb, next, rows);
+    for (size_t r = 0; n < WIDTH && r < rows; r++)
+      memcpy(c + (ptrdiff_t)r * ld_c, part + r * WIDTH, n * sizeof *c);
+    c += (ptrdiff_t)rows * ld_c;
   }
 }
 
@@ -228,33 +257,33 @@ static void scale_rows(real *c, ptrdiff_t ld_c, size_t m, size_t n, real beta) {
         c[j] *= beta;
 }
 
+/* c [m, n] += a [m, k] · b [k, n], n ≤ CLEW_STREAM_COLUMNS: DEPTH rows of b at a time, strip by strip, from the
+ * second-level cache. Meanwhile the next rows come there from end to end, as memory likes to be read. */
+static void add_strips(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b, size_t m,
+                       size_t n, size_t k, real alpha) {
+  real packed[TILES(ROWS_AT_ONCE) * DEPTH * PANEL] __attribute__((aligned(64)));
+  real last[DEPTH * WIDTH] __attribute__((aligned(64)));
+  const heights h = cut(m);
+  for (size_t p = 0, kb; p < k; p += kb, b += (ptrdiff_t)kb * rs_b) {
+    kb = k - p < DEPTH ? k - p : DEPTH;
+    pack(packed, a + p, ld_a, h, kb, alpha);
+    const real *then = p + kb < k ? b + (ptrdiff_t)kb * rs_b : b;
+    lines next = {(const char *)then, 0, n * REAL_BYTES, rs_b * REAL_BYTES, 0, h.tiles};
+    for (size_t j = 0; j < n; j += WIDTH) {
+      const size_t here = n - j < WIDTH ? n - j : WIDTH;
+      if (here < WIDTH)
+        copy_strip(last, b + j, rs_b, 1, kb, here);
+      add_strip(c + j, ld_c, packed, here < WIDTH ? last : b + j, here < WIDTH ? WIDTH : rs_b, h, here, kb, &next);
+    }
+  }
+}
+
 static void rows_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,
                             size_t m, size_t n, size_t k, real alpha, real beta) {
   scale_rows(c, ld_c, m, n, beta);
-  if (m <= CLEW_STREAM_ROWS) {
-    for (size_t j = 0; j < n; j += CLEW_STREAM_COLUMNS)
-      add_rows(c + j, ld_c, a, ld_a, b + j, rs_b, m, n - j < CLEW_STREAM_COLUMNS ? n - j : CLEW_STREAM_COLUMNS, k,
-               alpha);
-    return;
-  }
-  real packed[TILES(ROWS_AT_ONCE) * DEPTH * PANEL] __attribute__((aligned(64)));
-  real last[DEPTH * WIDTH] __attribute__((aligned(64)));
-  const size_t row = WIDTH * REAL_BYTES, tiles = TILES(m);
-  size_t depth = tiles == 1 ? DEPTH / 2 : DEPTH;
-  if ((size_t)rs_b * REAL_BYTES % 4096 == 0) /* such rows meet in one set of the first-level cache */
-    depth /= 2;
-  for (size_t p = 0, kb; p < k; p += kb) {
-    kb = k - p < depth ? k - p : depth;
-    const real *block = b + (ptrdiff_t)p * rs_b;
-    pack(packed, a + p, ld_a, m, kb, alpha);
-    for (size_t j = 0; j < n; j += WIDTH) {
-      const size_t here = n - j < WIDTH ? n - j : WIDTH;
-      const real *then = n - j > WIDTH ? block + j + WIDTH : block + (ptrdiff_t)kb * rs_b;
-      const lines next = {(const char *)then, 0, row, rs_b * REAL_BYTES, 0, tiles};
-      if (here < WIDTH)
-        copy_strip(last, block + j, rs_b, 1, kb, here);
-      add_strip(c + j, ld_c, packed, here < WIDTH ? last : block + j, here < WIDTH ? WIDTH : rs_b, m, here, kb, next);
-    }
+  for (size_t j = 0; j < n; j += CLEW_STREAM_COLUMNS) {
+    const size_t here = n - j < CLEW_STREAM_COLUMNS ? n - j : CLEW_STREAM_COLUMNS;
+    (m <= CLEW_STREAM_ROWS ? add_rows : add_strips)(c + j, ld_c, a, ld_a, b + j, rs_b, m, here, k, alpha);
   }
 }
 
@@ -386,18 +415,28 @@ static void columns_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t
 
 static void by_copies(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,
                       ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta) {
-  real packed[TILES(COPY_ROWS) * COPY_DEPTH * PANEL] __attribute__((aligned(64)));
+  real packed[TILES(ROWS_AT_ONCE) * LONG * PANEL] __attribute__((aligned(64))); /* [depths, tiles, COPY_DEPTH, PANEL] */
   real copy[COPY_DEPTH * WIDTH] __attribute__((aligned(64)));
+  const heights h = cut(m);
   scale_rows(c, ld_c, m, n, beta);
-  for (size_t p = 0, kb; p < k; p += kb) {
-    kb = k - p < COPY_DEPTH ? k - p : COPY_DEPTH;
-    pack(packed, a + p, ld_a, m, kb, alpha);
+  for (size_t q = 0, kq; q < k; q += kq, a += kq, b += (ptrdiff_t)kq * rs_b) {
+    kq = k - q < LONG ? k - q : LONG;
+    for (size_t p = 0; p < kq; p += COPY_DEPTH)
+      pack(packed + p * h.tiles * PANEL, a + p, ld_a, h, kq - p < COPY_DEPTH ? kq - p : COPY_DEPTH, alpha);
     for (size_t j = 0; j < n; j += WIDTH) {
       const size_t here = n - j < WIDTH ? n - j : WIDTH;
-      const real *at = b + (ptrdiff_t)p * rs_b + (ptrdiff_t)j * cs_b;
-      const lines next = {(const char *)(at + WIDTH * cs_b), 0, kb * REAL_BYTES, cs_b * REAL_BYTES, 0, TILES(m)};
-      copy_strip(copy, at, rs_b, cs_b, kb, here);
-      add_strip(c + j, ld_c, packed, copy, WIDTH, m, here, kb, next);
+      const real *strip = b + (ptrdiff_t)j * cs_b, *then = n - j > WIDTH ? strip + WIDTH * cs_b : strip;
+      lines next = {(const char *)then,
+                    0,
+                    (cs_b == 1 ? here : kq) * REAL_BYTES,
+                    (cs_b == 1 ? rs_b : cs_b) * REAL_BYTES,
+                    0,
+                    h.tiles};
+      for (size_t p = 0, kb; p < kq; p += kb) {
+        kb = kq - p < COPY_DEPTH ? kq - p : COPY_DEPTH;
+        copy_strip(copy, strip + (ptrdiff_t)p * rs_b, rs_b, cs_b, kb, here);
+        add_strip(c + j, ld_c, packed + p * h.tiles * PANEL, copy, WIDTH, h, here, kb, &next);
+      }
     }
   }
 }
@@ -405,15 +444,16 @@ static void by_copies(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, co
 void K(gemm_few)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k] */, ptrdiff_t ld_a,
                  const real *b /* [k, n] */, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha,
                  real beta) {
-  const bool columns = cs_b != 1 || (n == 1 && rs_b == 1), short_columns = columns && k <= 256 && 12 * m >= k;
+  const bool columns = cs_b != 1 || (n == 1 && rs_b == 1),
+             turned = columns && ((k <= 256 && 12 * m >= k) || m >= COPIED_ROWS);
   /* Columns that fill no register: worth a copy when it serves enough rows. */
   const bool narrow = !columns && n < LANES && m >= 8;
-  const size_t step = short_columns || narrow ? COPY_ROWS : ROWS_AT_ONCE;
+  const size_t step = (turned || narrow) && k <= 256 ? COPY_ROWS : ROWS_AT_ONCE;
   for (size_t i = 0; i < m; i += step) {
     const size_t rows = m - i < step ? m - i : step;
     real *part = c + (ptrdiff_t)i * ld_c;
     const real *from = a + (ptrdiff_t)i * ld_a;
-    if (short_columns || narrow)
+    if (turned || narrow)
       by_copies(part, ld_c, from, ld_a, b, rs_b, cs_b, rows, n, k, alpha, beta);
     else if (columns)
       columns_contiguous(part, ld_c, from, ld_a, b, cs_b, rows, n, k, alpha, beta);

@@ -8,6 +8,7 @@
 typedef struct R(linear_job) {
   const clew_exec *x;
   const clew_step *s;
+  bool join; /* the halves of k; before, they are multiplied, and whole products done */
   clew_tiling tiling[3];
   size_t first[4]; /* first task of each part, and the number of all */
 } R(linear_job);
@@ -36,6 +37,17 @@ static void R(scatter)(const clew_exec *x, int32_t out, const real *tile, const 
     }
     const size_t to = seq * (size_t)x->plan->longest + (size_t)(row - rows->row0[seq]);
     memcpy((real *)clew_buffer_data(x, out) + to * cols + t->col, tile + i * t->cols, t->cols * sizeof *tile);
+  }
+}
+
+/* out = the sums of both halves of k. out: [t.rows, t.cols], halves: [rows, 2, n] */
+static void R(join)(real *out, ptrdiff_t ld, const clew_exec *x, const clew_part *p, const R(tile) * t) {
+  const size_t n = p->w->n;
+  for (size_t i = 0; i < t->rows; i++) {
+    const real *first = (const real *)clew_buffer_data(x, p->halves) + (t->row + i) * 2 * n + t->col;
+    for (size_t j = 0; j < t->cols; j++) {
+      out[(ptrdiff_t)i * ld + (ptrdiff_t)j] = first[j] + first[n + j];
+    }
   }
 }
 
@@ -79,56 +91,99 @@ static void R(finish)(const clew_exec *x, const clew_part *p, real *out, ptrdiff
   }
 }
 
-static void R(linear_task)(void *ctx, size_t index, unsigned slot) {
-  const R(linear_job) *job = ctx;
-  const clew_exec *x = job->x;
-  int32_t part = 0;
-  while (index >= job->first[part + 1]) {
-    part++;
-  }
-  const clew_part *p = &job->s->linear.part[part];
+/* Task `index` of those of one part: all groups' tiles. */
+static R(tile) R(tile_at)(const R(linear_job) * job, int32_t part, size_t index) {
+  const clew_matrix *w = job->s->linear.part[part].w;
   const clew_tiling *tiling = &job->tiling[part];
-  index -= job->first[part];
   R(tile) t = {.group = index / (tiling->n_rows * tiling->n_cols)};
   index %= tiling->n_rows * tiling->n_cols;
   t.row = index % tiling->n_rows * tiling->rows; /* neighbours share the weights' columns */
   t.group_col = index / tiling->n_rows * tiling->cols;
-  t.rows = clew_min(tiling->rows, x->plan->rows[job->s->rowset].n_rows - t.row);
-  t.cols = clew_min(tiling->cols, p->w->n - t.group_col);
-  t.col = t.group * p->w->n + t.group_col;
+  t.rows = clew_min(tiling->rows, job->x->plan->rows[job->s->rowset].n_rows - t.row);
+  t.cols = clew_min(tiling->cols, w->n - t.group_col);
+  t.col = t.group * w->n + t.group_col;
+  return t;
+}
 
-  if (x->plan->buffers[p->out].scattered) {
-    real *tile = (real *)(x->slots + slot * x->plan->slot_bytes);
-    R(multiply)(tile, (ptrdiff_t)t.cols, x, p->w, p->in, &t);
-    R(finish)(x, p, tile, (ptrdiff_t)t.cols, &t);
-    R(scatter)(x, p->out, tile, &t);
+static int32_t R(part_of)(const R(linear_job) * job, size_t index) {
+  int32_t part = 0;
+  while (index >= job->first[part + 1]) {
+    part++;
+  }
+  return part;
+}
+
+static void R(linear_task)(void *ctx, size_t index, unsigned slot) {
+  const R(linear_job) *job = ctx;
+  const clew_exec *x = job->x;
+  const int32_t part = R(part_of)(job, index);
+  const clew_part *p = &job->s->linear.part[part];
+  index -= job->first[part];
+  if (p->halves != CLEW_NONE && !job->join) { /* halves of one tile follow each other */
+    const R(tile) t = R(tile_at)(job, part, index / 2);
+    const size_t n = p->w->n, half = index % 2, k = p->w->k, from = half * (k / 2);
+    real *out = (real *)clew_buffer_data(x, p->halves) + (t.row * 2 + half) * n + t.col;
+    const real *a = (const real *)clew_buffer_data(x, p->in) + t.row * k + from;
+    const real *b = (const real *)p->w->data + (ptrdiff_t)from * p->w->rs + (ptrdiff_t)t.col;
+    (void)R(clew_gemm)(out, (ptrdiff_t)(2 * n), 1, a, (ptrdiff_t)k, 1, b, p->w->rs, 1, t.rows, t.cols,
+                       half ? k - from : k / 2, 1, 0);
+    return;
+  }
+  const R(tile) t = R(tile_at)(job, part, index);
+  const bool scattered = x->plan->buffers[p->out].scattered;
+  const size_t ld = scattered ? t.cols : clew_cols(x, p->out);
+  real *out = scattered ? (real *)(x->slots + slot * x->plan->slot_bytes)
+                        : (real *)clew_buffer_data(x, p->out) + t.row * ld + t.col;
+  if (p->halves != CLEW_NONE) {
+    R(join)(out, (ptrdiff_t)ld, x, p, &t);
   } else {
-    const size_t cols = clew_cols(x, p->out);
-    real *out = (real *)clew_buffer_data(x, p->out) + t.row * cols + t.col;
-    R(multiply)(out, (ptrdiff_t)cols, x, p->w, p->in, &t);
-    R(finish)(x, p, out, (ptrdiff_t)cols, &t);
+    R(multiply)(out, (ptrdiff_t)ld, x, p->w, p->in, &t);
+  }
+  R(finish)(x, p, out, (ptrdiff_t)ld, &t);
+  if (scattered) {
+    R(scatter)(x, p->out, out, &t);
+  }
+}
+
+/* The places that no row reaches. */
+static void R(clear_scattered)(const clew_exec *x, int32_t out) {
+  const size_t cols = clew_cols(x, out), longest = (size_t)x->plan->longest;
+  for (size_t seq = 0; seq < (size_t)x->plan->n_seq; seq++) {
+    const size_t length = (size_t)clew_length(x->plan, seq);
+    memset((real *)clew_buffer_data(x, out) + (seq * longest + length) * cols, 0,
+           (longest - length) * cols * sizeof(real));
   }
 }
 
 void R(clew_op_linear)(const clew_exec *x, const clew_step *s) {
   R(linear_job) job = {.x = x, .s = s};
-  for (int32_t i = 0; i < s->linear.n_parts; i++) {
-    const clew_part *p = &s->linear.part[i];
-    job.tiling[i] = clew_tile(x->plan->rows[s->rowset].n_rows, p->w->n, x->n_slots);
-    job.first[i + 1] = job.first[i] + p->w->groups * job.tiling[i].n_rows * job.tiling[i].n_cols;
-    if (x->plan->buffers[p->out].scattered) { /* what no row reaches */
-      const size_t cols = clew_cols(x, p->out), longest = (size_t)x->plan->longest;
-      for (size_t seq = 0; seq < (size_t)x->plan->n_seq; seq++) {
-        const size_t length = (size_t)clew_length(x->plan, seq);
-        memset((real *)clew_buffer_data(x, p->out) + (seq * longest + length) * cols, 0,
-               (longest - length) * cols * sizeof(real));
+  const size_t n_rows = x->plan->rows[s->rowset].n_rows;
+  for (int32_t i = 0; i < 3; i++) {
+    job.first[i + 1] = job.first[i];
+    if (i < s->linear.n_parts) {
+      const clew_part *p = &s->linear.part[i];
+      const bool halved = p->halves != CLEW_NONE;
+      job.tiling[i] = clew_tile(n_rows, p->w->n, halved ? (x->n_slots + 1) / 2 : x->n_slots);
+      job.first[i + 1] += (halved ? 2 : 1) * p->w->groups * job.tiling[i].n_rows * job.tiling[i].n_cols;
+      if (x->plan->buffers[p->out].scattered) {
+        R(clear_scattered)(x, p->out);
       }
     }
   }
-  for (int32_t i = s->linear.n_parts; i < 3; i++) {
-    job.first[i + 1] = job.first[i];
-  }
   clew_pool_for(job.first[3], R(linear_task), &job, x->n_slots, x->cancel);
+
+  job.join = true;
+  for (int32_t i = 0; i < 3; i++) {
+    job.first[i + 1] = job.first[i];
+    if (i < s->linear.n_parts && s->linear.part[i].halves != CLEW_NONE) {
+      const size_t n = s->linear.part[i].w->n;
+      job.tiling[i] = (clew_tiling){.rows = n_rows, .cols = 256, .n_rows = 1, .n_cols = (n + 255) / 256};
+      job.first[i + 1] += job.tiling[i].n_cols;
+    }
+  }
+  if (job.first[3] > 0) {
+    clew_pool_for(job.first[3], R(linear_task), &job, x->n_slots, x->cancel);
+  }
 }
 
 /* ---- hook_result: every head's own share -------------------------------------------------------------------- */

@@ -99,6 +99,7 @@ typedef struct clew_part {
   const void *b, *b2;
   clew_epilogue epilogue;
   int32_t in, out, out2, post, resid, sum;
+  int32_t halves; /* [rows, 2, n]: what each half of k gives; CLEW_NONE: all of k at once */
 } clew_part;
 
 typedef struct clew_step {
@@ -304,6 +305,10 @@ static inline bool clew_last_only(clew_logits logits) { return logits == CLEW_LO
 
 #define CLEW_QUERY_BLOCK 64
 #define CLEW_KEY_BLOCK 512
+
+/* Products of few rows (CLEW_FEW_ROWS) are halved when the rows of the weights are at most this long, but this many. */
+#define CLEW_SHORT_ROW ((size_t)1024)
+#define CLEW_LEAST_HALVED ((size_t)512)
 #define CLEW_LOSS_ROWS 256
 #define CLEW_LOSS_COLS 1024
 

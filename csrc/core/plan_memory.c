@@ -25,7 +25,7 @@ void clew_step_visit(clew_step *s, void (*visit)(void *ctx, int32_t *buffer, boo
   case CLEW_OP_LINEAR:
     for (int32_t i = 0; i < s->linear.n_parts; i++) {
       clew_part *p = &s->linear.part[i];
-      WRITE(p->out), WRITE(p->out2), WRITE(p->post), WRITE(p->sum), READ(p->in), READ(p->resid);
+      WRITE(p->out), WRITE(p->out2), WRITE(p->post), WRITE(p->sum), WRITE(p->halves), READ(p->in), READ(p->resid);
     }
     break;
   case CLEW_OP_ROTARY:
@@ -464,16 +464,12 @@ clew_tiling clew_tile(size_t m, size_t n, size_t threads) {
   if (threads > 0 && !clew_gemm_cuts_alike()) {
     threads = 2;
   }
-  if (m <= CLEW_STREAM_ROWS) { /* reads the weights' rows from end to end: as long as they can be, as many parts for
+  if (m <= CLEW_FEW_ROWS) { /* reads the weights' rows from end to end: as long as they can be, as many parts for
                                   each thread */
     const size_t share = larger(threads, 1);
     const size_t parts = ((n + CLEW_STREAM_COLUMNS - 1) / CLEW_STREAM_COLUMNS + share - 1) / share * share;
     t.rows = m;
     t.cols = larger(((n + parts - 1) / parts + 63) / 64 * 64, 384);
-  } else if (m <= 32) { /* streams the weights: enough chunks for the threads, each long enough to prefetch */
-    t.rows = m;
-    t.cols = (n / 8 + 63) / 64 * 64;
-    t.cols = t.cols < 384 ? 384 : t.cols > 1024 ? 1024 : t.cols;
   } else if (n > 512) {
     tile_evenly(&t, m, n, threads);
   } else {

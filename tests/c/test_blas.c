@@ -155,6 +155,13 @@ static void F(test_products)(void) {
     F(gemm_case)(45, 100, 67, layouts, (T)0.5, (T)2);
     F(gemm_case)(45, 60, 512, layouts, 1, 1); /* rows so far apart are copied */
   }
+  static const size_t few[] = {1, 5, 6, 7, 13, 14, 15, 28, 29, 32};
+  for (size_t i = 0; i < sizeof few / sizeof *few; i++) {
+    F(gemm_case)(few[i], 2083, 71, 0, 1, 1);           /* more columns than are streamed at a time */
+    F(gemm_case)(few[i], 1024, 65, 0, 1, 0);           /* rows that meet in one set of the first-level cache */
+    F(gemm_case)(few[i], 37, 1100, 9, (T)0.5, 1);      /* columns longer than are read at a time */
+    F(gemm_case)(few[i], 32, 1024 + 64, 9, 1, (T)0.5); /* whole strips of them */
+  }
   F(gemm_case)(129, 3, 500, 0, 1, 0);
   F(gemm_case)(3, 300, 129, 9, 1, 0);
   F(gemm_case)(100, 1, 33, 1, 1, 1);

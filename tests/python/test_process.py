@@ -63,6 +63,38 @@ def test_bits_do_not_depend_on_the_number_of_threads(config: clew.ModelConfig, d
         assert not [name for name in want if got[name] != want[name]], n
 
 
+# Matrices whose rows are short: of few rows, each half of k is a task. Odd sizes, and k of 525 and 701.
+HALVED = clew.ModelConfig(
+    n_layers=2, d_model=525, n_heads=5, d_head=105, n_ctx=40, d_vocab=700, d_mlp=701, output_logits_soft_cap=9.0
+)  # fmt: skip
+
+
+def test_products_that_are_halved() -> None:
+    model, weights = make(HALVED)
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, HALVED.d_vocab, n) for n in (9, 1, 17, 4)]  # 31 rows
+    single, _ = make(HALVED, dtype=np.float32)
+
+    def everything() -> dict[str, bytes]:
+        runs = {"all": single.run(prompts, capture="*"), "last": single.run(prompts, logits="last")}
+        runs |= {"one": single.run(prompts[1]), "none": single.run(prompts)}
+        return {f"{kind} {name}": array.tobytes() for kind, run in runs.items() for name, array in run.items()}
+
+    clew.set_num_threads(1)
+    bits = everything()
+    for n in (2, 3, 8):
+        clew.set_num_threads(n)
+        assert everything() == bits, n
+    run = model.run(prompts, capture="*")
+    for i, tokens in enumerate(prompts):
+        want = twin(HALVED, weights, tokens[None])
+        for name in ("attn_out", "mlp.hook_pre", "mlp_out", "resid_post"):
+            for full in (key for key in want if key.endswith(name)):
+                assert relative_error(run[full][i, : len(tokens)], want[full][0]) <= 1e-12, full
+        assert relative_error(run.logits[i, : len(tokens)], want["logits"][0]) <= 1e-12
+        assert not run.logits[i, len(tokens) :].any()
+
+
 def test_the_number_of_threads_comes_from_the_environment() -> None:
     script = "import clew; print(clew.get_num_threads(), 'fine')"
     assert assert_python(script, CLEW_NUM_THREADS="3").startswith("3 ")
