@@ -11,17 +11,15 @@
 #include <string.h>
 
 #include "kernels_internal.h"
+#include "kernels_tile.h"
 #include "kernels_transpose.h"
 
 #if VEC_BYTES == 64
 #define DOT_ROWS 6
-#define TILE_ROWS 14
 #elif VEC_BYTES == 32
 #define DOT_ROWS 3
-#define TILE_ROWS 6
 #else
 #define DOT_ROWS 2
-#define TILE_ROWS 6
 #endif
 #define DOT_COLS 4
 #define WIDTH (2 * LANE_COUNT) /* of a strip */
@@ -179,22 +177,7 @@ INLINE void add_tile_of(real *c, ptrdiff_t ld_c, const real *a, const real *b, p
     add_tile(c, ld_c, a, b, rs_b, copy, kb, next, count);                                                              \
     break
   switch (rows) {
-    TILE(1);
-    TILE(2);
-    TILE(3);
-    TILE(4);
-    TILE(5);
-    TILE(6);
-#if TILE_ROWS > 6
-    TILE(7);
-    TILE(8);
-    TILE(9);
-    TILE(10);
-    TILE(11);
-    TILE(12);
-    TILE(13);
-    TILE(14);
-#endif
+    EACH_HEIGHT(TILE)
   default:
     break;
   }

@@ -10,14 +10,9 @@
 #include <string.h>
 
 #include "kernels_internal.h"
+#include "kernels_tile.h"
 #include "kernels_transpose.h"
 
-/* A tile: as many rows as leave registers for two of b and one of a; two registers of columns. */
-#if VEC_BYTES == 64
-#define TILE_ROWS 14
-#else
-#define TILE_ROWS 6
-#endif
 #define TILE_COLS (2 * LANES)
 #define PANEL_ROWS                                                                                                     \
   ((TILE_ROWS + LANE_COUNT - 1) / LANE_COUNT * LANE_COUNT) /* whole registers, so that a is turned in them */
@@ -113,22 +108,7 @@ static void tile_of(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k,
       tile(c, ld_c, a, b, k, n, beta, ahead, count, 2);                                                                \
     break
   switch (rows) {
-    TILE(1);
-    TILE(2);
-    TILE(3);
-    TILE(4);
-    TILE(5);
-    TILE(6);
-#if TILE_ROWS > 6
-    TILE(7);
-    TILE(8);
-    TILE(9);
-    TILE(10);
-    TILE(11);
-    TILE(12);
-    TILE(13);
-    TILE(14);
-#endif
+    EACH_HEIGHT(TILE)
   default:
     break;
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ def test_closed_forms_of_schedules() -> None:
         rates = [schedule(s) for s in range(schedule.warmup, 30)]
         assert rates == sorted(rates, reverse=True)
     assert Schedule(**wave.to_dict()) == wave
+    assert json.dumps(linear(np.float32(0.5), np.int64(9), warmup=np.int32(2)).to_dict()) == json.dumps(
+        linear(0.5, 9, 2).to_dict()
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from ..errors import ConfigError
 
 _KINDS = ("constant", "linear", "cosine")
@@ -35,12 +37,15 @@ class Schedule:
             raise ConfigError(f"Schedule: kind = {self.kind!r}; known: {', '.join(_KINDS)}")
         for name in ("rate", "floor"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            kinds = int | float | np.integer | np.floating
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < math.inf:
                 raise ConfigError(f"Schedule: {name} = {value!r}, must be a finite number, at least 0")
+            object.__setattr__(self, name, float(value))
         for name in ("steps", "warmup"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
                 raise ConfigError(f"Schedule: {name} = {value!r}, must be a whole number, at least 0")
+            object.__setattr__(self, name, int(value))
         if self.kind != "constant" and self.steps <= self.warmup:
             raise ConfigError(f"Schedule: steps = {self.steps} must be more than warmup = {self.warmup}")
         if self.floor > self.rate:
