@@ -34,6 +34,8 @@
 #define COPY_DEPTH (256 / REAL_BYTES)
 #define LONG (4096 / REAL_BYTES) /* of k, whose columns are read from end to end */
 
+_Static_assert(TILES(COPY_ROWS) * 256 <= TILES(ROWS_AT_ONCE) * LONG, "room for the panels of by_copies");
+
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vec fma_vec(vec a, vec b, vec c) { return a * b + c; }
@@ -184,6 +186,7 @@ INLINE void add_tile_of(real *c, ptrdiff_t ld_c, const real *a, const real *b, p
 #undef TILE
 }
 
+/* A strip's first tile reads b where it lies and copies it; the others read the copy. */
 static void add_first_tile(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrdiff_t rs_b, real *copy, size_t kb,
                            lines *next, size_t rows) {
   add_tile_of(c, ld_c, a, b, rs_b, copy, kb, next, rows);
@@ -427,8 +430,8 @@ static void by_copies(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, co
 void K(gemm_few)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k] */, ptrdiff_t ld_a,
                  const real *b /* [k, n] */, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha,
                  real beta) {
-  const bool columns = cs_b != 1 || (n == 1 && rs_b == 1),
-             turned = columns && ((k <= 256 && 12 * m >= k) || m >= COPIED_ROWS);
+  const bool columns = cs_b != 1 || (n == 1 && rs_b == 1);
+  const bool turned = columns && ((k <= 256 && 12 * m >= k) || m >= COPIED_ROWS);
   /* Columns that fill no register: worth a copy when it serves enough rows. */
   const bool narrow = !columns && n < LANES && m >= 8;
   const size_t step = (turned || narrow) && k <= 256 ? COPY_ROWS : ROWS_AT_ONCE;

@@ -6,15 +6,17 @@
 
 /* Rows of a product's tile, two registers wide: as many as leave registers for two of b and one of a. EACH_HEIGHT is
  * the body of a switch over them, whose cases TILE(rows) defines: so the number of rows becomes a constant. */
-#if VEC_BYTES == 64
-#define TILE_ROWS 14
-#define EACH_HEIGHT(TILE)                                                                                              \
+#define SIX_HEIGHTS(TILE)                                                                                              \
   TILE(1);                                                                                                             \
   TILE(2);                                                                                                             \
   TILE(3);                                                                                                             \
   TILE(4);                                                                                                             \
   TILE(5);                                                                                                             \
-  TILE(6);                                                                                                             \
+  TILE(6);
+#if VEC_BYTES == 64
+#define TILE_ROWS 14
+#define EACH_HEIGHT(TILE)                                                                                              \
+  SIX_HEIGHTS(TILE)                                                                                                    \
   TILE(7);                                                                                                             \
   TILE(8);                                                                                                             \
   TILE(9);                                                                                                             \
@@ -25,13 +27,7 @@
   TILE(14);
 #else
 #define TILE_ROWS 6
-#define EACH_HEIGHT(TILE)                                                                                              \
-  TILE(1);                                                                                                             \
-  TILE(2);                                                                                                             \
-  TILE(3);                                                                                                             \
-  TILE(4);                                                                                                             \
-  TILE(5);                                                                                                             \
-  TILE(6);
+#define EACH_HEIGHT(TILE) SIX_HEIGHTS(TILE)
 #endif
 
 #endif

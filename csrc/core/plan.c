@@ -583,24 +583,23 @@ static clew_status copy_edits(clew_plan *plan, const clew_request *r, int32_t fi
   return CLEW_OK;
 }
 
-/* What each thread needs for itself: a block of scores, or a tile that cannot be computed where it goes. */
 /* Few rows are done when the weights are read, and memory likes to be read in long rows. Those that are short are not
  * cut for the threads: each takes half of the rows. The sums are added the same way for any number of threads. */
 static void halve_products(clew_builder *b) {
   clew_plan *plan = b->plan;
   for (size_t i = 0; i < plan->n_steps; i++) {
-    const clew_step *s = &plan->steps[i];
+    clew_step *s = &plan->steps[i];
     for (int32_t j = 0; s->op == CLEW_OP_LINEAR && j < s->linear.n_parts; j++) {
-      const clew_matrix *w = s->linear.part[j].w;
-      if (plan->rows[s->rowset].n_rows <= CLEW_FEW_ROWS && s->linear.part[j].w2 == NULL && w->groups == 1 &&
-          w->cs == 1 && w->n <= CLEW_SHORT_ROW && w->k >= CLEW_LEAST_HALVED) {
-        const int32_t halves = clew_add_buffer(b, s->rowset, 2 * w->n);
-        plan->steps[i].linear.part[j].halves = halves;
+      clew_part *p = &s->linear.part[j];
+      if (plan->rows[s->rowset].n_rows <= CLEW_FEW_ROWS && p->w2 == NULL && p->w->groups == 1 && p->w->cs == 1 &&
+          p->w->n <= CLEW_SHORT_ROW && p->w->k >= CLEW_LEAST_HALVED) {
+        p->halves = clew_add_buffer(b, s->rowset, 2 * p->w->n);
       }
     }
   }
 }
 
+/* What each thread needs for itself: a block of scores, or a tile that cannot be computed where it goes. */
 static size_t slot_bytes(const clew_builder *b) {
   const clew_plan *plan = b->plan;
   size_t most = 0;
@@ -697,7 +696,9 @@ clew_status clew_plan_new(clew_plan **out, const clew_model *model, const clew_r
     if (b.ssa && status == CLEW_OK && !b.out_of_memory) {
       status = tangents ? clew_emit_tangents(&b, err) : clew_emit_backward(&b, b.logits, err);
     }
-    halve_products(&b);
+    if (status == CLEW_OK && !b.out_of_memory) {
+      halve_products(&b);
+    }
     if (b.out_of_memory && status == CLEW_OK) {
       status = clew_fail(err, CLEW_ERROR_MEMORY, "out of memory while planning %zu tokens", plan->rows[0].n_rows);
     }

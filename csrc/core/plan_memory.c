@@ -464,8 +464,8 @@ clew_tiling clew_tile(size_t m, size_t n, size_t threads) {
   if (threads > 0 && !clew_gemm_cuts_alike()) {
     threads = 2;
   }
-  if (m <= CLEW_FEW_ROWS) { /* reads the weights' rows from end to end: as long as they can be, as many parts for
-                                  each thread */
+  if (m <= CLEW_FEW_ROWS) {
+    /* Reads the weights' rows from end to end: as long as they can be, as many parts for each thread. */
     const size_t share = larger(threads, 1);
     const size_t parts = ((n + CLEW_STREAM_COLUMNS - 1) / CLEW_STREAM_COLUMNS + share - 1) / share * share;
     t.rows = m;
