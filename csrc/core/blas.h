@@ -3,8 +3,8 @@
  * c [m, n] = alpha · a [m, k] · b [k, n] + beta · c. rs and cs are the row and column strides in elements, positive
  * or, for a dimension of length 1, anything. With beta 0, c is not read. Serial, callable from several threads at once.
  * clew_gemm_whole is the same for products that no number of threads cuts, such as a head's: it may choose by their
- * size. Few rows (m ≤ CLEW_FEW_ROWS), small products and, with AVX-512, all others go to our own kernels, the rest to
- * BLIS. Operands of BLIS need CLEW_SLACK readable bytes behind them: give it memory from slabs only. */
+ * size. Few rows (m ≤ CLEW_FEW_ROWS), small products and, with AVX2 or AVX-512, all others go to our own kernels, the
+ * rest to BLIS. Operands of BLIS need CLEW_SLACK readable bytes behind them: give it memory from slabs only. */
 #ifndef CLEW_BLAS_H
 #define CLEW_BLAS_H
 

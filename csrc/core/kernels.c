@@ -10,7 +10,7 @@ extern const kernel_table K(clew_kernel_table);
 const kernel_table K(clew_kernel_table) = {
     .isa = NAME_OF(ISA),
     .gemm_few = K(gemm_few),
-#if VEC_BYTES == 64
+#if VEC_BYTES >= 32
     .gemm_packed = K(gemm_packed),
 #endif
     .norm = K(norm),

@@ -42,11 +42,10 @@ typedef struct clew_mask {
 struct clew_adaptive_chunk_f32;
 struct clew_adaptive_chunk_f64;
 
-/* Products of at most so many rows read b's rows from end to end, so many columns at a time: c stays in cache. */
-#define CLEW_STREAM_ROWS ((size_t)6)
+/* Products of few rows read b's rows from end to end, so many columns at a time: c stays in cache. */
 #define CLEW_STREAM_COLUMNS ((size_t)2048)
 
-/* What gemm_packed needs: panels of 1024 rows and 512 columns, of 1536 bytes of k each. */
+/* What gemm_packed needs: panels of 1024 rows and up to 512 columns, of 1536 bytes of k each. */
 #define CLEW_PACK_BYTES ((size_t)3 << 20)
 
 #define CLEW_DECLARE_KERNELS(suffix, real)                                                                               \

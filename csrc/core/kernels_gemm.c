@@ -1,6 +1,6 @@
 /* Products of few rows with a large unpacked matrix: the matrix is streamed from memory once, a and c stay in cache.
  *
- * Four ways. Rows of b contiguous: up to six rows of c take whole rows of b, eight at a time; to more, strips of b are
+ * Four ways. Rows of b contiguous: few rows of c take whole rows of b, eight at a time; to more, strips of b are
  * added, two registers wide, while the rows below them are fetched from end to end. Columns of b contiguous: tiles of
  * dot products for few rows of long columns, else (a dot product of k = 64 spends half of its time on adding lanes, and
  * many rows of a are fetched once for each four columns) strips are transposed in cache and go the second way. Each way
@@ -22,12 +22,13 @@
 #define DOT_ROWS 2
 #endif
 #define DOT_COLS 4
-#define WIDTH (2 * LANE_COUNT) /* of a strip */
-#define DEPTH 32               /* rows of b at a time: these and the next ones fit the second-level cache */
-#define STEPS_AHEAD 4          /* of k, that b is fetched before it is used */
+#define WIDTH (2 * LANE_COUNT)            /* of a strip */
+#define DEPTH (VEC_BYTES == 64 ? 32 : 64) /* rows of b at a time: they and the next ones fit the second cache */
+#define STEPS_AHEAD 4                     /* of k, that b is fetched before it is used */
 #define PANEL ((TILE_ROWS + LANE_COUNT - 1) / LANE_COUNT * LANE_COUNT) /* whole registers, to turn a in them */
 #define TILES(rows) (((rows) + TILE_ROWS - 1) / TILE_ROWS)
 #define ROWS_OF_B 8
+#define STREAM_ROWS (VEC_BYTES == 64 ? 6 : 10) /* of c, up to which reading b from end to end wins over tiles */
 #define ROWS_AT_ONCE 32
 #define COPY_ROWS 64
 #define COPIED_ROWS 14 /* from so many on the dot products' rows of a cost more than turning b */
@@ -45,12 +46,12 @@ INLINE vec fma_vec(vec a, vec b, vec c) { return a * b + c; }
 
 /* ---- Rows of b contiguous ----------------------------------------------------------------------------------- */
 
-/* c [m, n] += alpha · a [m, k] · b [k, n], m ≤ CLEW_STREAM_ROWS: ROWS_OF_B rows of b at a time, side by side and from
+/* c [m, n] += alpha · a [m, k] · b [k, n], m ≤ STREAM_ROWS: ROWS_OF_B rows of b at a time, side by side and from
  * end to end, as memory likes to be read, while the next ones are prefetched. c comes and goes from cache each time. */
 static void add_rows(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b, size_t m,
                      size_t n, size_t k, real alpha) {
   const size_t whole = n / LANES * LANES;
-  real factor[CLEW_STREAM_ROWS][ROWS_OF_B] __attribute__((aligned(64)));
+  real factor[STREAM_ROWS][ROWS_OF_B] __attribute__((aligned(64)));
   for (size_t p = 0, kb; p < k; p += kb, b += (ptrdiff_t)kb * rs_b) {
     kb = k - p < ROWS_OF_B ? k - p : ROWS_OF_B;
     for (size_t i = 0; i < m; i++)
@@ -146,7 +147,8 @@ INLINE void add_tile(real *c, ptrdiff_t ld_c, const real *a, const real *b, ptrd
     const vec b0 = load(b), b1 = load(b + LANES);
     if (copy != NULL) {
       __builtin_prefetch(b + STEPS_AHEAD * rs_b);
-      __builtin_prefetch(b + STEPS_AHEAD * rs_b + LANES);
+      if (2 * VEC_BYTES > LINE)
+        __builtin_prefetch(b + STEPS_AHEAD * rs_b + LANES);
       store(copy + p * WIDTH, b0);
       store(copy + p * WIDTH + LANES, b1);
     }
@@ -244,12 +246,16 @@ static void scale_rows(real *c, ptrdiff_t ld_c, size_t m, size_t n, real beta) {
 }
 
 /* c [m, n] += a [m, k] · b [k, n], n ≤ CLEW_STREAM_COLUMNS: DEPTH rows of b at a time, strip by strip, from the
- * second-level cache. Meanwhile the next rows come there from end to end, as memory likes to be read. */
+ * second-level cache. Meanwhile the next rows come there from end to end, as memory likes to be read; the first ones
+ * all at once: strip by strip they took a tenth of the time. */
 static void add_strips(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b, size_t m,
                        size_t n, size_t k, real alpha) {
   real packed[TILES(ROWS_AT_ONCE) * DEPTH * PANEL] __attribute__((aligned(64)));
   real last[DEPTH * WIDTH] __attribute__((aligned(64)));
   const heights h = cut(m);
+  for (size_t t = 0; t < k && t < DEPTH; t++)
+    for (size_t j = 0; j < n; j += LINE / REAL_BYTES)
+      PREFETCH(b + (ptrdiff_t)t * rs_b + (ptrdiff_t)j);
   for (size_t p = 0, kb; p < k; p += kb, b += (ptrdiff_t)kb * rs_b) {
     kb = k - p < DEPTH ? k - p : DEPTH;
     pack(packed, a + p, ld_a, h, kb, alpha);
@@ -269,7 +275,7 @@ static void rows_contiguous(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld
   scale_rows(c, ld_c, m, n, beta);
   for (size_t j = 0; j < n; j += CLEW_STREAM_COLUMNS) {
     const size_t here = n - j < CLEW_STREAM_COLUMNS ? n - j : CLEW_STREAM_COLUMNS;
-    (m <= CLEW_STREAM_ROWS ? add_rows : add_strips)(c + j, ld_c, a, ld_a, b + j, rs_b, m, here, k, alpha);
+    (m <= STREAM_ROWS ? add_rows : add_strips)(c + j, ld_c, a, ld_a, b + j, rs_b, m, here, k, alpha);
   }
 }
 

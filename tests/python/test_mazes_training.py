@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -449,3 +450,37 @@ def test_the_script_trains_goes_on_and_decays(
     assert np.array_equal(model.weights["embed.W_E"], trained.astype(np.float16).astype(np.float32))
     assert '"decay_steps": 2' in (tmp_path / "out" / "training.json").read_text()
     assert "step 4" in capsys.readouterr().out
+
+
+def test_the_script_goes_on_from_a_model(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(folder: str, *arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", ["train.py", str(tmp_path / folder), *arguments])
+        script.main()
+
+    def newest(folder: Path, step: int) -> clew.train.checkpoint.Checkpoint:
+        return clew.train.checkpoint.read(folder / f"step-{step:09d}.safetensors")
+
+    monkeypatch.setattr(script, "STAGES", (*script.STAGES, mazes.Stage(9, {2: 1.0}, {"rdfs": 1.0})))
+    out, more, end = tmp_path / "out", tmp_path / "more", tmp_path / "end"
+    run("run", "--steps", "50")
+    decay = "--decay-from", str(tmp_path / "run" / "step-000000050.safetensors"), "--decay-steps", "2"
+    run("run", *decay, "--out", str(out))
+    run("more", "--from-model", str(out), "--steps", "49")
+    run("more", "--from-model", str(out), "--steps", "50")
+    begun = clew.load(more / "step-0")  # weights of the model, optimizer and steps from nothing
+    assert np.array_equal(begun.weights["embed.W_E"], clew.load(out).weights["embed.W_E"])
+    saved = newest(more, 50)
+    assert saved.curve.rows[0][0] == 1 and saved.curve.rows[0][2] == pytest.approx(script.RATE / script.WARMUP)
+    source = saved.state["settings"]["data"]
+    assert "{2: 1.0}" in source and "{3: 1.0}" not in source and "seed 52" in source
+    decay = "--decay-from", str(more / "step-000000050.safetensors"), "--decay-steps", "50"
+    run("more", "--from-model", str(out), *decay, "--out", str(end))
+    before, after = (json.loads((folder / "training.json").read_text()) for folder in (out, end))
+    assert (after["steps"], after["constant_steps"], after["decay_steps"]) == (152, 102, 50)
+    assert [row[0] for row in before["loss_curve"]] == [50]
+    assert after["loss_curve"][0] == before["loss_curve"][0]
+    assert [row[0] for row in after["loss_curve"]] == [50, 102, 152]
+    steps = [row[0] for row in after["held_out_loss"]]
+    assert steps == sorted(set(steps)) and steps[0] == 0 and steps[-1] == 152 and 52 in steps
+    with pytest.raises(clew.LoadError, match="nowhere"):
+        run("none", "--from-model", str(tmp_path / "nowhere"))
