@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from . import _core
 from .edit import CoreEdit, Edit, _Frozen, _positions, _resolve_one, as_edits, indices, resolve
 from .errors import ConfigError, ShapeError, TokenError, UnsupportedModelError
-from .inputs import as_array, sliced
+from .inputs import as_array, check_counts, sliced
 from .replay import LOGITS_ALL, LOGITS_LAST, core_plan
 from .run import Run
 from .sites import LOGITS, SITES, Site, capture_list
@@ -164,6 +164,8 @@ def settings(
 def _whole(name: str, value: Any, least: int) -> int:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
         raise ConfigError(f"{name} = {value!r}: a whole number, {least} or more")
+    if name == "max_new_tokens":
+        check_counts(max_new_tokens=value)
     return int(value)
 
 

@@ -101,8 +101,11 @@ def check_choice(choices: tuple[str, ...], /, **given: Any) -> None:
 
 
 def check_path(**given: Any) -> None:
-    """Raises ConfigError, with its name, for an argument that is neither a str nor a path object."""
+    """Raises ConfigError, with its name, for an argument that is neither a str nor a path object, or an empty str."""
     check_type((str, os.PathLike), "a path", **given)
+    for name, value in given.items():
+        if value == "":
+            raise ConfigError(f"{name} = '': an empty path; '.' is the folder at hand")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

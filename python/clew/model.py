@@ -864,6 +864,8 @@ def load(path: str | PathLike[str], dtype: str | np.dtype[Any] | None = None) ->
         The file cannot be read; names the file, and the byte or the tensors where known.
     UnsupportedModelError
         The engine would compute it wrongly; names the architecture or the key.
+    ShapeError
+        Another dtype.
     """
     from .loaders import open_checkpoint
 

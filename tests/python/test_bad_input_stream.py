@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,14 @@ def test_names_of_files_are_no_texts(tmp_path: Path) -> None:
     assert list(stream.Texts(["none.txt", path])) == ["none.txt", "My lord."]
 
 
-def test_sources_that_are_none() -> None:
+def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(clew.ConfigError, match=r"source: a mapping; give its texts alone: source\.values\(\)"):
         stream.reduce(MODEL, {"a": "My lord."}, WATCH)
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(clew.LoadError, match=r"pipe\.txt: neither a file nor a folder"):
+        stream.reduce(MODEL, tmp_path / "pipe.txt", WATCH)
+    with pytest.raises(clew.ConfigError, match="source = '': an empty path"):
+        stream.reduce(MODEL, "", WATCH)
     with pytest.raises(clew.LoadError, match="no such file or folder; a text itself is given in a list"):
         stream.reduce(MODEL, "My lord, I pray thee " * 1000, WATCH)  # longer than a path can be
     with pytest.raises(clew.TokenError, match="text 1: character 2 is a lone surrogate"):

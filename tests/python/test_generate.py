@@ -419,6 +419,8 @@ def test_ctrl_c_leaves_the_model_usable(trained: clew.Model) -> None:
     [
         ({"max_new_tokens": 0}, clew.ConfigError, "max_new_tokens = 0"),
         ({"max_new_tokens": 2.5}, clew.ConfigError, "max_new_tokens = 2.5"),
+        ({"max_new_tokens": 2**31}, clew.ConfigError, "max_new_tokens = 2147483648: below 2"),
+        ({"max_new_tokens": 10**30}, clew.ConfigError, "max_new_tokens = 10{30}: below 2"),
         ({"temperature": -1}, clew.ConfigError, "temperature = -1"),
         ({"temperature": "hot"}, clew.ConfigError, "numbers"),
         ({"temperature": "0.8"}, clew.ConfigError, "temperature = '0.8', top_p = None: both are numbers"),

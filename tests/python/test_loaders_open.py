@@ -245,3 +245,10 @@ def test_a_pointer_in_place_of_a_file(name: str, tmp_path: Path) -> None:
     for place in (tmp_path / name, *([tmp_path] if name == "model.safetensors" else [])):
         with pytest.raises(LoadError, match=f"{name}: a Git LFS pointer, not the file itself"):
             open_checkpoint(place)
+    (tmp_path / "config.json").write_text(pointer)
+    with pytest.raises(LoadError, match=r"config\.json: a Git LFS pointer, not the file itself"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").symlink_to(tmp_path / "nothing")
+    with pytest.raises(LoadError, match=r"config\.json: no file, or a link to none"):
+        open_checkpoint(tmp_path)

@@ -477,6 +477,7 @@ def test_the_script_goes_on_from_a_model(script: Any, tmp_path: Path, monkeypatc
     run("more", "--from-model", str(out), *decay, "--out", str(end))
     before, after = (json.loads((folder / "training.json").read_text()) for folder in (out, end))
     assert (after["steps"], after["constant_steps"], after["decay_steps"]) == (152, 102, 50)
+    assert after["data"] == f"{before['data']}; then {source}"
     assert [row[0] for row in before["loss_curve"]] == [50]
     assert after["loss_curve"][0] == before["loss_curve"][0]
     assert [row[0] for row in after["loss_curve"]] == [50, 102, 152]

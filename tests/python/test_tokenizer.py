@@ -647,6 +647,18 @@ def test_damaged_tokenizer_json(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("[1]")
     with pytest.raises(LoadError, match=r"tokenizer_config\.json"):
         from_directory(tmp_path)
+    config: dict[str, object] = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": "yes"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError, match=r"tokenizer_config\.json: add_bos_token = 'yes': true or false"):
+        from_directory(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+    with pytest.raises(LoadError, match=r"tokenizer\.json: a Git LFS pointer, not the file itself"):
+        from_directory(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").symlink_to("tokenizer.json")
+    with pytest.raises(LoadError, match=r"tokenizer\.json: no file, or a link to none"):
+        from_directory(tmp_path)
 
 
 # ---- GGUF, byte-level -----------------------------------------------------------------------------------------------

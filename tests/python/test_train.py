@@ -73,6 +73,11 @@ def test_without_targets_the_next_token_is_one() -> None:
     tokens = random_tokens(ZOO["gpt2"], 3, 3, 7)
     model, optimizer = start("gpt2")
     expected = model.loss(tokens, reduce="mean")
+    for flags in ({"accumulate": "no"}, {"recompute": None}):
+        with pytest.raises(clew.ConfigError, match=f"{next(iter(flags))} = .*: True or False"):
+            model.train_step(tokens, optimizer=optimizer, **flags)
+    with pytest.raises(clew.ConfigError, match="path = '': an empty path"):
+        model.save("")
     assert model.train_step(tokens, optimizer=optimizer) == pytest.approx(expected, rel=1e-12)
     other, again = start("gpt2")
     mask = np.ones((3, 7), bool)

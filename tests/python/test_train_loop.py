@@ -15,6 +15,7 @@ import clew
 import numpy as np
 import pytest
 from clew import _core
+from clew.loaders.safetensors import SafetensorsFile, write_file
 from clew.train import Curve, Examples, Trainer, Windows, checkpoint, fit
 from support import assert_python
 
@@ -688,6 +689,30 @@ def test_broken_checkpoints_are_passed_over_and_named(tmp_path: Path, capsys: py
         clew.train.load_model(tmp_path / "model" / "model.safetensors")
     with pytest.raises(clew.LoadError, match="no checkpoint of training"):
         clew.train.load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "message"),
+    [
+        ("v/embed.W_E", -1.0, "v/embed.W_E holds negative values"),
+        ("m/embed.W_E", np.nan, "m/embed.W_E holds NaN or infinite values"),
+        ("weights/embed.W_E", np.inf, "weights/embed.W_E holds NaN or infinite values"),
+        ("curve/steps", np.nan, "curve/steps holds NaN or infinite values"),
+    ],
+)
+def test_damaged_values_in_a_checkpoint(tensor: str, value: float, message: str, tmp_path: Path) -> None:
+    """They name the file, and training goes on from the one before."""
+    trainer(tmp_path, checkpoint_every=2, held_out=None).run(until=4)
+    last = tmp_path / "step-000000004.safetensors"
+    file = SafetensorsFile(last)
+    arrays = {name: np.array(file.raw(name)) for name in file.tensors}
+    metadata = dict(file.metadata)
+    arrays[tensor].flat[0] = value
+    write_file(last, arrays, metadata)
+    with pytest.raises(clew.LoadError, match=f"step-000000004.safetensors: damaged: {message}"):
+        clew.train.load_model(last)
+    again = trainer(tmp_path, checkpoint_every=2, held_out=None)
+    assert again.optimizer.steps == 2 and any(message in note for note in again.notes)
 
 
 def test_each_loader_points_to_the_other(tmp_path: Path) -> None:

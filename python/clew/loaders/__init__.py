@@ -136,6 +136,8 @@ def _open_file(path: Path, dtype: DTypeLike | None) -> Checkpoint:
 
 def _open_directory(directory: Path, dtype: DTypeLike | None) -> Checkpoint:
     if not (directory / "config.json").is_file():
+        if os.path.lexists(directory / "config.json"):
+            raise LoadError(f"{directory / 'config.json'}: no file, or a link to none")
         ggufs = sorted(path.name for path in directory.glob("*.gguf"))
         hint = f"; open one of its files: {', '.join(ggufs)}" if ggufs else _of_training(directory)
         raise LoadError(f"{directory}: no config.json{hint}")

@@ -355,6 +355,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
             if os.fstat(file.fileno()).st_size > 64 << 20:
                 raise LoadError(f"{path}: too large for a configuration file")
             text = file.read()
+        refuse_pointer(text[: len(LFS_POINTER)], str(path))
     except OSError as error:
         if isinstance(error, LoadError):
             raise

@@ -182,7 +182,9 @@ def rollouts(
     for start in range(0, len(batch), size):
         part = slice(start, start + size)
         out += likeliest(model, prompts[part], room[part], tok.ids["<PATH_END>"], held)
-    return out
+    # The last of the wanted tokens is the place of <PATH_END>: what stands there instead is a cell too many.
+    most = np.broadcast_to(wanted, len(batch)).tolist()
+    return [row[:-1] if len(row) == n and row[-1] != PATH_END else row for row, n in zip(out, most, strict=True)]
 
 
 def path_tokens(ms: Mazes) -> Array:

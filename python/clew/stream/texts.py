@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
 from ..brief import brief
 from ..errors import ConfigError, LoadError, TokenError
-from ..inputs import as_array, check_type
+from ..inputs import as_array, check_path, check_type
 
 Item: TypeAlias = "str | list[int]"
 By = Literal["paragraph", "line", "file"]
@@ -80,6 +80,7 @@ class Texts:
         self.broken: list[Broken] = []
         """The first 100 of them."""
         if isinstance(source, str | os.PathLike):
+            check_path(source=source)
             _files(Path(source))
 
     def __repr__(self) -> str:
@@ -208,6 +209,8 @@ def _files(path: Path) -> list[Path]:
         if not found:
             raise LoadError(f"{path}: no file in it ends in {', '.join((*_PLAIN, *_JSON))}")
         return found
+    if not path.is_file():
+        raise LoadError(f"{path}: neither a file nor a folder")
     if _kind(path) not in (*_JSON, *_PLAIN):
         raise LoadError(f"{path}: a file of texts ends in {', '.join((*_PLAIN, *_JSON))}, or one of these and .gz")
     return [path]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoadError
-from ..loaders.safetensors import read_json
+from ..loaders.safetensors import LFS_POINTER, read_json, refuse_pointer
 from .base import Tokenizer
 from .sentencepiece import SPACE, from_model_file
 
@@ -129,7 +130,7 @@ def from_directory(path: str | os.PathLike[str]) -> Tokenizer | None:
     """
     path = Path(path)
     config = _optional_json(path / "tokenizer_config.json")
-    if (file := path / "tokenizer.json").is_file():
+    if _is_there(file := path / "tokenizer.json"):
         tk = require_tokenizers(str(file))
         try:
             backend = tk.Tokenizer.from_file(str(file))
@@ -137,9 +138,9 @@ def from_directory(path: str | os.PathLike[str]) -> Tokenizer | None:
             raise LoadError(f"{file}: {error}") from None
         backend.no_padding()
         backend.no_truncation()
-    elif (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+    elif _is_there(path / "vocab.json") and _is_there(path / "merges.txt"):
         backend = _byte_level(path, config)
-    elif (file := path / "tokenizer.model").is_file():
+    elif _is_there(file := path / "tokenizer.model"):
         return from_model_file(
             file, add_bos=config.get("add_bos_token", True) is True, add_eos=config.get("add_eos_token", False) is True
         )
@@ -180,11 +181,26 @@ def _class_name(path: Path, config: dict[str, Any]) -> str:
 
 def _flag(config: dict[str, Any], key: str) -> bool | None:
     value = config.get(key)
-    return value if isinstance(value, bool) else None
+    if value is not None and not isinstance(value, bool):
+        raise LoadError(f"tokenizer_config.json: {key} = {value!r:.40}: true or false")
+    return value
+
+
+def _is_there(path: Path) -> bool:
+    """Is this file there? Raises LoadError for what has its name and is none, such as a link to nothing."""
+    if path.is_file():
+        start = b""
+        with suppress(OSError), open(path, "rb") as file:  # who reads it says why it cannot be opened
+            start = file.read(len(LFS_POINTER))
+        refuse_pointer(start, str(path))
+        return True
+    if os.path.lexists(path):
+        raise LoadError(f"{path}: no file, or a link to none")
+    return False
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if _is_there(path) else {}
 
 
 def _byte_level(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:

@@ -140,7 +140,13 @@ def read(path: str | os.PathLike[str]) -> Saved:
         raise LoadError(f"{path}: no checkpoint of training: {error!r}") from None
     if not complete or not {"curve/steps", "curve/held_out"} <= set(file.tensors):
         raise LoadError(f"{path}: no checkpoint of training: its state is not complete")
-    return Saved(Path(path), state, {name: file.raw(name) for name in file.tensors})
+    arrays = {name: file.raw(name) for name in file.tensors}
+    for name, array in arrays.items():
+        part = array[:, :1] if name == "curve/steps" else array  # losses of before may be what they are
+        sound = name == "curve/held_out" or bool(np.isfinite(part).all())
+        if not sound or (name.startswith("v/") and array.size and array.min() < 0):
+            raise LoadError(f"{path}: damaged: {name} holds {'negative' if sound else 'NaN or infinite'} values")
+    return Saved(Path(path), state, arrays)
 
 
 def newest(directory: Path, notes: list[str]) -> Saved | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..brief import Brief
 from ..errors import ConfigError, ShapeError, TokenError, TrainingError
-from ..inputs import as_array
+from ..inputs import as_array, check_flags
 from ..weights import whole
 from .adamw import AdamW, not_finite
 
@@ -218,6 +218,7 @@ def train_step(
         examples = tokens
     else:
         examples = Examples(tokens, targets, loss_mask)
+    check_flags(accumulate=accumulate, recompute=recompute)
     if not isinstance(optimizer, AdamW):
         raise ConfigError(f"train_step: optimizer = {optimizer!r}, expected a clew.AdamW of this model")
     if optimizer.model is not model:

@@ -124,7 +124,7 @@ def main() -> None:
     result = {
         "seed": SEED, "steps": done + end, "constant_steps": done + began, "decay_steps": args.decay_steps,
         "batch": BATCH, "rate": RATE, "betas": BETAS, "weight_decay": DECAY, "parameters": model.n_params,
-        "data": trainer.source.identity(),
+        "data": (f"{before['data']}; then " if done else "") + trainer.source.identity(),
         "loss_curve": before["loss_curve"]
         + [[done + int(row[0]), round(float(row[1]), 4)] for row in curve.rows if row[0] % 50 == 0],
         "held_out_loss": before["held_out_loss"]
