@@ -126,6 +126,7 @@ def settings(
 ) -> Settings:
     """Arguments of `generate`, or an error that names the one that is wrong."""
     n = _whole("max_new_tokens", max_new_tokens, 1)
+    check_counts(max_new_tokens=n)
     k = 0 if top_k is None else _whole("top_k", top_k, 1)
     try:
         if any(isinstance(value, str | bytes | bool | np.bool_) for value in (temperature, top_p)):
@@ -164,8 +165,6 @@ def settings(
 def _whole(name: str, value: Any, least: int) -> int:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
         raise ConfigError(f"{name} = {value!r}: a whole number, {least} or more")
-    if name == "max_new_tokens":
-        check_counts(max_new_tokens=value)
     return int(value)
 
 

@@ -457,7 +457,7 @@ def test_the_script_goes_on_from_a_model(script: Any, tmp_path: Path, monkeypatc
         monkeypatch.setattr("sys.argv", ["train.py", str(tmp_path / folder), *arguments])
         script.main()
 
-    def newest(folder: Path, step: int) -> clew.train.checkpoint.Checkpoint:
+    def newest(folder: Path, step: int) -> clew.train.checkpoint.Saved:
         return clew.train.checkpoint.read(folder / f"step-{step:09d}.safetensors")
 
     monkeypatch.setattr(script, "STAGES", (*script.STAGES, mazes.Stage(9, {2: 1.0}, {"rdfs": 1.0})))
