@@ -2,8 +2,9 @@
  *
  * The loops, from outside: a block of k; a block of rows; a block of columns, whose panels are copied and stay in the
  * second-level cache; a panel of rows, which stays in the first; a panel of columns. The last two meet in a tile of c
- * that is computed in registers, while what comes next is fetched: b's lines a few steps ahead into the first cache,
- * those of the next panel of rows into the second. Every element of c is a sum in the order of k within each block of
+ * that is computed in registers, while what comes next is fetched: the next panel of rows into the second-level cache
+ * and, with AVX-512, b's lines a few steps ahead into the first (elsewhere the processor does so by itself, and the
+ * instructions cost 5 %). Every element of c is a sum in the order of k within each block of
  * k, added to c, wherever the tile edges fall: cutting m or n among threads does not change a bit. */
 #include "kernels_contract.h"
 
@@ -13,17 +14,30 @@
 #include "kernels_tile.h"
 #include "kernels_transpose.h"
 
-#define TILE_COLS (2 * LANES)
-#define PANEL_ROWS                                                                                                     \
-  ((TILE_ROWS + LANE_COUNT - 1) / LANE_COUNT * LANE_COUNT) /* whole registers, so that a is turned in them */
+/* A tile of c, as large as leaves registers for a row of b and one value of a. Where the registers are 16, a wide tile
+ * takes fewer instructions than a high one: 7 loads for its 12 products, not 8. */
+#if VEC_BYTES == 64
+#define ROWS_OF_TILE TILE_ROWS
+#define HEIGHTS_OF_TILE EACH_HEIGHT
+#define WIDTH ((size_t)2) /* registers */
+#else
+#define ROWS_OF_TILE 4
+#define HEIGHTS_OF_TILE FOUR_HEIGHTS
+#define WIDTH ((size_t)3)
+#endif
+#define TILE_COLS (WIDTH * LANES)
+/* Rows of a that are turned: whole registers, in which as many tiles lie as fit. */
+#define PANEL_ROWS ((ROWS_OF_TILE + LANE_COUNT - 1) / LANE_COUNT * LANE_COUNT)
+#define ROWS_OF_PANEL (PANEL_ROWS / ROWS_OF_TILE * ROWS_OF_TILE)
 
 #define DEPTH ((size_t)(1536 / REAL_BYTES)) /* of k at a time: a panel of rows leaves room in 32 KiB */
 #define ROWS ((size_t)1024)
-#define COLUMNS ((size_t)(VEC_BYTES == 64 ? 512 : 192)) /* the second-level cache has 1 MiB; 512 KiB on Zen 2 and 3 */
-#define LINE 64                                         /* bytes of a line of the caches */
-#define STEPS_AHEAD 8                                   /* of k, that b is fetched before it is used */
-#define CONFLICT 2048 /* bytes between rows: 14 of them at multiples of this share two sets of the first cache */
-#define A_VALUES (DEPTH * (ROWS + ROWS / TILE_ROWS * (PANEL_ROWS - TILE_ROWS) + 2 * PANEL_ROWS))
+#define COLUMNS ((size_t)(VEC_BYTES == 64 ? 512 : 96)) /* the second-level cache has 1 MiB; 512 KiB on Zen 2 and 3 */
+#define LINE 64                                        /* bytes of a line of the caches */
+#define STEPS_AHEAD 8                                  /* of k, that b is fetched before it is used */
+/* Rows of a at these distances meet in one or two sets of the first cache, which hold eight lines each. */
+#define CONFLICT(bytes) (ROWS_OF_TILE > 8 && (bytes) % 2048 == 0)
+#define A_VALUES (DEPTH * ((ROWS / ROWS_OF_PANEL + 2) * PANEL_ROWS))
 
 _Static_assert((A_VALUES + DEPTH * COLUMNS) * REAL_BYTES <= CLEW_PACK_BYTES, "room for the panels");
 
@@ -49,13 +63,14 @@ typedef struct runs_of {
  * Rows are addressed three by three, as an instruction adds no, one or two times a register: five pointers for 14. */
 INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, real beta, runs_of ahead,
                  const size_t rows, const size_t width) {
-  vec sum[TILE_ROWS][2];
-  const char *three[(TILE_ROWS + 2) / 3];
+  vec sum[ROWS_OF_TILE][WIDTH];
+  const char *three[(ROWS_OF_TILE + 2) / 3];
 #pragma GCC unroll 14
   for (size_t i = 0; i < rows; i++) {
-    sum[i][0] = sum[i][1] = (vec){0};
-    for (size_t v = 0; v < width; v++)
+    for (size_t v = 0; v < width; v++) {
+      sum[i][v] = (vec){0};
       __builtin_prefetch(c + (ptrdiff_t)i * ld_c + (ptrdiff_t)(v * LANES), 1);
+    }
     if (i % 3 == 0)
       three[i / 3] = a.at + (ptrdiff_t)i * a.row;
   }
@@ -63,19 +78,23 @@ INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, re
     __builtin_prefetch(ahead.at, 0, 2);
     __builtin_prefetch(ahead.at + ahead.next, 0, 2);
 #if VEC_BYTES == 32
-#pragma GCC unroll 2 /* buys 5 % on Zen 3 */
+#pragma GCC unroll 8 /* buys 2 % over 2, 7 % over 1, on Zen 3 */
 #endif
     for (const size_t end = least(p + LINE / sizeof(real), k); p < end; p++, b += TILE_COLS) {
-      const vec b0 = load(b), b1 = width > 1 ? load(b + LANES) : b0;
+      vec of_b[WIDTH];
+#pragma GCC unroll 3
+      for (size_t v = 0; v < width; v++)
+        of_b[v] = load(b + v * LANES);
+#if VEC_BYTES == 64
       __builtin_prefetch(b + STEPS_AHEAD * TILE_COLS);
-      if (2 * VEC_BYTES > LINE)
-        __builtin_prefetch(b + STEPS_AHEAD * TILE_COLS + LANES);
+      __builtin_prefetch(b + STEPS_AHEAD * TILE_COLS + LANES);
+#endif
 #pragma GCC unroll 14
       for (size_t i = 0; i < rows; i++) {
         const vec factor = splat(*(const real *)(three[i / 3] + (ptrdiff_t)(i % 3) * a.row));
-        sum[i][0] = factor * b0 + sum[i][0];
-        if (width > 1)
-          sum[i][1] = factor * b1 + sum[i][1];
+#pragma GCC unroll 3
+        for (size_t v = 0; v < width; v++)
+          sum[i][v] = factor * of_b[v] + sum[i][v];
         if (i % 3 == 2 || i + 1 == rows)
           three[i / 3] += a.step;
       }
@@ -85,45 +104,51 @@ INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, re
 #pragma GCC unroll 14
   for (size_t i = 0; i < rows; i++) {
     real *row = c + (ptrdiff_t)i * ld_c;
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (size_t v = 0; v < width; v++)
       store(row + v * LANES, beta == (real)0 ? sum[i][v] : old * load(row + v * LANES) + sum[i][v]);
   }
 }
 
+/* The same for n columns of c, whose panels of b follow one another. What of a is fetched: two rows for each tile. */
+INLINE void tiles(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, runs_of behind,
+                  const size_t rows) {
+  real part[ROWS_OF_TILE * TILE_COLS] __attribute__((aligned(64)));
+  for (size_t j = 0, row = 0; j < n; j += TILE_COLS, b += k * TILE_COLS, row = row + 2 < rows ? row + 2 : 0) {
+    const size_t left = least(TILE_COLS, n - j), width = (left + LANES - 1) / LANES;
+    const bool whole = left == width * LANES; /* registers: else they go through a buffer */
+    real *to = whole ? c + j : part;
+    const ptrdiff_t ld = whole ? ld_c : (ptrdiff_t)TILE_COLS;
+    const real old = whole ? beta : (real)0;
+    const runs_of ahead = {behind.at + (ptrdiff_t)row * behind.next, behind.next};
+    if (width == WIDTH)
+      tile(to, ld, a, b, k, old, ahead, rows, WIDTH);
+    else if (width == 1)
+      tile(to, ld, a, b, k, old, ahead, rows, 1);
+    else if (WIDTH > 2)
+      tile(to, ld, a, b, k, old, ahead, rows, 2);
+    for (size_t i = 0; i < rows && !whole; i++)
+      for (size_t l = 0; l < left; l++) {
+        real *x = c + (ptrdiff_t)i * ld_c + (ptrdiff_t)(j + l);
+        const real sum = part[i * TILE_COLS + l];
+        *x = beta == (real)0 ? sum : fma_real(beta, *x, sum);
+      }
+  }
+}
+
 /* The same; the number of rows becomes a constant. */
-static void tile_of(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, real beta, runs_of ahead, size_t rows,
-                    size_t width) {
+static void tiles_of(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, runs_of behind,
+                     size_t rows) {
 #define TILE(count)                                                                                                    \
   case count:                                                                                                          \
-    if (width == 1)                                                                                                    \
-      tile(c, ld_c, a, b, k, beta, ahead, count, 1);                                                                   \
-    else                                                                                                               \
-      tile(c, ld_c, a, b, k, beta, ahead, count, 2);                                                                   \
+    tiles(c, ld_c, a, b, k, n, beta, behind, count);                                                                   \
     break
   switch (rows) {
-    EACH_HEIGHT(TILE)
+    HEIGHTS_OF_TILE(TILE)
   default:
     break;
   }
 #undef TILE
-}
-
-/* The same for the n columns that c has there. */
-static void tile_at(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, runs_of ahead,
-                    size_t rows) {
-  const size_t width = n <= LANES ? 1 : 2;
-  if (n == width * LANES) {
-    tile_of(c, ld_c, a, b, k, beta, ahead, rows, width);
-    return;
-  }
-  real part[TILE_ROWS * 2 * LANE_COUNT] __attribute__((aligned(64)));
-  tile_of(part, 2 * LANE_COUNT, a, b, k, 0, ahead, rows, width);
-  for (size_t i = 0; i < rows; i++, c += ld_c)
-    for (size_t j = 0; j < n; j++) {
-      const real sum = part[i * 2 * LANES + j];
-      c[j] = beta == (real)0 ? sum : fma_real(beta, c[j], sum);
-    }
 }
 
 /* ---- Panels --------------------------------------------------------------------------------------------------- */
@@ -177,7 +202,7 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
   const ptrdiff_t item = sizeof(real);
   real *columns_of_b = room, *rows_of_a = room + DEPTH * COLUMNS; /* panels */
   /* Contiguous rows of a serve as they are, but where their distance puts them into the same lines of the cache. */
-  const bool in_rows = cs_a == 1, as_it_is = in_rows && alpha == (real)1 && rs_a * item % CONFLICT != 0;
+  const bool in_rows = cs_a == 1, as_it_is = in_rows && alpha == (real)1 && !CONFLICT(rs_a * item);
   const size_t blocks = (k + DEPTH - 1) / DEPTH;
   for (size_t block = 0, p = 0, depth; block < blocks; block++, p += depth) {
     depth = k / blocks + (block < k % blocks);
@@ -185,34 +210,31 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
     const size_t ld = (depth + LANES - 1) / LANES * LANES + LANES; /* of rows that are copied */
     for (size_t first = 0; first < m; first += ROWS) {
       const size_t n_rows = least(ROWS, m - first);
-      rows_of rows = {(const char *)(a + (ptrdiff_t)first * rs_a + (ptrdiff_t)p * cs_a), rs_a * item, item};
-      runs_of ahead = {rows.at, rows.row};
-      ptrdiff_t next = TILE_ROWS * rows.row; /* from a panel of rows to the next one */
+      const char *rows = (const char *)(a + (ptrdiff_t)first * rs_a + (ptrdiff_t)p * cs_a);
       if (!in_rows) {
-        fill(rows_of_a, (const real *)rows.at, cs_a, rs_a, depth, n_rows, TILE_ROWS, PANEL_ROWS);
-        const size_t values = (n_rows + TILE_ROWS - 1) / TILE_ROWS * PANEL_ROWS * depth;
+        fill(rows_of_a, (const real *)rows, cs_a, rs_a, depth, n_rows, ROWS_OF_PANEL, PANEL_ROWS);
+        const size_t values = (n_rows + ROWS_OF_PANEL - 1) / ROWS_OF_PANEL * PANEL_ROWS * depth;
         for (size_t t = 0; t < values && alpha != (real)1; t++)
           rows_of_a[t] *= alpha;
-        rows = (rows_of){(const char *)rows_of_a, item, PANEL_ROWS * item};
-        next = (ptrdiff_t)(PANEL_ROWS * depth) * item;
-        ahead = (runs_of){rows.at, (ptrdiff_t)depth * item};
       }
       for (size_t j = 0; j < n; j += COLUMNS) {
         const size_t n_cols = least(COLUMNS, n - j);
         fill(columns_of_b, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p * rs_b, rs_b, cs_b, depth, n_cols, TILE_COLS,
              TILE_COLS);
-        for (size_t i = 0, panel = 0; i < n_rows; i += TILE_ROWS, panel++) {
-          rows_of here = {rows.at + (ptrdiff_t)panel * next, rows.row, rows.step};
-          const char *behind = here.at + next;
-          if (in_rows && !as_it_is) {
-            copy_rows(rows_of_a, ld, (const real *)here.at, rs_a, least(TILE_ROWS, n_rows - i), depth, alpha);
+        for (size_t i = 0; i < n_rows; i += ROWS_OF_TILE) {
+          const size_t height = least(ROWS_OF_TILE, n_rows - i);
+          rows_of here = {rows + (ptrdiff_t)i * rs_a * item, rs_a * item, item};
+          runs_of behind = {here.at + ROWS_OF_TILE * here.row, here.row};
+          if (!in_rows) {
+            const size_t panel = i / ROWS_OF_PANEL * PANEL_ROWS * depth;
+            here = (rows_of){(const char *)(rows_of_a + panel + i % ROWS_OF_PANEL), item, PANEL_ROWS * item};
+            behind = (runs_of){(const char *)(rows_of_a + panel + PANEL_ROWS * depth), (ptrdiff_t)depth * item};
+          } else if (!as_it_is) {
+            copy_rows(rows_of_a, ld, (const real *)here.at, rs_a, height, depth, alpha);
             here = (rows_of){(const char *)rows_of_a, (ptrdiff_t)ld * item, item};
           }
-          for (size_t l = 0, t = 0; l < n_cols; l += TILE_COLS, t++) {
-            ahead.at = behind + (ptrdiff_t)(2 * t % TILE_ROWS) * ahead.next;
-            tile_at(c + (ptrdiff_t)(first + i) * ld_c + (ptrdiff_t)(j + l), ld_c, here, columns_of_b + l * depth, depth,
-                    least(TILE_COLS, n_cols - l), old, ahead, least(TILE_ROWS, n_rows - i));
-          }
+          tiles_of(c + (ptrdiff_t)(first + i) * ld_c + (ptrdiff_t)j, ld_c, here, columns_of_b, depth, n_cols, old,
+                   behind, height);
         }
       }
     }

@@ -6,11 +6,13 @@
 
 /* Rows of a product's tile, two registers wide: as many as leave registers for two of b and one of a. EACH_HEIGHT is
  * the body of a switch over them, whose cases TILE(rows) defines: so the number of rows becomes a constant. */
-#define SIX_HEIGHTS(TILE)                                                                                              \
+#define FOUR_HEIGHTS(TILE)                                                                                             \
   TILE(1);                                                                                                             \
   TILE(2);                                                                                                             \
   TILE(3);                                                                                                             \
-  TILE(4);                                                                                                             \
+  TILE(4);
+#define SIX_HEIGHTS(TILE)                                                                                              \
+  FOUR_HEIGHTS(TILE)                                                                                                   \
   TILE(5);                                                                                                             \
   TILE(6);
 #if VEC_BYTES == 64
