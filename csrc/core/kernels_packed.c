@@ -33,6 +33,7 @@
 #define DEPTH ((size_t)(1536 / REAL_BYTES)) /* of k at a time: a panel of rows leaves room in 32 KiB */
 #define ROWS ((size_t)1024)
 #define COLUMNS ((size_t)(VEC_BYTES == 64 ? 512 : 96)) /* the second-level cache has 1 MiB; 512 KiB on Zen 2 and 3 */
+#define AT_ONCE ((size_t)4)                            /* panels, which may lie in the same sets of the first cache */
 #define LINE 64                                        /* bytes of a line of the caches */
 #define STEPS_AHEAD 8                                  /* of k, that b is fetched before it is used */
 /* Rows of a at these distances meet in one or two sets of the first cache, which hold eight lines each. */
@@ -172,20 +173,23 @@ INLINE void fill(real *out, const real *in, ptrdiff_t along, ptrdiff_t across, s
       }
     return;
   }
-  for (size_t p = 0; p < k; p++) {
-    const real *row = in + (ptrdiff_t)p * along;
-    real *to = out + p * width;
-    size_t j = 0;
-    for (; across == 1 && j + width <= n; j += step, to += k * width)
-      for (size_t l = 0; l < width; l += LANES)
-        store(to + l, load(row + j + l));
-    for (; j < n; j += step, to += k * width) {
-      const size_t left = least(n - j, width);
-      for (size_t l = 0; l < width; l += LANES)
-        store(to + l, (vec){0});
-      for (size_t l = 0; l < left; l++)
-        to[l] = row[(ptrdiff_t)(j + l) * across];
+  for (size_t first = 0; first < n; first += AT_ONCE * step, in += (ptrdiff_t)(AT_ONCE * step) * across) {
+    const size_t columns = least(AT_ONCE * step, n - first);
+    for (size_t p = 0; p < k; p++) {
+      const real *row = in + (ptrdiff_t)p * along;
+      real *to = out + p * width;
+      for (size_t j = 0; j < columns; j += step, to += k * width)
+        if (across == 1 && first + j + width <= n) {
+          for (size_t l = 0; l < width; l += LANES)
+            store(to + l, load(row + j + l));
+        } else {
+          for (size_t l = 0; l < width; l += LANES)
+            store(to + l, (vec){0});
+          for (size_t l = 0; l < least(columns - j, step); l++)
+            to[l] = row[(ptrdiff_t)(j + l) * across];
+        }
     }
+    out += AT_ONCE * k * width;
   }
 }
 
