@@ -35,6 +35,7 @@
 #define COLUMNS ((size_t)(VEC_BYTES == 64 ? 512 : 96)) /* the second-level cache has 1 MiB; 512 KiB on Zen 2 and 3 */
 #define AT_ONCE ((size_t)4)                            /* panels, which may lie in the same sets of the first cache */
 #define LINE 64                                        /* bytes of a line of the caches */
+#define ROWS_AHEAD 8                                   /* of what is copied */
 #define STEPS_AHEAD 8                                  /* of k, that b is fetched before it is used */
 /* Rows of a at these distances meet in one or two sets of the first cache, which hold eight lines each. */
 #define CONFLICT(bytes) (ROWS_OF_TILE > 8 && (bytes) % 2048 == 0)
@@ -177,6 +178,8 @@ INLINE void fill(real *out, const real *in, ptrdiff_t along, ptrdiff_t across, s
     const size_t columns = least(AT_ONCE * step, n - first);
     for (size_t p = 0; p < k; p++) {
       const real *row = in + (ptrdiff_t)p * along;
+      for (size_t l = 0; l < columns; l += LINE / sizeof(real))
+        __builtin_prefetch(row + ROWS_AHEAD * along + l);
       real *to = out + p * width;
       for (size_t j = 0; j < columns; j += step, to += k * width)
         if (across == 1 && first + j + width <= n) {
