@@ -33,15 +33,18 @@
 #define DEPTH ((size_t)(1536 / REAL_BYTES)) /* of k at a time: a panel of rows leaves room in 32 KiB */
 #define ROWS ((size_t)1024)
 #define COLUMNS ((size_t)(VEC_BYTES == 64 ? 512 : 96)) /* the second-level cache has 1 MiB; 512 KiB on Zen 2 and 3 */
-#define AT_ONCE ((size_t)4)                            /* panels, which may lie in the same sets of the first cache */
-#define LINE 64                                        /* bytes of a line of the caches */
-#define ROWS_AHEAD 8                                   /* of what is copied */
-#define STEPS_AHEAD 8                                  /* of k, that b is fetched before it is used */
+/* Between panels of so many values, which are multiples of 4 KiB: else all of them meet in the same sets of the caches.
+ */
+#define APART(values) ((values) + LINE / sizeof(real))
+#define LINE 64       /* bytes of a line of the caches */
+#define ROWS_AHEAD 8  /* of what is copied */
+#define STEPS_AHEAD 8 /* of k, that b is fetched before it is used */
 /* Rows of a at these distances meet in one or two sets of the first cache, which hold eight lines each. */
 #define CONFLICT(bytes) (ROWS_OF_TILE > 8 && (bytes) % 2048 == 0)
-#define A_VALUES (DEPTH * ((ROWS / ROWS_OF_PANEL + 2) * PANEL_ROWS))
+#define A_VALUES (APART(DEPTH * PANEL_ROWS) * (ROWS / ROWS_OF_PANEL + 2))
+#define B_VALUES (APART(DEPTH * TILE_COLS) * (COLUMNS / TILE_COLS))
 
-_Static_assert((A_VALUES + DEPTH * COLUMNS) * REAL_BYTES <= CLEW_PACK_BYTES, "room for the panels");
+_Static_assert((A_VALUES + B_VALUES) * REAL_BYTES <= CLEW_PACK_BYTES, "room for the panels");
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -116,7 +119,7 @@ INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, re
 INLINE void tiles(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, runs_of behind,
                   const size_t rows) {
   real part[ROWS_OF_TILE * TILE_COLS] __attribute__((aligned(64)));
-  for (size_t j = 0, row = 0; j < n; j += TILE_COLS, b += k * TILE_COLS, row = row + 2 < rows ? row + 2 : 0) {
+  for (size_t j = 0, row = 0; j < n; j += TILE_COLS, b += APART(k * TILE_COLS), row = row + 2 < rows ? row + 2 : 0) {
     const size_t left = least(TILE_COLS, n - j), width = (left + LANES - 1) / LANES;
     const bool whole = left == width * LANES; /* registers: else they go through a buffer */
     real *to = whole ? c + j : part;
@@ -155,13 +158,13 @@ static void tiles_of(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k
 
 /* ---- Panels --------------------------------------------------------------------------------------------------- */
 
-/* Panels [k, width], one after the other, each of `step` columns of in [k, n], step ≤ width. What lies behind its own
- * columns is 0 or anything else of in. Contiguous rows are read from end to end, contiguous columns turned in squares.
- */
+/* Panels [k, width], APART(k · width) values apart, each of `step` columns of in [k, n], step ≤ width. What lies behind
+ * its own columns is 0 or anything else of in. Contiguous rows are read from end to end, contiguous columns turned in
+ * squares. */
 INLINE void fill(real *out, const real *in, ptrdiff_t along, ptrdiff_t across, size_t k, size_t n, const size_t step,
                  const size_t width) {
   if (along == 1 && across != 1) {
-    for (size_t j = 0; j < n; j += step, out += k * width)
+    for (size_t j = 0; j < n; j += step, out += APART(k * width))
       for (size_t l = 0; l < width; l += LANES) {
         const size_t columns = least(step, n - j), here = l < columns ? least(LANES, columns - l) : 0;
         const real *from = in + (ptrdiff_t)(j + l) * across;
@@ -174,25 +177,21 @@ INLINE void fill(real *out, const real *in, ptrdiff_t along, ptrdiff_t across, s
       }
     return;
   }
-  for (size_t first = 0; first < n; first += AT_ONCE * step, in += (ptrdiff_t)(AT_ONCE * step) * across) {
-    const size_t columns = least(AT_ONCE * step, n - first);
-    for (size_t p = 0; p < k; p++) {
-      const real *row = in + (ptrdiff_t)p * along;
-      for (size_t l = 0; l < columns; l += LINE / sizeof(real))
-        __builtin_prefetch(row + ROWS_AHEAD * along + l);
-      real *to = out + p * width;
-      for (size_t j = 0; j < columns; j += step, to += k * width)
-        if (across == 1 && first + j + width <= n) {
-          for (size_t l = 0; l < width; l += LANES)
-            store(to + l, load(row + j + l));
-        } else {
-          for (size_t l = 0; l < width; l += LANES)
-            store(to + l, (vec){0});
-          for (size_t l = 0; l < least(columns - j, step); l++)
-            to[l] = row[(ptrdiff_t)(j + l) * across];
-        }
+  for (size_t p = 0; p < k; p++) {
+    const real *row = in + (ptrdiff_t)p * along;
+    real *to = out + p * width;
+    for (size_t l = 0; l < n; l += LINE / sizeof(real))
+      __builtin_prefetch(row + ROWS_AHEAD * along + l);
+    size_t j = 0;
+    for (; across == 1 && j + width <= n; j += step, to += APART(k * width))
+      for (size_t l = 0; l < width; l += LANES)
+        store(to + l, load(row + j + l));
+    for (; j < n; j += step, to += APART(k * width)) {
+      for (size_t l = 0; l < width; l += LANES)
+        store(to + l, (vec){0});
+      for (size_t l = 0; l < least(n - j, step); l++)
+        to[l] = row[(ptrdiff_t)(j + l) * across];
     }
-    out += AT_ONCE * k * width;
   }
 }
 
@@ -207,7 +206,7 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
                     const real *b /* [k, n] */, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k,
                     real alpha, real beta, real *room) {
   const ptrdiff_t item = sizeof(real);
-  real *columns_of_b = room, *rows_of_a = room + DEPTH * COLUMNS; /* panels */
+  real *columns_of_b = room, *rows_of_a = room + B_VALUES; /* panels */
   /* Contiguous rows of a serve as they are, but where their distance puts them into the same lines of the cache. */
   const bool in_rows = cs_a == 1, as_it_is = in_rows && alpha == (real)1 && !CONFLICT(rs_a * item);
   const size_t blocks = (k + DEPTH - 1) / DEPTH;
@@ -220,7 +219,7 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
       const char *rows = (const char *)(a + (ptrdiff_t)first * rs_a + (ptrdiff_t)p * cs_a);
       if (!in_rows) {
         fill(rows_of_a, (const real *)rows, cs_a, rs_a, depth, n_rows, ROWS_OF_PANEL, PANEL_ROWS);
-        const size_t values = (n_rows + ROWS_OF_PANEL - 1) / ROWS_OF_PANEL * PANEL_ROWS * depth;
+        const size_t values = (n_rows + ROWS_OF_PANEL - 1) / ROWS_OF_PANEL * APART(PANEL_ROWS * depth);
         for (size_t t = 0; t < values && alpha != (real)1; t++)
           rows_of_a[t] *= alpha;
       }
@@ -233,9 +232,9 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
           rows_of here = {rows + (ptrdiff_t)i * rs_a * item, rs_a * item, item};
           runs_of behind = {here.at + ROWS_OF_TILE * here.row, here.row};
           if (!in_rows) {
-            const size_t panel = i / ROWS_OF_PANEL * PANEL_ROWS * depth;
+            const size_t panel = i / ROWS_OF_PANEL * APART(PANEL_ROWS * depth);
             here = (rows_of){(const char *)(rows_of_a + panel + i % ROWS_OF_PANEL), item, PANEL_ROWS * item};
-            behind = (runs_of){(const char *)(rows_of_a + panel + PANEL_ROWS * depth), (ptrdiff_t)depth * item};
+            behind = (runs_of){(const char *)(rows_of_a + panel + APART(PANEL_ROWS * depth)), (ptrdiff_t)depth * item};
           } else if (!as_it_is) {
             copy_rows(rows_of_a, ld, (const real *)here.at, rs_a, height, depth, alpha);
             here = (rows_of){(const char *)rows_of_a, (ptrdiff_t)ld * item, item};
