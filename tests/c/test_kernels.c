@@ -342,7 +342,7 @@ static void F(gemm_case)(const char *isa, F(way) way, size_t m, size_t n, size_t
   free(room);
 }
 
-/* Sizes around every edge of tiles (14 x 32, 6 x 16), blocks of k (384), of columns (512, 192) and of rows (1024). */
+/* Sizes around every edge of tiles (14 x 32, 4 x 24), blocks of k (384), of columns (512, 96) and of rows (1024). */
 static void F(test_packed)(const char *isa) {
   if (F(kernels)->gemm_packed == NULL)
     return;
@@ -355,6 +355,7 @@ static void F(test_packed)(const char *isa) {
                 : (T)0.5);
   for (size_t columns = 0; columns < 2; columns++) {
     F(gemm_case)(isa, F(packed), 1037, 33, 40, columns, 1, 0);
+    F(gemm_case)(isa, F(packed_turned), 1037, 33, 40, columns, 1, 0);
     F(gemm_case)(isa, F(packed), 43, 333, 777, columns, 1, 1);
     F(gemm_case)(isa, F(packed_turned), 29, 321, 1153, columns, 2, (T)0.5);
     F(gemm_case)(isa, F(packed), 15, 1041, 390, columns, 1, 1);
