@@ -4,8 +4,8 @@
  * second-level cache; a panel of rows, which stays in the first; a panel of columns. The last two meet in a tile of c
  * that is computed in registers, while what comes next is fetched: the next panel of rows into the second-level cache
  * and, with AVX-512, b's lines a few steps ahead into the first (elsewhere the processor does so by itself, and the
- * instructions cost 5 %). Every element of c is a sum in the order of k within each block of
- * k, added to c, wherever the tile edges fall: cutting m or n among threads does not change a bit. */
+ * instructions cost 5 %). Every element of c is a sum in the order of k within each block of k, added to c, wherever
+ * the tile edges fall: cutting m or n among threads does not change a bit. */
 #include "kernels_contract.h"
 
 #include <string.h>
@@ -33,8 +33,7 @@
 #define DEPTH ((size_t)(1536 / REAL_BYTES)) /* of k at a time: a panel of rows leaves room in 32 KiB */
 #define ROWS ((size_t)1024)
 #define COLUMNS ((size_t)(VEC_BYTES == 64 ? 512 : 96)) /* the second-level cache has 1 MiB; 512 KiB on Zen 2 and 3 */
-/* Between panels of so many values, which are multiples of 4 KiB: else all of them meet in the same sets of the caches.
- */
+/* From a panel of so many values to the next: a line more, as multiples of 4 KiB meet in the same sets of a cache. */
 #define APART(values) ((values) + LINE / sizeof(real))
 #define LINE 64       /* bytes of a line of the caches */
 #define ROWS_AHEAD 8  /* of what is copied */
