@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ShapeError, SiteError
-from .inputs import as_array, sliced
+from .inputs import as_array, in_precision, sliced
 from .run import Run
 from .sites import LOGITS, SITES, Site, SiteName, pair_name
 
@@ -339,7 +339,7 @@ def _numbers(value: Any, dtype: np.dtype[Any], name: str) -> Array:
     array = as_array(value, f"edit of {name}: the value")
     if array.dtype.kind not in "fiub":
         raise ShapeError(f"edit of {name}: the value must be real numbers, not {array.dtype}")
-    return np.ascontiguousarray(array, dtype)
+    return in_precision(array, dtype, f"edit of {name}")
 
 
 def _place_value(
@@ -412,7 +412,7 @@ def resolve(
     """Edits as the core reads them, and the functions that they call.
 
     Raises SiteError (no such site, or not computed by this run), ShapeError (indices out of range, values that do not
-    fit: both shapes), ConfigError (what would change nothing).
+    fit: both shapes), ConfigError (what would change nothing, values beyond the model's precision).
     """
     core: list[CoreEdit] = []
     calls: list[Callable[..., Any]] = []

@@ -164,6 +164,16 @@ def real_array(value: Any, what: str) -> Array:
     return array.astype(np.float64)
 
 
+def in_precision(array: Array, dtype: np.dtype[Any], what: str) -> Array:
+    """Numbers as dtype, contiguous, or a ConfigError that names one that is finite but beyond it."""
+    try:
+        with np.errstate(over="raise"):
+            return np.ascontiguousarray(array, dtype)
+    except FloatingPointError:
+        beyond = next(x for x in array.flat if np.isfinite(x) and abs(x) > np.finfo(dtype).max)
+        raise ConfigError(f"{what}: the value {beyond:g} is beyond the model's {dtype}") from None
+
+
 def kept_positions(positions: Any, lengths: NDArray[np.int32]) -> Array | None:
     """Positions to keep, integers [n], from a number, a list, a slice or a mask [pos]; negative ones stay as they are.
 
@@ -308,4 +318,4 @@ def _packed_rows(values: Any, what: str, width: int, dtype: np.dtype[Any]) -> tu
         raise TokenError("empty batch: there is no prompt to run")
     _check_count(sum(map(len, rows)))
     lengths = np.array([len(r) for r in rows], np.int32)
-    return lengths, np.ascontiguousarray(np.concatenate(rows), dtype)
+    return lengths, in_precision(np.concatenate(rows), dtype, what)

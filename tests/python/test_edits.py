@@ -573,6 +573,15 @@ def test_what_is_refused(model: clew.Model, tokens: Array, make_edit: Any, error
         model.run(tokens, edits=[make_edit(run)])
 
 
+@pytest.mark.parametrize("change", [edit.set, edit.add, edit.scale])
+def test_values_beyond_the_models_precision(change: Any, tokens: Array) -> None:
+    single = clew.Model.from_config(ZOO["gpt2"], seed=0)
+    for value in (-1e39, [1.0] * 7 + [-1e39], np.float64(-1e39)):
+        with pytest.raises(clew.ConfigError, match=r"hook_z: the value -1e\+39 is beyond the model's float32"):
+            single.run(tokens, edits=[change(("z", 0), value)])
+    assert not np.isfinite(single.run(tokens, edits=[change(("z", 0), np.inf)]).logits).all()  # said, and so meant
+
+
 def test_more_refusals(model: clew.Model, tokens: Array) -> None:
     short = model.run(tokens[:, :4], capture="z")
     with pytest.raises(clew.ShapeError, match=r"\[4, 4, 4\] tokens, this one of \[7, 7, 7\]"):

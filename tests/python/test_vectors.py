@@ -131,6 +131,10 @@ def test_wrong_inputs_name_both_shapes() -> None:
         model.run(np.zeros((1, 2, 3), complex))
     with pytest.raises(clew.ShapeError, match="vectors of 3 values, not text"):
         model.run("text")
+    with pytest.raises(clew.ConfigError, match=r"input vectors: the value 1e\+300 is beyond the model's float32"):
+        model.run(np.full((1, 2, 3), 1e300))
+    with pytest.raises(clew.ConfigError, match=r"embeddings: the value 1e\+300 is beyond the model's float32"):
+        model.run(embeddings=np.full((1, 2, model.config.d_model), 1e300))
     with pytest.raises(clew.TokenError, match="prompt 1 is empty"):
         model.run([np.zeros((2, 3)), np.zeros((0, 3))])
     with pytest.raises(clew.TokenError, match="9"):
