@@ -203,15 +203,12 @@ void R(clew_op_linear_dx)(const clew_exec *x, const clew_step *s) {
   clew_pool_for(job.tiling[0].n_rows * job.tiling[0].n_cols, R(dx_task), &job, x->n_slots, x->cancel);
 }
 
-/* Tiles of a weight's gradient: large and near to squares, as both operands are copied for each, and one or more for
- * each thread. Each sums over all rows. */
-static clew_tiling R(dw_tiling)(size_t k, size_t n, size_t threads) {
+/* Tiles of a weight's gradient: near to squares, as both operands are copied for each, and two or more. Each sums over
+ * all rows. */
+static clew_tiling R(dw_tiling)(size_t k, size_t n) {
   clew_tiling t = {.n_rows = (k + CLEW_DW_TILE - 1) / CLEW_DW_TILE, .n_cols = (n + CLEW_DW_TILE - 1) / CLEW_DW_TILE};
-  if (!clew_gemm_cuts_alike()) {
-    threads = 2;
-  }
-  while (t.n_rows * t.n_cols < threads && (k / t.n_rows > CLEW_DW_LEAST || n / t.n_cols > CLEW_DW_LEAST)) {
-    *(k / t.n_rows > n / t.n_cols ? &t.n_rows : &t.n_cols) *= 2;
+  if (t.n_rows * t.n_cols == 1) {
+    *(k > n ? &t.n_rows : &t.n_cols) = 2;
   }
   t.rows = (k + t.n_rows - 1) / t.n_rows, t.cols = (n + t.n_cols - 1) / t.n_cols;
   return t;
@@ -261,7 +258,7 @@ static void R(dw_task)(void *ctx, size_t index, unsigned slot) {
 void R(clew_op_linear_dw)(const clew_exec *x, const clew_step *s) {
   R(back_job) job = {.x = x, .s = s, .n_rows = x->plan->rows[s->rowset].n_rows};
   for (int32_t i = 0; i < s->dw.n_parts; i++) {
-    job.tiling[i] = R(dw_tiling)(clew_cols(x, s->dw.in[i]), clew_cols(x, s->dw.g[i]), x->n_slots);
+    job.tiling[i] = R(dw_tiling)(clew_cols(x, s->dw.in[i]), clew_cols(x, s->dw.g[i]));
     job.first[i + 1] = job.first[i] + job.tiling[i].n_rows * job.tiling[i].n_cols;
   }
   clew_pool_for(job.first[s->dw.n_parts], R(dw_task), &job, x->n_slots, x->cancel);
