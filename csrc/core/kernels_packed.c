@@ -33,9 +33,9 @@
 #define DEPTH ((size_t)(1536 / REAL_BYTES)) /* of k at a time: a panel of rows leaves room in 32 KiB */
 #define ROWS ((size_t)1024)
 #define COLUMNS ((size_t)(VEC_BYTES == 64 ? 512 : 96)) /* the second-level cache has 1 MiB; 512 KiB on Zen 2 and 3 */
+#define LINE 64                                        /* bytes of a line of the caches */
 /* From a panel of so many values to the next: a line more, as multiples of 4 KiB meet in the same sets of a cache. */
 #define APART(values) ((values) + LINE / sizeof(real))
-#define LINE 64       /* bytes of a line of the caches */
 #define ROWS_AHEAD 8  /* of what is copied */
 #define STEPS_AHEAD 8 /* of k, that b is fetched before it is used */
 /* Rows of a at these distances meet in one or two sets of the first cache, which hold eight lines each. */
@@ -129,7 +129,7 @@ INLINE void tiles(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, s
       tile(to, ld, a, b, k, old, ahead, rows, WIDTH);
     else if (width == 1)
       tile(to, ld, a, b, k, old, ahead, rows, 1);
-    else if (WIDTH > 2)
+    else if (WIDTH > 2) /* two of three */
       tile(to, ld, a, b, k, old, ahead, rows, 2);
     for (size_t i = 0; i < rows && !whole; i++)
       for (size_t l = 0; l < left; l++) {
