@@ -301,6 +301,20 @@ def test_a_ragged_batch_is_its_sequences_one_by_one(name: str) -> None:
         assert (plain.logits[seq, length:] == 0).all()
 
 
+@pytest.mark.parametrize(("name", "d_mlp", "d_vocab"), [("gpt2", 119, 215), ("llama3", 120, 216), ("gemma2", 300, 500)])
+def test_wide_layers_of_many_rows(name: str, d_mlp: int, d_vocab: int) -> None:
+    """Tiles of several panels, the last of which is not full, against few rows at a time."""
+    config = ZOO[name].replace(d_mlp=d_mlp, d_vocab=d_vocab, d_vocab_out=d_vocab)
+    model, _ = make(config)
+    lengths = [14, 3, 13, 14, 11, 14, 13]
+    tokens = ragged_tokens(config, lengths)
+    run = model.run(tokens, capture="*")
+    assert_close({"logits": model.run(tokens).logits}, {"logits": run.logits}, EXACT)
+    for seq, length in enumerate(lengths):
+        alone = model.run(tokens[seq], capture="*")
+        assert_close({k: real(v, k, seq, length) for k, v in run.items()}, alone, EXACT)
+
+
 def test_ragged_blocks_of_queries() -> None:
     lengths = [1, 64, 65, 129, 200]
     config = with_positions(ZOO["gemma2"], 200)

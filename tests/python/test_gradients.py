@@ -82,10 +82,16 @@ def test_by_every_weight(name: str) -> None:
         assert_slope(float((grads[full] * along).sum()), slope(moved), full)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama3", "gemma2", "qwen3", "attn_only", "window_3_learned"])
+WIDE = {
+    f"{name}, {width} neurons": TOKENS[name].replace(d_mlp=width) for name in ("gpt2", "llama3") for width in (119, 300)
+}
+"""Layers of several tiles and panels, the last of which is not full."""
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "gemma2", "qwen3", "attn_only", "window_3_learned", *WIDE])
 def test_many_rows_equal_few(name: str) -> None:
     """600 rows, where weights are transposed first, against the same sequences two at a time."""
-    config = TOKENS[name]
+    config = WIDE.get(name) or TOKENS[name]
     model, _ = make(config)
     rng = np.random.default_rng(6)
     n = 600 // 6
