@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import clew
 import numpy as np
 import pytest
 from clew import ConfigError, mazes
 from clew.loaders.checkpoint import Checkpoint
 from clew.mazes.prompts import path_prompts
+from support import make
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,39 @@ def test_attribution_is_what_a_head_adds_to_the_logits(model: clew.Model) -> Non
                 logits = normed @ model.weights["unembed.W_U"]
                 contribution[layer, head] += logits[right] - np.delete(logits, right).mean()
     assert np.allclose(found.heads, contribution / len(asked), atol=1e-9)
+    whole = found.heads.sum() + found.mlps.sum() + found.biases.sum() + found.embedding + found.constant
+    assert whole == pytest.approx(found.total, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_normalization_before_and_after": True, "normalization_type": "RMS", "positional_embedding_type": "rotary"},
+        {"use_normalization_before_and_after": True, "output_logits_soft_cap": 0.5},
+        {"normalization_type": None, "output_logits_soft_cap": 2.0},
+        {"attn_only": True},
+        {"attn_only": True, "normalization_type": None},
+    ],
+)  # fmt: skip
+def test_attribution_is_that_of_any_model(changes: dict[str, Any]) -> None:
+    config = mazes.hallway_config(n_layers=2, d_model=16, n_heads=2, d_mlp=32, d_vocab=27,
+                                  extra={"mazes": {"grid": 4, "order": "uniform"}})  # fmt: skip
+    model, _ = make(config.replace(**changes))
+    ms = mazes.generate(9, 4, seed=2)
+    found, asked = mazes.logit_attribution(model, ms), path_prompts(ms, mazes.Tokenizer(4))
+    others = [np.delete(np.arange(27), right) for right in asked.targets]
+    dla = [
+        [clew.direct_logit_attribution(model, tokens, int(right), int(wrong), by="head") for wrong in rest]
+        for tokens, right, rest in zip(asked.tokens, asked.targets, others, strict=True)
+    ]
+    labels = dla[0][0].labels
+    mean = np.mean([[one.values[:, 0] for one in row] for row in dla], axis=(0, 1))
+    for head in np.ndindex(2, 2):
+        assert found.heads[head] == pytest.approx(mean[labels.index(f"L{head[0]}H{head[1]}")], abs=1e-9)
+    assert found.mlps == pytest.approx(
+        [0 if model.config.attn_only else mean[labels.index(f"{layer}_mlp_out")] for layer in range(2)], abs=1e-9
+    )
+    assert found.total == pytest.approx(np.mean([[one.logit[0] for one in row] for row in dla]), abs=1e-9)
     whole = found.heads.sum() + found.mlps.sum() + found.biases.sum() + found.embedding + found.constant
     assert whole == pytest.approx(found.total, abs=1e-9)
 
