@@ -73,8 +73,26 @@ def check_counts(least: int = 1, /, **given: Any) -> None:
 def check_numbers(**given: Any) -> None:
     """Raises ConfigError, with its name, for an argument that is no finite number."""
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+        try:
+            finite = not isinstance(value, bool) and isinstance(value, int | float | np.number) and math.isfinite(value)
+        except OverflowError:  # of an int beyond float64
+            finite = False
+        if not finite:
             raise ConfigError(f"{name} = {value!r:.80}: expected a finite number")
+
+
+def number(value: Any, name: str, *, least: float = 0.0, above: bool = False, why: str = "") -> float:
+    """A finite number of at least (or above) `least`; ConfigError otherwise."""
+    try:
+        if isinstance(value, bool | np.bool_ | str | bytes):
+            raise TypeError
+        out = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} = {value!r:.60} is no number") from None
+    if not math.isfinite(out) or out < least or (above and out == least):
+        bound = "" if least == -math.inf else f" {'above' if above else 'at least'} {least:g}"
+        raise ConfigError(f"{name} = {value!r}: must be a finite number{bound}{why}")
+    return out
 
 
 def check_flags(**given: Any) -> None:

@@ -41,13 +41,13 @@ def test_attribution_is_what_a_head_adds_to_the_logits(model: clew.Model) -> Non
 @pytest.mark.parametrize(
     "changes",
     [
-        {"use_normalization_before_and_after": True, "normalization_type": "RMS", "positional_embedding_type": "rotary"},
+        {"use_normalization_before_and_after": True, "normalization_type": "RMS"},
         {"use_normalization_before_and_after": True, "output_logits_soft_cap": 0.5},
         {"normalization_type": None, "output_logits_soft_cap": 2.0},
         {"attn_only": True},
         {"attn_only": True, "normalization_type": None},
     ],
-)  # fmt: skip
+)
 def test_attribution_is_that_of_any_model(changes: dict[str, Any]) -> None:
     config = mazes.hallway_config(n_layers=2, d_model=16, n_heads=2, d_mlp=32, d_vocab=27,
                                   extra={"mazes": {"grid": 4, "order": "uniform"}})  # fmt: skip

@@ -115,7 +115,7 @@ def path_lens(model: Model, steps: Steps, lam: float = 1e-3) -> tuple[TunedLens,
     """The tuned lens learned on paths alone, and its control: the same with every stream led to another place's end.
 
     Both by ridge regression of the difference between the last layer's stream and each layer's, so that λ pulls
-    towards the logit lens. Raises ConfigError for a negative lam, or what are no places on paths.
+    towards the logit lens. Raises ConfigError for a negative lam, for what are no places on paths, or for a single one.
 
     >>> import clew
     >>> from clew import mazes
@@ -129,10 +129,14 @@ def path_lens(model: Model, steps: Steps, lam: float = 1e-3) -> tuple[TunedLens,
     check_model(model)
     sums = Moments()
     for _, x in steps.streams(model):
+        if x.shape[1] == 1:  # alone in its piece: there is no other end that the control could lead it to
+            continue
         x = x.astype(np.float64)
         # the control pairs each place with another maze's: half of the piece away
         ends = np.stack([x[-1], np.roll(x[-1], x.shape[1] // 2, axis=0)])
         sums.add(x[:-1], np.concatenate([ends[0] - x[:-1], ends[1] - x[:-1]], axis=-1))
+    if sums.n == 0:
+        raise ConfigError(f"path_lens: {steps!r}: the control needs two places at least")
     n, d = model.config.n_layers, model.config.d_model
     weight = np.broadcast_to(np.eye(d), (2, n, d, d)).copy()
     bias = np.zeros((2, n, d))

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ConfigError, ShapeError
-from ..inputs import check_flags
+from ..inputs import check_flags, number
 from ._inputs import (
     Array,
     count,
@@ -34,7 +34,6 @@ from ._inputs import (
     examples,
     in_slab,
     matrix,
-    number,
     per_step,
     real_array,
 )
