@@ -116,6 +116,22 @@ def count(value: Any, name: str, least: int = 1, most: int = 2**31 - 1) -> int:
     return int(value)
 
 
+def check_range(dtype: np.dtype[Any], least: float = 0.0, /, **given: Any) -> None:
+    """ConfigError, with its name, for a parameter that the dtype of the data has not, or only below its normal numbers.
+
+    Of several values the largest counts. `least`: a parameter above 0 is at least that.
+    """
+    info = np.finfo(dtype)
+    low = max(float(info.tiny), least)
+    for name, value in given.items():
+        values = np.asarray(value, np.float64).ravel()
+        most = values[np.abs(values).argmax()] if values.size else 0.0
+        if abs(most) > info.max or 0 < abs(most) < low:
+            raise ConfigError(
+                f"{name} = {most:g}: of X and y in {dtype} it is 0 or lies in {low:.2g} to {info.max:.2g}"
+            )
+
+
 def check_room(what: str, *shape: int) -> None:
     """MemoryError, with the bytes, for float64 arrays that no process can hold; smaller ones are NumPy's to refuse."""
     if (size := 8 * math.prod(shape)) >= 2**47:
