@@ -199,7 +199,7 @@ def main(out: str | os.PathLike[str] = "out", quick: bool = True, seed: int = 0,
     which, and why.
     """
     folder = check_folder(out=out)
-    check_seed(seed)
+    seed = check_seed(seed)
     check_type(Sequence, "a list of papers", papers=papers)
     for paper in papers:
         check_type(Paper, "one of PAPERS", paper=paper)

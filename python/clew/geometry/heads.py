@@ -433,7 +433,7 @@ def head_coherence(model: Model, kind: Kind = "VO", pairs: int = 10, k: int = 10
     (4, 4)
     """
     check_model(model)
-    check_seed(seed)
+    seed = check_seed(seed)
     check_counts(pairs=pairs)
     if whole(k, "k") < 2:
         raise ConfigError(f"k = {k}: coherence takes two tokens or more")

@@ -79,7 +79,7 @@ def fit_projection(
     check_numbers(min_dist=min_dist)
     if not 0 <= min_dist <= 1:
         raise ConfigError(f"min_dist = {min_dist}: from 0 to 1")
-    check_seed(seed)
+    seed = check_seed(seed)
     if len(x) > max_rows:
         x = x[np.sort(np.random.default_rng(seed).choice(len(x), max_rows, replace=False))]
     if method == "umap":
@@ -166,7 +166,7 @@ def trajectory(
     ((5, 3), (5,))
     """
     check_counts(k=k)
-    check_seed(seed)
+    seed = check_seed(seed)
     rows = corpus.sequences(model, tokens)
     if len(rows) != 1 or len(rows[0]) < 2:
         raise TokenError("trajectory: one sequence of two tokens or more")
@@ -387,7 +387,7 @@ def contextual(model: Model, tokens: Any, pairs: int = 2000, seed: int = 0) -> C
     (5,)
     """
     check_counts(pairs=pairs)
-    check_seed(seed)
+    seed = check_seed(seed)
     parts, ids = [], []
     for run in corpus.runs(model, tokens, [("resid_pre", 0), "resid_post"]):
         assert run.tokens is not None

@@ -419,7 +419,7 @@ def table(
     >>> mazes.table(model, 8, grid=3)["rdfs"]["target"].n
     8
     """
-    check_seed(seed)
+    seed = check_seed(seed)
     columns = {
         kind: evaluate(model, generate(n, grid, kind, seed, split=split), tokenizer=tokenizer, seed=seed)
         for kind in names_of(kinds, "table: kinds", KINDS)

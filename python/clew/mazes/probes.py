@@ -73,7 +73,8 @@ def spanning_trees(openness: ArrayLike, grid: int) -> Array:
     >>> spanning_trees([[0.9, 0.8, 0.7, 0.1]], 2).tolist()
     [[False, False, False, True]]
     """
-    scores, walls = real_array(openness, "spanning_trees: openness"), inner_walls(grid)
+    scores, grid = real_array(openness, "spanning_trees: openness"), check_grid(grid)
+    walls = inner_walls(grid)
     if scores.ndim != 2 or scores.shape[1] != len(walls):
         raise ShapeError(f"spanning_trees: {list(scores.shape)} for {grid} × {grid} mazes, expected [n, {len(walls)}]")
     if np.isnan(scores).any():
@@ -113,7 +114,7 @@ def untrained(model: Model, seed: int = 0) -> Model:
     from ..model import Model as Class
 
     check_model(model)
-    check_seed(seed)
+    seed = check_seed(seed)
     return Class.from_config(model.config, seed=seed, dtype=model.dtype.name)
 
 
@@ -380,7 +381,7 @@ def wall_probes(
     ((2,), (2, 24), True)
     """
     methods = names_of(methods, "wall_probes: methods", METHODS)
-    check_seed(seed)
+    seed = check_seed(seed)
     if isinstance(model, str):
         if model != "bag of tokens" or tokenizer is None:
             raise ConfigError(f'{model!r}: a model, or "bag of tokens" and a tokenizer')
@@ -610,7 +611,7 @@ def route_probes(
     (2,)
     """
     tok = tokenizer_of(model, tokenizer)
-    check_seed(seed)
+    seed = check_seed(seed)
     splits = _splits(train, test, "route_probes")
     learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate(splits))
     enough = [p.mazes.path_lengths > 1 for p in (learn, held)]

@@ -217,22 +217,25 @@ class Stage:
     :func:`clew.mazes.questions`."""
 
     def __post_init__(self) -> None:
-        whole_number(self.until, "Stage: until", 1)
+        object.__setattr__(self, "until", whole_number(self.until, "Stage: until", 1))
         for name, shares in (("grids", self.grids), ("kinds", self.kinds)):
             if not isinstance(shares, Mapping) or not shares or not all(map(_is_share, shares.values())):
                 raise ConfigError(f"Stage: {name} = {shares!r}: a mapping to shares, which must be above 0")
-        for grid in self.grids:
-            check_grid(grid)
+        # Python's own numbers: equal stages have one identity, and NumPy's small ones would overflow
+        grids = {check_grid(grid): float(share) for grid, share in self.grids.items()}
+        object.__setattr__(self, "grids", grids)
+        object.__setattr__(self, "kinds", {kind: float(share) for kind, share in self.kinds.items()})
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(f"Stage: kind {kind!r}; known: {', '.join(KINDS)}")
         if self.batch is not None:
-            whole_number(self.batch, "Stage: batch", 1, MOST)
-        whole_number(self.questions, "Stage: questions", 0, MOST)
+            object.__setattr__(self, "batch", whole_number(self.batch, "Stage: batch", 1, MOST))
+        object.__setattr__(self, "questions", whole_number(self.questions, "Stage: questions", 0, MOST))
 
 
 def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float | np.floating) and not isinstance(value, bool) and 0 < float(value) < np.inf
+    known = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+    return known and bool(0 < value <= float(np.finfo(np.float64).max))
 
 
 class Curriculum:

@@ -161,7 +161,7 @@ def composition(model: Model, tokens: Any, k: int = 10, seed: int = 0) -> Compos
     """
     check_model(model)
     check_counts(k=k)
-    check_seed(seed)
+    seed = check_seed(seed)
     c = model.config
     if c.d_in is not None:
         raise ConfigError("composition: the model reads vectors, it has no words")

@@ -305,7 +305,7 @@ def word_similarity(vectors: WordVectors, pairs: WordPairs, counts: Mapping[str,
     if counts is not None:
         check_type(Mapping, "words to numbers", counts=counts)
     check_counts(min_count=min_count, resamples=resamples)
-    check_seed(seed)
+    seed = check_seed(seed)
     number = {word: i for i, word in enumerate(vectors.words)}
     here = {word: number.get(word, number.get(word.lower(), -1)) for word in pairs.words}
     missing = tuple(word for word, row in here.items() if row < 0)
