@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from clew import ConfigError, mazes
 from clew.loaders.checkpoint import Checkpoint
-from clew.mazes.prompts import path_prompts
+from clew.mazes.prompts import bootstrap, path_prompts
 from support import make
 
 
@@ -124,6 +124,22 @@ def test_uniform_attention_is_once_uniform(uniform: clew.Model, kind: str, posit
     assert np.allclose(found.by_manhattan.sum(-1), found.mass_by_place)
     if kind == "percolation":  # what no way leads to counts among the cells, at no path length
         assert (found.by_path_length.sum(-1)[0] < found.mass_by_place[0] - 1e-3).all()
+
+
+def test_one_maze_has_no_interval(model: clew.Model) -> None:
+    train, test = mazes.generate(9, 4, seed=1, split="train"), mazes.generate(2, 4, seed=1, split="test")
+    still = test[1].with_ends((0, 0), (0, 0))  # its path has no step
+    lens = mazes.lens_masses(model, train, [test[0], still])
+    found: list[Any] = [
+        mazes.logit_attribution(model, test[0]), mazes.adjacency_heads(model, test[0], draws=9),
+        mazes.wall_probes(model, train, test[0], methods=["ridge"])["ridge"], bootstrap([1.0, np.nan]),
+        bootstrap([[1.0, 2.0]], lambda pairs: pairs[0, 1]),
+    ]  # fmt: skip
+    for one in found:
+        assert np.isnan(one.low).all() and np.isnan(one.high).all() and "nan" in repr(one)
+    assert found[-1].value == 2 and not found[-1].above_zero and np.isfinite(found[0].heads).all()
+    assert lens.n_mazes == 1 and np.isnan(lens.connected_high["tuned"]).all() and not lens.knows_walls().any()
+    assert mazes.wall_probes(model, train, test[0], methods=["ridge"]).table().count("[nan, nan]") == 2
 
 
 def test_distances_of_embeddings() -> None:

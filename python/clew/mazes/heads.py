@@ -52,7 +52,7 @@ class LogitAttribution:
     heads: Array
     """[layer, head]: the paper's C_{l,h}."""
     low: Array
-    """Lower end of its 95 % interval, mean − 1.96 standard errors [layer, head]."""
+    """Lower end of its 95 % interval, mean − 1.96 standard errors [layer, head]; NaN of one prompt."""
     high: Array
     """Upper end."""
     mlps: Array
@@ -158,7 +158,8 @@ def logit_attribution(
         totals.append((run[end][:, 0] * direction).sum(-1) + offsets[right])
         constants.append(offsets[right] + (0 if shift is None else direction @ shift))
     each, n = np.concatenate(parts, axis=1), len(prompts)
-    mean, error = each.mean(1), each.std(1, ddof=1 if n > 1 else 0) / np.sqrt(n)
+    mean = each.mean(1)
+    error = each.std(1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(each), np.nan)
     count = n_layers * n_heads
     heads, width = mean[:count].reshape(n_layers, n_heads), NORMAL_95 * error[:count].reshape(n_layers, n_heads)
     return LogitAttribution(
@@ -198,7 +199,7 @@ class AdjacencyHeads:
     """connected_over_uniform − walled_over_uniform, in the adjacency list: how much likelier than by chance a head
     looks at what can be reached in a step, than at what is as near behind a wall. 0: no difference."""
     low: Array
-    """Lower end of the score's 95 % bootstrap interval."""
+    """Lower end of the score's 95 % bootstrap interval; NaN of one maze."""
     high: Array
     by_path_length: Array
     """[place, layer, head, length]: attention to cells at each path length (0: the cell itself), mean. Cells that no
@@ -297,7 +298,7 @@ def adjacency_heads(
     ones = np.ones(n)
     near, wall = over(ones, by_path[..., 1], even_near), over(ones, behind, even_wall)
     drawn = np.array([score(rng.multinomial(n, [1 / n] * n).astype(float)) for _ in range(draws)])
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0) if n > 1 else np.full((2, *drawn.shape[1:]), np.nan)
     places = mass.mean(0)
 
     def by_bin(counts: Array) -> Array:

@@ -169,7 +169,7 @@ class LensMasses:
     connected: dict[str, Array]
     """On those of them that are connected with it."""
     connected_low: dict[str, Array]
-    """Lower end of the 95 % interval of `connected`, over mazes."""
+    """Lower end of the 95 % interval of `connected`, over mazes; NaN where places are of one maze."""
     connected_high: dict[str, Array]
     even: dict[str, Array]
     """What `connected` would be if the neighbours' mass were spread evenly over them: no walls are known."""
@@ -309,13 +309,13 @@ def _masses(
 
 
 def _interval(values: Array, maze: Array) -> tuple[Array, Array]:
-    """95 % interval of the mean of values [layer, place]; places of one maze are no independent draws."""
+    """95 % interval of the mean of values [layer, place], NaN of one maze's: its places are no independent draws."""
     mean = values.mean(-1)
     _, group = np.unique(maze, return_inverse=True)
     m = int(group.max()) + 1
     off = np.stack([np.bincount(group, row, m) for row in values - mean[:, None]])
     # of a ratio of sums over mazes (Cochran 1977, eq. 6.13)
-    width = NORMAL_95 * np.sqrt(np.square(off).sum(-1) * m / max(1, m - 1)) / values.shape[1]
+    width = NORMAL_95 * np.sqrt(np.square(off).sum(-1) * m / (m - 1)) / values.shape[1] if m > 1 else np.nan
     return mean - width, mean + width
 
 

@@ -175,7 +175,7 @@ class WallScores:
     accuracy: Array
     """Share of inner walls that are right [layer]."""
     low: Array
-    """Lower end of its 95 % interval over mazes (walls of one maze are no independent draws)."""
+    """Lower end of its 95 % interval over mazes (walls of one maze are no independent draws); NaN of one maze."""
     high: Array
     per_wall: Array
     """[layer, wall]"""
@@ -504,7 +504,8 @@ def _judged(scores: Array, control: Array, truth: Array, boundary: float, grid: 
 def _scores(columns: list[Array]) -> WallScores:
     right, control, tree, tree_exact = columns
     by_maze = right.mean(-1)
-    width = NORMAL_95 * by_maze.std(1) / np.sqrt(by_maze.shape[1])
+    n = by_maze.shape[1]
+    width = NORMAL_95 * by_maze.std(1) / np.sqrt(n) if n > 1 else np.nan
     accuracy = by_maze.mean(1)
     return WallScores(
         accuracy, np.maximum(0, accuracy - width), np.minimum(1, accuracy + width), right.mean(1), control.mean(1),

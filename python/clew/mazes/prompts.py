@@ -202,7 +202,7 @@ def bootstrap(
 ) -> Estimate:
     """A statistic of rows [n, ...] with its percentile interval over resampled rows (Efron 1979); None: the mean.
 
-    statistic: of rows [n, ...] a number. NaN rows are left out where they are numbers [n].
+    NaN rows are left out where they are numbers [n]. One row: NaN, no interval.
 
     Raises ConfigError without rows.
 
@@ -216,6 +216,8 @@ def bootstrap(
     if len(array) == 0:
         raise ConfigError("bootstrap: no rows")
     rng, n = generator(seed), len(array)
+    if n == 1:  # drawn again and again it would be an interval of width 0
+        return Estimate(float((statistic or np.mean)(array)), np.nan, np.nan, 1)
     if statistic is None and array.ndim == 1:
         found = np.concatenate(
             [array[rng.integers(n, size=(min(100, draws - i), n))].mean(1) for i in range(0, draws, 100)]
