@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -145,6 +146,20 @@ def check_folder(**given: Any) -> Path:
     return folder
 
 
+def check_writable(**given: Any) -> Path:
+    """A folder that can be written to, tried out and left as it was. Raises ConfigError as check_folder, OSError."""
+    folder = check_folder(**given)
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    finally:
+        for part in filter(Path.exists, missing):
+            part.rmdir()
+    return folder
+
+
 def check_seed(seed: Any) -> int:
     """A seed as NumPy takes it; raises ConfigError."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
@@ -236,6 +251,9 @@ def _id_array(value: Any, what: str) -> Array:
     if array.dtype == object and array.ndim == 0:  # a generator, a dict, a path, …
         said = "; give what it holds under 'input_ids'" if isinstance(value, Mapping) and "input_ids" in value else ""
         raise ShapeError(f"{what}: a text, token ids (integers) or a list of either, not {type(value).__name__}{said}")
+    if array.dtype == object and all(isinstance(i, int) for i in array.flat):
+        beyond = next(i for i in array.flat if not 0 <= i < 2**63)
+        raise TokenError(f"{what}: token {beyond} is outside the vocabulary of every model")
     if array.dtype.kind not in "iu":
         raise ShapeError(f"{what}: token ids must be integers, not {array.dtype} {list(array.shape)}")
     return array
