@@ -6,11 +6,11 @@ import math
 import operator
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,9 +114,20 @@ def check_type(kind: type | tuple[type, ...], said: str, /, **given: Any) -> Non
 def check_choice(choices: tuple[str, ...], /, **given: Any) -> None:
     """Raises ConfigError, with its name, for an argument that is none of these words."""
     for name, value in given.items():
-        if not isinstance(value, str) or value not in choices:
+        if not is_word(value, choices):
             said = " or ".join([", ".join(f'"{c}"' for c in choices[:-1]), f'"{choices[-1]}"'])
             raise ConfigError(f"{name} = {value!r:.80}: {said}")
+
+
+def is_word(value: Any, words: Container[str | None]) -> bool:
+    """Is it one of these words? Of an array Python's `in` would ask each element."""
+    return isinstance(value, str) and value in words
+
+
+def is_list(value: Any) -> TypeGuard[Iterable[Any]]:
+    """Can it be gone through, and is it no text, no mapping and no array without an axis?"""
+    through = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    return through and getattr(value, "ndim", 1) != 0
 
 
 def check_path(**given: Any) -> None:

@@ -146,6 +146,19 @@ def test_arrays_and_texts_in_the_place_of_names() -> None:
         walk.choice.Settings(test=words)  # type: ignore[arg-type]
 
 
+def test_arrays_in_the_place_of_words() -> None:
+    words: Any = np.array(["QK", "VO"])
+    for call in (
+        lambda: MODEL.run([1, 2], capture=["embed", "resid_post", "attn_out"]).decompose_resid(mode=words),
+        lambda: clew.direct_logit_attribution(MODEL, [1, 2], 3, by=words),
+        lambda: clew.geometry.nearest(MODEL, MODEL.W_E[:1], of=words),
+        lambda: walk.token_table(MODEL, words),
+        lambda: walk.token_table(MODEL, "W_E", words),
+    ):
+        with pytest.raises(clew.ConfigError, match=r"(mode|by|of|space) = array\(\['QK', 'VO'\]"):
+            call()
+
+
 # ---- Figures --------------------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ def theirs(walls: Any = CLOSED, **more: Any) -> Any:
 
 
 any_: Any = None
+WORDS: Any = np.array(["a", "b"])
 wrong: Any = "z"
 CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     # ---- mazes and batches
@@ -252,6 +253,30 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: mazes.Dynamics.load(any_), ConfigError, "path: a path, not NoneType"),
     (lambda: mazes.experiment(MODEL, grid=wrong), ConfigError, "grid = 'z': a maze has 2 to 20 rows"),
     (lambda: mazes.experiment(MODEL, seed=-1), ConfigError, "seed = -1"),
+    # ---- another vocabulary than the model's own; True and False; what is no list, and no word
+    (
+        lambda: mazes.evaluate(MODEL, TEST, tokenizer=mazes.Tokenizer(7, "rasterized")),
+        TokenError,
+        "is configured for Tokenizer of 7 × 7 mazes, uniform: 60 tokens, not for Tokenizer of 7 × 7 mazes, rasterized",
+    ),
+    (lambda: TOK.encode(MAZE, path=wrong), ConfigError, "path = 'z': True or False"),
+    (lambda: TOK.encode_batch(TEST, path=any_), ConfigError, "path = None: True or False"),
+    (lambda: mazes.unique(TEST, ends=wrong), ConfigError, "ends = 'z': True or False"),
+    (lambda: mazes.draw(MAZE, solution=wrong), ConfigError, "solution = 'z': True or False"),
+    *[
+        (lambda given=given: mazes.walls_of(given), ConfigError, "mazes: a maze or a sequence of mazes, not " + name)
+        for given, name in (("", "str"), ({}, "dict"), ({MAZE: 1}, "dict"), (np.array(3), "ndarray"))
+    ],
+    (lambda: mazes.Curriculum(np.array(3), TOK), ConfigError, "Curriculum: stages = array(3): a list of Stage"),  # type: ignore[arg-type]
+    (lambda: mazes.wall_probes(MODEL, TRAIN, TEST, methods=np.array("ridge")), ConfigError, "wall_probes: methods = "),  # type: ignore[arg-type]
+    (lambda: mazes.judge(np.array(3), TEST), ConfigError, "judge"),  # type: ignore[arg-type]
+    (lambda: mazes.generate(1, 4, WORDS), ConfigError, "generate: kind = array(['a', 'b']"),
+    (lambda: mazes.generate(1, 4, split=WORDS), ConfigError, "generate: split = array(['a', 'b']"),
+    (lambda: mazes.Tokenizer(4, WORDS), ConfigError, "Tokenizer: order = array(['a', 'b']"),
+    (lambda: mazes.embedding_distances(MODEL, WORDS), ConfigError, "metric = array(['a', 'b']"),
+    (lambda: mazes.logit_attribution(MODEL, TEST, position=WORDS), ConfigError, "position = array(['a', 'b']"),
+    (lambda: mazes.wall_probes(MODEL, TRAIN, TEST, position=WORDS), ConfigError, "position = array(['a', 'b']"),
+    (lambda: mazes.path_steps(MODEL, TEST, WORDS), ConfigError, "paths = array(['a', 'b']"),
     (lambda: mazes.experiment(MODEL, quick=wrong), ConfigError, "quick = 'z': True or False"),
 ]
 

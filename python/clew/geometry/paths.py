@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import corpus, lens, norm
 from ..brief import Brief
 from ..errors import ConfigError, ShapeError, TokenError
-from ..inputs import check_counts, check_numbers, check_seed, real_array, whole
+from ..inputs import check_counts, check_numbers, check_seed, is_word, real_array, whole
 from ..model import Model, check_model
 from .norms import cosines, embeddings, texts
 from .search import nearest
@@ -67,7 +67,7 @@ def fit_projection(
     x = real_array(rows, "rows")
     if x.ndim != 2 or len(x) < 2:
         raise ShapeError(f"rows {list(x.shape)}: [n, d] with n at least 2")
-    if method not in ("pca", "umap"):
+    if not is_word(method, ("pca", "umap")):
         raise ConfigError(f"method = {method!r}: 'pca' or 'umap'")
     if not 1 <= whole(dims, "dims") <= x.shape[1]:
         raise ConfigError(f"dims = {dims} of {x.shape[1]}")

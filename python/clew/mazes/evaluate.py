@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, SiteError, TokenError
-from ..inputs import check_seed
+from ..inputs import check_seed, is_list
 from ..train.data import generator
 from .checks import names_of, path_of, whole_number
 from .generate import KINDS, generate
@@ -140,7 +140,7 @@ def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgemen
     ([True, False, False], [True, True, True], [True, True, False])
     """
     batch = Mazes.of(ms)
-    if isinstance(paths, str) or not isinstance(paths, Iterable):
+    if not is_list(paths):
         raise ConfigError(f"judge: paths: a list of paths, not {type(paths).__name__}")
     paths = [path_of(path, f"judge: path {i}") for i, path in enumerate(paths)]
     if len(paths) != len(batch):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from ..inputs import is_word
 from ..lens import TunedLens, unembed
 from ..model import check_model
 from ..probe import Moments
@@ -85,7 +86,7 @@ def path_steps(
     >>> bool(len(path_steps(model, ms)) == ms.path_lengths.sum() - 5)
     True
     """
-    if paths not in PATHS:
+    if not is_word(paths, PATHS):
         raise ConfigError(f"paths = {paths!r}: one of {', '.join(PATHS)}")
     tok, batch = tokenizer_of(model, tokenizer), Mazes.of(ms)
     if len(batch) == 0:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array
+from ..inputs import as_array, is_list
 
 Array = NDArray[Any]
 Cell = tuple[int, int]
@@ -216,7 +216,7 @@ class Mazes(Sequence[Maze]):
         """Packs mazes; a batch as it is. Raises ConfigError for what holds other things."""
         if isinstance(items, Mazes):
             return items
-        if not isinstance(items, Maze | Iterable):
+        if not isinstance(items, Maze) and not is_list(items):
             raise ConfigError(f"mazes: a maze or a sequence of mazes, not {type(items).__name__}")
         ms = [items] if isinstance(items, Maze) else list(items)
         for i, maze in enumerate(ms):
