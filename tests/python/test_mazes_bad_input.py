@@ -25,6 +25,7 @@ HEADS = mazes.adjacency_heads(MODEL, TEST, draws=2)
 TABLE = mazes.table(MODEL, 1, 3)
 X = np.ones((1, 32))
 CLOSED = np.zeros((2, 2, 2), bool)
+CLOSED4 = np.zeros((2, 4, 4))
 FIVE = mazes.generate(6, 5, split="test")
 EMPTY = mazes.generate(0, 4)
 
@@ -55,6 +56,24 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: mazes.Mazes.join([]), ConfigError, "Mazes.join: a list of at least one Mazes"),
     (lambda: mazes.Mazes.join([TEST, wrong]), ConfigError, "Mazes.join: a list of at least one Mazes"),
     (lambda: TEST[wrong], IndexError, "'z' is no number, slice, list of numbers or mask"),
+    (lambda: TEST[True], IndexError, "True is no number, slice, list of numbers or mask"),
+    (
+        lambda: mazes.Mazes((TEST.batch[0].astype(int), *TEST.batch[1:])),  # type: ignore[arg-type]
+        ShapeError,
+        "Mazes: array 0 is int64 [6], expected uint8 [6]",
+    ),
+    (
+        lambda: mazes.Mazes((*TEST.batch[:5], TEST.batch[5] + np.int32(99))),  # type: ignore[arg-type]
+        ConfigError,
+        "cells of a path in an array of",
+    ),
+    (lambda: mazes.Rate(1, 2, wrong), ConfigError, "Rate: z = 'z' is no number"),
+    (lambda: mazes.Rate(1, 2, np.nan), ConfigError, "Rate: z = nan: must be a finite number above 0"),
+    (
+        lambda: mazes.draw(MAZE, walls=np.ma.masked_less(np.eye(4)[None].repeat(2, 0), 0.5)),
+        ConfigError,
+        "walls: masked",
+    ),
     (lambda: TEST[[0.5]], IndexError, "[0.5] is no number, slice, list of numbers or mask"),
     # ---- generating
     (lambda: mazes.generate(wrong), ConfigError, "n = 'z', must be a whole number"),
@@ -295,6 +314,13 @@ def test_what_is_left_to_users() -> None:
     assert as_walked(walked, MAZE).tolist() == [[0, 0], [-1, -1], [-1, -1], [1, 0]]
     assert mazes.text(MAZE, as_walked(walked, MAZE)) == mazes.text(MAZE, [[0, 0], [1, 0]])
     assert len(mazes.examples(list(TEST), TOK).tokens) == len(mazes.walls_of(list(TEST))) == len(TEST)
+
+
+def test_a_batchs_arrays_stay_the_callers() -> None:
+    arrays = tuple(array.copy() for array in TEST.batch)
+    batch = mazes.Mazes(arrays)  # type: ignore[arg-type]
+    assert batch == TEST and all(array.flags.writeable for array in arrays)
+    assert not any(array.flags.writeable for array in batch.batch)
 
 
 def test_results_are_told_in_few_lines() -> None:

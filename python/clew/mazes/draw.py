@@ -109,6 +109,8 @@ def draw(
     n = one_maze(maze, "draw").grid
     shade = None if values is None else _shaped(values, (n, n), "values")
     said = None if walls is None else _shaped(walls, (2, n, n), "walls")
+    if np.ma.is_masked(said):
+        raise ConfigError("draw: walls: masked: every inner wall needs a probability")
     if said is not None and ((said < 0) | (said > 1)).any():
         raise ConfigError(f"draw: walls: a probability lies in 0 to 1, not {said.min():g} to {said.max():g}")
     walked = None if path is None else as_walked(path_within(path, maze, "draw: path"), maze)

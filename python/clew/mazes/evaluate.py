@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, SiteError, TokenError
-from ..inputs import check_seed, is_list
+from ..inputs import check_seed, is_list, number
 from ..train.data import generator
 from .checks import names_of, path_of, whole_number
 from .generate import KINDS, generate
@@ -74,6 +74,7 @@ class Rate:
 
     def __post_init__(self) -> None:
         whole_number(self.successes, "Rate: successes", 0, whole_number(self.n, "Rate: n"))
+        number(self.z, "Rate: z", above=True)
 
     @property
     def value(self) -> float:

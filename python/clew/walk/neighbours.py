@@ -113,6 +113,7 @@ def purity_of_tokens(model: Model, space: Space = "centred", k: int = 3, *, of: 
     """
     check_model(model)
     check_type(Mapping, "names of classes to words", classes=classes)
+    check_counts(k=k)
     rows = token_table(model, of, space) if table is None else real_array(table, "table")
     if rows.ndim != 2 or len(rows) != model.config.d_vocab:
         raise ShapeError(f"a table {list(rows.shape)} for {model.config.d_vocab} tokens")
