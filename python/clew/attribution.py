@@ -33,6 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import norm
 from .errors import ConfigError, ShapeError, SiteError, TokenError
+from .inputs import is_word
 
 if TYPE_CHECKING:
     from .model import Model
@@ -327,7 +328,7 @@ def decompose_resid(
     >>> stack.shape, float(abs(stack.sum(0) - run["resid_post"]).max()) < 1e-4
     ((10, 1, 3, 128), True)
     """
-    if mode not in ("all", "attn", "mlp"):
+    if not is_word(mode, ("all", "attn", "mlp")):
         raise ConfigError(f'mode = {mode!r}: "all", "attn" or "mlp"')
     upto = _upto(run, layer)
     _check_mlp_input(run, upto, mlp_input)
@@ -723,7 +724,7 @@ def direct_logit_attribution(
     >>> parts.values.shape, bool(abs(parts.total - parts.logit).max() < 1e-5)
     ((46, 2), True)
     """
-    if by not in ("layer", "head", "neuron"):
+    if not is_word(by, ("layer", "head", "neuron")):
         raise ConfigError(f'by = {by!r}: "layer", "head" or "neuron"')
     c, w = model.config, model.weights
     post_norms = c.use_normalization_before_and_after and c.normalization_type is not None

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import bench, demo, get_num_threads, info, lens, set_num_threads
 from . import commands as papers
-from .errors import Error, TokenError
+from .errors import ConfigError, Error, TokenError
 from .model import Model, load
 
 _EXAMPLES = """examples:
@@ -99,6 +99,9 @@ def _table(rows: Sequence[tuple[str, ...]], indent: str = "  ") -> str:
 
 def _info(args: argparse.Namespace) -> None:
     if args.model is None:
+        given = [name for name in ("batch", "pos", "dtype") if getattr(args, name) is not None]
+        if given:
+            raise ConfigError(f"--{given[0]} is of a model: clew info MODEL --{given[0]} {getattr(args, given[0])}")
         info.show_config()
         print(f"{'bundled':<13} {', '.join(info.bundled()) or 'none'}")
         return
@@ -120,11 +123,12 @@ def _info(args: argparse.Namespace) -> None:
     print("\nSites:", model.sites())
 
     pos = min(args.pos or 1024, model.config.n_ctx)
-    print(f"\nMemory of a run of {args.batch} × {pos} tokens, beside the weights")
+    batch = args.batch or 1
+    print(f"\nMemory of a run of {batch} × {pos} tokens, beside the weights")
     rows = [("captured", "kept", "scratch", "GFLOP")]
     plans = (("nothing (logits only)", None), ("resid_post", "resid_post"), ("pattern", "pattern"), ("every site", "*"))
     for what, capture in plans:
-        plan = model.plan(args.batch, pos, capture=capture)
+        plan = model.plan(batch, pos, capture=capture)
         rows.append((what, _size(plan.keep_bytes), _size(plan.scratch_bytes), f"{plan.flops / 1e9:.3g}"))
     print(_table(rows))
 
@@ -146,6 +150,8 @@ def _prompt(args: argparse.Namespace, model: Model) -> Any:
 def _run(args: argparse.Namespace) -> None:
     model = load(args.model, dtype=args.dtype)
     capture = [name for item in args.capture for name in item.split(",") if name]
+    if args.capture and not capture:
+        raise ConfigError(f"--capture {args.capture[0]!r} names no site: clew info {args.model} lists them")
     tokens = _prompt(args, model)
     run = model.run(tokens, capture=capture, logits="all" if args.save else "last")
     ids = run.tokens[0]  # type: ignore[index]
@@ -228,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub.add_argument("model", nargs="?", metavar="MODEL", help="directory, file, hub id or bundled name")
-    sub.add_argument("--batch", type=_positive, default=1, metavar="N", help="sequences of the memory plan (1)")
+    sub.add_argument("--batch", type=_positive, metavar="N", help="sequences of the memory plan (1)")
     sub.add_argument("--pos", type=_positive, metavar="N", help="tokens of the memory plan (1024, at most n_ctx)")
     sub.set_defaults(act=_info)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import ConfigError, LoadError
 from .experiment import Experiment, listening
-from .inputs import check_folder, check_type
+from .inputs import check_type, check_writable
 from .model import load
 
 
@@ -59,7 +59,7 @@ def run(
             raise ConfigError(f"clew {paper.name} trains its own networks: it takes no model and no text")
         result: Experiment = function(quick=quick, seed=seed)
     else:
-        result = function(load(model or paper.model), text=text, quick=quick, seed=seed)
+        result = function(load(paper.model if model is None else model), text=text, quick=quick, seed=seed)
     return result
 
 
@@ -71,8 +71,8 @@ def _folder(out: str | None, name: str, force: bool) -> Path | None:
             print(f"{name}: only printed: figures need matplotlib: pip install 'clew[plot]'", file=sys.stderr)
             return None
         tries = (Path("out", name if n == 1 else f"{name}-{n}") for n in count(1))
-        return check_folder(out=next(folder for folder in tries if not folder.exists()))
-    folder = check_folder(out=out)
+        return check_writable(out=next(folder for folder in tries if not folder.exists()))
+    folder = check_writable(out=out)
     if folder.exists() and any(folder.iterdir()) and not force:
         raise ConfigError(
             f"the folder {folder} exists and is not empty: choose another --out, or --force to write into it"

@@ -63,7 +63,7 @@ def windows(model: Model, text: str | Sequence[int] | Array | None, length: int,
     ((4, 64), True)
     """
     check_model(model)
-    check_seed(seed)
+    seed = check_seed(seed)
     length = whole(length, "length")
     if length < 2:
         raise ConfigError(f"length = {length}: a window needs two tokens, the second is what the first predicts")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,8 +74,26 @@ def check_counts(least: int = 1, /, **given: Any) -> None:
 def check_numbers(**given: Any) -> None:
     """Raises ConfigError, with its name, for an argument that is no finite number."""
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+        try:
+            finite = not isinstance(value, bool) and isinstance(value, int | float | np.number) and math.isfinite(value)
+        except OverflowError:  # of an int beyond float64
+            finite = False
+        if not finite:
             raise ConfigError(f"{name} = {value!r:.80}: expected a finite number")
+
+
+def number(value: Any, name: str, *, least: float = 0.0, above: bool = False, why: str = "") -> float:
+    """A finite number of at least (or above) `least`; ConfigError otherwise."""
+    try:
+        if isinstance(value, bool | np.bool_ | str | bytes):
+            raise TypeError
+        out = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} = {value!r:.60} is no number") from None
+    if not math.isfinite(out) or out < least or (above and out == least):
+        bound = "" if least == -math.inf else f" {'above' if above else 'at least'} {least:g}"
+        raise ConfigError(f"{name} = {value!r}: must be a finite number{bound}{why}")
+    return out
 
 
 def check_flags(**given: Any) -> None:
@@ -95,9 +114,20 @@ def check_type(kind: type | tuple[type, ...], said: str, /, **given: Any) -> Non
 def check_choice(choices: tuple[str, ...], /, **given: Any) -> None:
     """Raises ConfigError, with its name, for an argument that is none of these words."""
     for name, value in given.items():
-        if not isinstance(value, str) or value not in choices:
+        if not is_word(value, choices):
             said = " or ".join([", ".join(f'"{c}"' for c in choices[:-1]), f'"{choices[-1]}"'])
             raise ConfigError(f"{name} = {value!r:.80}: {said}")
+
+
+def is_word(value: Any, words: Container[str | None]) -> bool:
+    """Is it one of these words? Of an array Python's `in` would ask each element."""
+    return isinstance(value, str) and value in words
+
+
+def is_list(value: Any) -> TypeGuard[Iterable[Any]]:
+    """Can it be gone through, and is it no text, no mapping and no array without an axis?"""
+    through = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    return through and getattr(value, "ndim", 1) != 0
 
 
 def check_path(**given: Any) -> None:
@@ -124,6 +154,20 @@ def check_folder(**given: Any) -> Path:
     for part in (folder, *folder.parents):
         if part.exists() and not part.is_dir():
             raise ConfigError(f"{part} is a file, not a folder")
+    return folder
+
+
+def check_writable(**given: Any) -> Path:
+    """A folder that can be written to, tried out and left as it was. Raises ConfigError as check_folder, OSError."""
+    folder = check_folder(**given)
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    finally:
+        for part in filter(Path.exists, missing):
+            part.rmdir()
     return folder
 
 
@@ -218,6 +262,9 @@ def _id_array(value: Any, what: str) -> Array:
     if array.dtype == object and array.ndim == 0:  # a generator, a dict, a path, …
         said = "; give what it holds under 'input_ids'" if isinstance(value, Mapping) and "input_ids" in value else ""
         raise ShapeError(f"{what}: a text, token ids (integers) or a list of either, not {type(value).__name__}{said}")
+    if array.dtype == object and all(isinstance(i, int) for i in array.flat):
+        beyond = next(i for i in array.flat if not 0 <= i < 2**63)
+        raise TokenError(f"{what}: token {beyond} is outside the vocabulary of every model")
     if array.dtype.kind not in "iu":
         raise ShapeError(f"{what}: token ids must be integers, not {array.dtype} {list(array.shape)}")
     return array

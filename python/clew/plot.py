@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ShapeError, SiteError
-from .inputs import check_choice, check_type
+from .errors import ConfigError, ShapeError, SiteError
+from .inputs import check_choice, check_type, real_array, whole
 from .lens import LogitLens
 from .model import Model, check_model
 from .run import Run
@@ -45,6 +45,7 @@ _SERIES = (("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"))
 _MORE_SERIES = (*_SERIES, ("#009E73", "D"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"), ("#707070", "*"))
 _MAX_TEXT_COLUMNS = 40  # more columns than this leave no room for words in the cells
 _MAX_LABELS = 64
+_LARGEST = 1e300  # the span of a colour bar has to be a number too
 
 
 class _Figure(Figure):
@@ -185,7 +186,8 @@ def attention(
     labels: a text for each token ([query] = [key] then); up to 64 are written. Colours run from 0 to the largest
     weight, or symmetrically around 0 where weights are negative (linear attention).
 
-    Raises ShapeError for anything but two axes, or another number of labels.
+    Raises ShapeError for anything but two axes of real numbers, or another number of labels; ConfigError for weights
+    that are not finite or too large to draw, and labels that are no texts.
 
     Example
     -------
@@ -195,12 +197,17 @@ def attention(
     >>> figure = clew.plot.attention(run["pattern", 2][0, 5], clew.plot.token_labels(model, run.tokens[0]))
     >>> figure.savefig("head.png")                                              # doctest: +SKIP
     """
-    weights = np.asarray(pattern)
+    weights = real_array(pattern, "pattern")
     if weights.ndim != 2 or 0 in weights.shape:
         raise ShapeError(f"pattern must be [query, key] of one head, not {list(weights.shape)}")
+    if not (np.abs(weights) < _LARGEST).all():
+        worst = weights[~(np.abs(weights) < _LARGEST)][0]
+        raise ConfigError(f"pattern holds {worst:g}: weights must be finite, and below {_LARGEST:g} to be drawn")
     n_query, n_key = weights.shape
     if labels is not None:
         check_type((Sequence, np.ndarray), "a text for each position", labels=labels)
+        for text in labels:
+            check_type(str, "a text for each position", labels=text)
     if labels is not None and (len(labels) != n_key or n_query != n_key):
         raise ShapeError(f"{len(labels)} labels for a pattern of {n_query} queries and {n_key} keys")
     written = labels is not None and n_key <= _MAX_LABELS
@@ -354,7 +361,7 @@ def loss_curve(curve: Curve, *, smooth: int | None = None, ax: Axes | None = Non
     losses = curve.losses
     if losses.size == 0:
         raise ShapeError("loss_curve: the curve holds no step")
-    width = max(1, len(losses) // 50) if smooth is None else smooth
+    width = max(1, len(losses) // 50) if smooth is None else whole(smooth, "loss_curve: smooth")
     if width < 1:
         raise ShapeError(f"loss_curve: smooth = {smooth}, must be at least 1")
     figure, axes = _axes(ax, 6.4, 3.6)

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +20,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ShapeError
-from .inputs import as_array, whole
+from .inputs import as_array, check_counts, number, whole
 
 Array = NDArray[Any]
+
+HEADROOM = 200
+"""Powers of two by which later rows may exceed the first ones before sums of their products are scaled anew."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Probe:
     """[..., t]"""
     boundary: float = 0.5
     """Above it a score means 1: ½ for regressions on 0 and 1, 0 for log-odds."""
+    converged: ArrayLike = True
+    """Bool [...]: had the fit of each layer ended when its steps did? Ridge regression takes none."""
 
     def __call__(self, x: ArrayLike) -> Array:
         """Scores [..., n, t] of activations [..., n, d], float64.
@@ -53,16 +57,26 @@ class Probe:
 
     def __repr__(self) -> str:
         layers = [f"{n} layers, " for n in self.weight.shape[:-2]]
-        return f"Probe of {''.join(layers)}{self.weight.shape[-2]} features, {self.weight.shape[-1]} targets"
+        ended = "" if np.all(self.converged) else ", not converged"
+        return f"Probe of {''.join(layers)}{self.weight.shape[-2]} features, {self.weight.shape[-1]} targets{ended}"
 
     def layer(self, index: int) -> Probe:
         """One layer's probe, negative ones from the end. Raises ConfigError for one that is not there."""
         if self.weight.ndim < 3:
             raise ConfigError(f"layer = {index}: this probe is of one layer")
         n = len(self.weight)
-        if not -n <= whole(index, "layer") < n:
+        if isinstance(index, bool) or not -n <= whole(index, "layer") < n:
             raise ConfigError(f"layer = {index}: the probe has layers 0 to {n - 1}")
-        return Probe(self.weight[index], self.bias[index], self.boundary)
+        return self.layers(index)
+
+    def layers(self, which: Any) -> Probe:
+        """The maps of some layers, as NumPy takes them along the first axis."""
+        converged = np.broadcast_to(self.converged, self.bias.shape[:-1])[which]
+        return Probe(self.weight[which], self.bias[which], self.boundary, converged)
+
+    def targets(self, which: slice) -> Probe:
+        """The maps of some of the targets."""
+        return Probe(self.weight[..., which], self.bias[..., which], self.boundary, self.converged)
 
 
 class Moments:
@@ -83,8 +97,12 @@ class Moments:
     def __init__(self) -> None:
         self.n = 0
         """Rows so far."""
+        # sums are of scaled rows: products of numbers around 1e±160 have none in float64
+        self._ex: Array = np.zeros(0, int)
+        self._ey: Array = np.zeros(0, int)
         self._x0: Array = np.zeros(0)
         self._y0: Array = np.zeros(0)
+        self._xy: Array = np.zeros(0)
 
     def __repr__(self) -> str:
         sizes = f" of {self._xy.shape[-2]} activations and {self._xy.shape[-1]} targets" if self.n else ""
@@ -101,15 +119,21 @@ class Moments:
         if X.shape[-2] == 0:
             return
         X, Y = X.astype(np.float64), Y.astype(np.float64)
+        ex, ey = _exponent(X), _exponent(Y)
+        if self.n == 0:
+            self._ex, self._ey = ex, ey
+        elif (*X.shape[:-2], X.shape[-1], Y.shape[-1]) != self._xy.shape or ey.shape != self._ey.shape:
+            raise ShapeError(
+                f"probe: activations {list(X.shape)} and targets {list(Y.shape)} behind sums of {list(self._xy.shape)}"
+            )
+        else:
+            self._rescale(ex, ey)
+        X, Y = np.ldexp(X, -self._ex), np.ldexp(Y, -self._ey)
         if self.n == 0:  # sums are taken around the first block's means, so that no large numbers cancel
             self._x0, self._y0 = X.mean(-2, keepdims=True), Y.mean(-2, keepdims=True)
             self._x, self._y = np.zeros_like(self._x0), np.zeros_like(self._y0)
             self._xx = np.zeros((*X.shape[:-2], X.shape[-1], X.shape[-1]))
             self._xy = np.zeros((*X.shape[:-2], X.shape[-1], Y.shape[-1]))
-        if (*X.shape[:-2], X.shape[-1], Y.shape[-1]) != self._xy.shape:
-            raise ShapeError(
-                f"probe: activations {list(X.shape)} and targets {list(Y.shape)} behind sums of {list(self._xy.shape)}"
-            )
         X -= self._x0
         Y = Y - self._y0
         self._x += X.sum(-2, keepdims=True)
@@ -119,46 +143,85 @@ class Moments:
         self._xy += turned @ Y
         self.n += X.shape[-2]
 
-    def _check(self) -> None:
+    def _rescale(self, ex: Array, ey: Array) -> None:
+        """Makes room for rows of these exponents, where they are far above those so far."""
+        ex, ey = (np.where(new > old + HEADROOM, new, old) for new, old in ((ex, self._ex), (ey, self._ey)))
+        by_x, by_y = self._ex - ex, self._ey - ey
+        if by_x.any() or by_y.any():
+            self._x0, self._x, self._y0, self._y, self._xx, self._xy = (
+                np.ldexp(sums, by) for sums, by in (
+                    (self._x0, by_x), (self._x, by_x), (self._y0, by_y), (self._y, by_y), (self._xx, 2 * by_x),
+                    (self._xy, by_x + by_y),
+                )
+            )  # fmt: skip
+            self._ex, self._ey = ex, ey
+
+    def _scaled(self) -> tuple[Array, Array, Array, Array]:
+        """Means [..., 1, d], [..., 1, t] and covariances [..., d, d], [..., d, t] of the scaled rows."""
         if self.n == 0:
             raise ConfigError("probe: no rows to learn from")
+        turned = np.swapaxes(self._x, -1, -2)
+        return (
+            self._x0 + self._x / self.n, self._y0 + self._y / self.n,
+            self._xx / self.n - turned @ self._x / self.n**2, self._xy / self.n - turned @ self._y / self.n**2,
+        )  # fmt: skip
 
     @property
     def mean(self) -> Array:
         """Mean activation [..., d]."""
-        self._check()
-        return np.asarray((self._x0 + self._x / self.n)[..., 0, :])
+        return _as_given(self._scaled()[0], self._ex, "means")[..., 0, :]
 
     @property
     def target_mean(self) -> Array:
         """Mean of the targets [..., t]."""
-        self._check()
-        return np.asarray((self._y0 + self._y / self.n)[..., 0, :])
+        return _as_given(self._scaled()[1], self._ey, "means")[..., 0, :]
 
     @property
     def covariance(self) -> Array:
-        """Covariance of activations [..., d, d], divided by n."""
-        self._check()
-        return np.asarray(self._xx / self.n - np.swapaxes(self._x, -1, -2) @ self._x / self.n**2)
+        """Covariance of activations [..., d, d], divided by n. Raises ConfigError where it is beyond float64."""
+        return _as_given(self._scaled()[2], 2 * self._ex, "covariances")
 
     @property
     def cross(self) -> Array:
-        """Covariance of activations and targets [..., d, t]."""
-        self._check()
-        return np.asarray(self._xy / self.n - np.swapaxes(self._x, -1, -2) @ self._y / self.n**2)
+        """Covariance of activations and targets [..., d, t]. Raises ConfigError where it is beyond float64."""
+        return _as_given(self._scaled()[3], self._ex + self._ey, "covariances")
 
     def ridge(self, lam: float = 1e-3) -> Probe:
         """Minimises mean ‖x W + b − y‖² + λ ‖W‖², λ = lam · mean variance of the features; b is not shrunk.
 
-        A feature that never varies gets no weight. Raises ConfigError for a negative lam, or without rows.
+        A feature that never varies gets no weight. Raises ConfigError for a negative lam, without rows, or for weights
+        beyond float64.
         """
-        _check_lam(lam)
-        S = self.covariance
+        lam = number(lam, "probe: lam")
+        mean, target_mean, S, cross = self._scaled()
         d = S.shape[-1]
         size = np.trace(S, axis1=-2, axis2=-1)[..., None, None] / d
-        S = S + lam * np.where(size > 0, size, 1.0) * np.eye(d)
-        W = np.linalg.solve(S, self.cross) if lam > 0 else np.linalg.pinv(S, hermitian=True) @ self.cross
-        return Probe(W, self.target_mean - (self.mean[..., None, :] @ W)[..., 0, :])
+        over = max(0, int(np.frexp(lam)[1]))  # of a large lam, which times a variance may be beyond float64
+        S = np.ldexp(S, -over) + np.ldexp(lam, -over) * np.where(size > 0, size, 1.0) * np.eye(d)
+        # a lam below rounding would leave S singular to rounding, where its limit is the pseudo-inverse
+        W = np.linalg.solve(S, cross) if lam > _EPS else np.linalg.pinv(S, hermitian=True) @ cross
+        bias = target_mean - mean @ np.ldexp(W, -over)
+        weight = _as_given(W, self._ey - self._ex - over, "weights")
+        bias = _as_given(bias, self._ey, "biases")[..., 0, :]
+        return Probe(weight, bias, converged=np.ones(weight.shape[:-2], bool))
+
+
+_EPS = float(np.finfo(np.float64).eps)
+
+
+def _exponent(array: Array) -> Array:
+    """The power of two above the largest magnitude of each layer [..., 1, 1]."""
+    largest = np.abs(array).max((-2, -1), keepdims=True, initial=0)
+    return np.asarray(np.where(largest > 0, np.frexp(largest)[1], -1074))  # zeros: below every other number
+
+
+def _as_given(scaled: Array, exponent: Array | int, what: str) -> Array:
+    """Of what was computed of scaled rows, the value in the units of the rows; ConfigError where float64 has none."""
+    with np.errstate(over="ignore", under="ignore"):
+        out = np.ldexp(scaled, exponent)
+    if not np.isfinite(out).all():
+        raise ConfigError(f"probe: {what} are beyond float64: rescale activations or targets")
+    return np.asarray(out)
 
 
 def _rows(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
@@ -174,11 +237,6 @@ def _finite(values: ArrayLike, what: str) -> Array:
     if not np.isfinite(array).all():
         raise ConfigError(f"probe: {what} hold NaN or infinity")
     return array
-
-
-def _check_lam(lam: float) -> None:
-    if not (isinstance(lam, int | float | np.floating) and math.isfinite(lam) and lam >= 0):
-        raise ConfigError(f"probe: lam = {lam!r}: a number, at least 0")
 
 
 def ridge(x: ArrayLike, y: ArrayLike, lam: float = 1e-3) -> Probe:
@@ -208,15 +266,17 @@ def logistic(x: ArrayLike, y: ArrayLike, lam: float = 1e-3, *, steps: int = 500,
     lam
         Keeps weights of separable targets finite; above 0.
     steps, tol
-        Steps at most; it ends once no weight, in units of the features' deviation, has changed by more than tol.
+        Steps at most; it ends once no weight, in units of the features' deviation, has changed by more than tol. Where
+        the steps end before that, :attr:`Probe.converged` is False.
 
-    Raises ShapeError for shapes that do not fit, ConfigError for targets other than 0 and 1, or a lam of 0.
+    Raises ShapeError for shapes that do not fit, ConfigError for targets other than 0 and 1, a lam or tol that is not
+    above 0, steps below 1, or weights beyond float64.
     """
     X, Y = _rows(x, y)
     X = X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
-    _check_lam(lam)
-    if lam == 0:
-        raise ConfigError("probe: logistic: lam = 0: weights of separable targets would be infinite")
+    lam = number(lam, "probe: logistic: lam", above=True, why=": weights of separable targets would be infinite")
+    tol = number(tol, "probe: logistic: tol", above=True)
+    check_counts(steps=steps)
     if X.ndim < 2 or Y.ndim != 2 or X.shape[-2] != len(Y) or len(Y) == 0:
         raise ShapeError(f"probe: activations {list(X.shape)} and targets {list(Y.shape)}: [..., n, d] and [n, t]")
     if not np.isin(Y, (0, 1)).all():
@@ -224,23 +284,27 @@ def logistic(x: ArrayLike, y: ArrayLike, lam: float = 1e-3, *, steps: int = 500,
     flat = X.reshape(-1, *X.shape[-2:])
     fits = [_logistic(layer, Y.astype(X.dtype), lam, steps, tol) for layer in flat]
     d, t = X.shape[-1], Y.shape[1]
-    weight = np.array([w for w, _ in fits]).reshape(*X.shape[:-2], d, t)
-    return Probe(weight, np.array([b for _, b in fits]).reshape(*X.shape[:-2], t), 0.0)
+    weight = np.array([w for w, _, _ in fits]).reshape(*X.shape[:-2], d, t)
+    bias = np.array([b for _, b, _ in fits]).reshape(*X.shape[:-2], t)
+    return Probe(weight, bias, 0.0, np.array([c for _, _, c in fits]).reshape(X.shape[:-2]))
 
 
-def _logistic(X: Array, Y: Array, lam: float, steps: int, tol: float) -> tuple[Array, Array]:
-    """Weights [d, t] and biases [t] of one layer."""
+def _logistic(X: Array, Y: Array, lam: float, steps: int, tol: float) -> tuple[Array, Array, bool]:
+    """Weights [d, t] and biases [t] of one layer, and whether the steps led there."""
     n, d = X.shape
+    exponent = _exponent(X)  # of products of activations as they are, float32 may hold none
+    X = np.ldexp(X, -exponent)
     mean = X.mean(0, dtype=np.float64)
     centred = X - mean.astype(X.dtype)
     S = (centred.T @ centred).astype(np.float64) / n
     size = np.trace(S) / d or 1.0
     pull = lam * size / 4
-    inverse = np.linalg.inv(S / 4 + pull * np.eye(d))
+    bound = S / 4 + pull * np.eye(d)
+    inverse = np.linalg.inv(bound) if lam > _EPS else np.linalg.pinv(bound, hermitian=True)
     deviation = np.sqrt(np.maximum(np.diag(S), 0))[:, None]
     w, b = np.zeros((d, Y.shape[1])), np.zeros(Y.shape[1])
     w_old, b_old, moment = w, b, np.ones(Y.shape[1])
-    v, c = w, b
+    v, c, converged = w, b, False
     for _ in range(steps):
         z = centred @ v.astype(X.dtype) + c.astype(X.dtype)
         error = 0.5 * (1 + np.tanh(0.5 * z)) - Y
@@ -250,13 +314,14 @@ def _logistic(X: Array, Y: Array, lam: float, steps: int, tol: float) -> tuple[A
         w, b = v - inverse @ by_w, c - 4 * by_b
         change_w, change_b = w - w_old, b - b_old
         if max(float(np.abs(change_w * deviation).max(initial=0)), float(np.abs(change_b).max(initial=0))) < tol:
+            converged = True
             break
         overshot = (by_w * change_w).sum(0) + by_b * change_b > 0
         following = np.where(overshot, 1.0, (1 + np.sqrt(1 + 4 * moment**2)) / 2)
         push = np.where(overshot, 0.0, (moment - 1) / following)
         moment = following
         v, c = w + push * change_w, b + push * change_b
-    return w, b - mean @ w
+    return _as_given(w, -exponent, "weights"), b - mean @ w, converged
 
 
 __all__ = ["Moments", "Probe", "logistic", "ridge"]

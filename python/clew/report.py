@@ -20,7 +20,7 @@ from .commands import PAPERS, Paper, run
 from .errors import Error
 from .experiment import Claim, Experiment, listening, tell
 from .info import __version__
-from .inputs import check_folder, check_seed, check_type
+from .inputs import check_seed, check_type, check_writable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -198,8 +198,8 @@ def main(out: str | os.PathLike[str] = "out", quick: bool = True, seed: int = 0,
     Raises ConfigError for a file in the folder's place; Error, after the page is written, where an experiment failed:
     which, and why.
     """
-    folder = check_folder(out=out)
-    check_seed(seed)
+    folder = check_writable(out=out)
+    seed = check_seed(seed)
     check_type(Sequence, "a list of papers", papers=papers)
     for paper in papers:
         check_type(Paper, "one of PAPERS", paper=paper)

@@ -146,6 +146,19 @@ def test_arrays_and_texts_in_the_place_of_names() -> None:
         walk.choice.Settings(test=words)  # type: ignore[arg-type]
 
 
+def test_arrays_in_the_place_of_words() -> None:
+    words: Any = np.array(["QK", "VO"])
+    for call in (
+        lambda: MODEL.run([1, 2], capture=["embed", "resid_post", "attn_out"]).decompose_resid(mode=words),
+        lambda: clew.direct_logit_attribution(MODEL, [1, 2], 3, by=words),
+        lambda: clew.geometry.nearest(MODEL, MODEL.W_E[:1], of=words),
+        lambda: walk.token_table(MODEL, words),
+        lambda: walk.token_table(MODEL, "W_E", words),
+    ):
+        with pytest.raises(clew.ConfigError, match=r"(mode|by|of|space) = array\(\['QK', 'VO'\]"):
+            call()
+
+
 # ---- Figures --------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +175,24 @@ def test_figures_of_what_is_none() -> None:
     ):
         with pytest.raises(clew.ConfigError, match=f"{message}, not int"):
             function(3)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e308, -1e308])
+def test_weights_that_have_no_colour(value: float) -> None:
+    with pytest.raises(clew.ConfigError, match=r"pattern holds \S+: weights must be finite, and below 1e"):
+        plot.attention([[1.0, 0.0], [value, 0.0]])
+
+
+def test_numbers_of_figures() -> None:
+    with pytest.raises(clew.ConfigError, match="labels: a text for each position, not int"):
+        plot.attention(np.eye(2), [1, 2])  # type: ignore[list-item]
+    curve = train.fit(tiny(), IDS, steps=2, batch=1, progress=False)
+    for smooth in (np.nan, "z", 1.5):
+        with pytest.raises(clew.ConfigError, match="loss_curve: smooth = .*: expected a whole number"):
+            plot.loss_curve(curve, smooth=smooth)  # type: ignore[arg-type]
+    for k in (np.inf, "z", True):
+        with pytest.raises(clew.ConfigError, match="k = .*: expected a whole number"):
+            walk.purity_of_tokens(MODEL, k=k)  # type: ignore[arg-type]
 
 
 def test_a_sweep_over_edits_is_drawn() -> None:

@@ -198,6 +198,12 @@ def test_errors_are_one_line(bare: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert failing(capsys, "run", str(bare)) == "give a text or --ids, one of them"
     assert failing(capsys, "run", str(bare), "hi", "--ids", "1") == "give a text or --ids, one of them"
     assert "None" not in failing(capsys, "run", "stories260K", "--ids", "1", "--save", str(tmp_path))
+    assert failing(capsys, "info", "--batch", "2") == "--batch is of a model: clew info MODEL --batch 2"
+    assert failing(capsys, "info", "--dtype", "float64").startswith("--dtype is of a model")
+    assert "--capture ',' names no site" in failing(capsys, "run", "stories260K", "--ids", "1", "--capture", ",")
+    for huge in ("99999999999999999999", "1,-99999999999999999999"):
+        told = failing(capsys, "run", "stories260K", f"--ids={huge}")
+        assert "9999999999 is outside the vocabulary" in told
     (tmp_path / "cut.bin").write_bytes(BUNDLED.read_bytes()[:1000])
     assert "cut.bin: byte 1000" in failing(capsys, "info", str(tmp_path / "cut.bin"))
 

@@ -25,6 +25,7 @@ HEADS = mazes.adjacency_heads(MODEL, TEST, draws=2)
 TABLE = mazes.table(MODEL, 1, 3)
 X = np.ones((1, 32))
 CLOSED = np.zeros((2, 2, 2), bool)
+CLOSED4 = np.zeros((2, 4, 4))
 FIVE = mazes.generate(6, 5, split="test")
 EMPTY = mazes.generate(0, 4)
 
@@ -34,6 +35,7 @@ def theirs(walls: Any = CLOSED, **more: Any) -> Any:
 
 
 any_: Any = None
+WORDS: Any = np.array(["a", "b"])
 wrong: Any = "z"
 CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     # ---- mazes and batches
@@ -54,6 +56,24 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: mazes.Mazes.join([]), ConfigError, "Mazes.join: a list of at least one Mazes"),
     (lambda: mazes.Mazes.join([TEST, wrong]), ConfigError, "Mazes.join: a list of at least one Mazes"),
     (lambda: TEST[wrong], IndexError, "'z' is no number, slice, list of numbers or mask"),
+    (lambda: TEST[True], IndexError, "True is no number, slice, list of numbers or mask"),
+    (
+        lambda: mazes.Mazes((TEST.batch[0].astype(int), *TEST.batch[1:])),  # type: ignore[arg-type]
+        ShapeError,
+        "Mazes: array 0 is int64 [6], expected uint8 [6]",
+    ),
+    (
+        lambda: mazes.Mazes((*TEST.batch[:5], TEST.batch[5] + np.int32(99))),  # type: ignore[arg-type]
+        ConfigError,
+        "cells of a path in an array of",
+    ),
+    (lambda: mazes.Rate(1, 2, wrong), ConfigError, "Rate: z = 'z' is no number"),
+    (lambda: mazes.Rate(1, 2, np.nan), ConfigError, "Rate: z = nan: must be a finite number above 0"),
+    (
+        lambda: mazes.draw(MAZE, walls=np.ma.masked_less(np.eye(4)[None].repeat(2, 0), 0.5)),
+        ConfigError,
+        "walls: masked",
+    ),
     (lambda: TEST[[0.5]], IndexError, "[0.5] is no number, slice, list of numbers or mask"),
     # ---- generating
     (lambda: mazes.generate(wrong), ConfigError, "n = 'z', must be a whole number"),
@@ -252,6 +272,30 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: mazes.Dynamics.load(any_), ConfigError, "path: a path, not NoneType"),
     (lambda: mazes.experiment(MODEL, grid=wrong), ConfigError, "grid = 'z': a maze has 2 to 20 rows"),
     (lambda: mazes.experiment(MODEL, seed=-1), ConfigError, "seed = -1"),
+    # ---- another vocabulary than the model's own; True and False; what is no list, and no word
+    (
+        lambda: mazes.evaluate(MODEL, TEST, tokenizer=mazes.Tokenizer(7, "rasterized")),
+        TokenError,
+        "is configured for Tokenizer of 7 × 7 mazes, uniform: 60 tokens, not for Tokenizer of 7 × 7 mazes, rasterized",
+    ),
+    (lambda: TOK.encode(MAZE, path=wrong), ConfigError, "path = 'z': True or False"),
+    (lambda: TOK.encode_batch(TEST, path=any_), ConfigError, "path = None: True or False"),
+    (lambda: mazes.unique(TEST, ends=wrong), ConfigError, "ends = 'z': True or False"),
+    (lambda: mazes.draw(MAZE, solution=wrong), ConfigError, "solution = 'z': True or False"),
+    *[
+        (lambda given=given: mazes.walls_of(given), ConfigError, "mazes: a maze or a sequence of mazes, not " + name)
+        for given, name in (("", "str"), ({}, "dict"), ({MAZE: 1}, "dict"), (np.array(3), "ndarray"))
+    ],
+    (lambda: mazes.Curriculum(np.array(3), TOK), ConfigError, "Curriculum: stages = array(3): a list of Stage"),  # type: ignore[arg-type]
+    (lambda: mazes.wall_probes(MODEL, TRAIN, TEST, methods=np.array("ridge")), ConfigError, "wall_probes: methods = "),  # type: ignore[arg-type]
+    (lambda: mazes.judge(np.array(3), TEST), ConfigError, "judge"),  # type: ignore[arg-type]
+    (lambda: mazes.generate(1, 4, WORDS), ConfigError, "generate: kind = array(['a', 'b']"),
+    (lambda: mazes.generate(1, 4, split=WORDS), ConfigError, "generate: split = array(['a', 'b']"),
+    (lambda: mazes.Tokenizer(4, WORDS), ConfigError, "Tokenizer: order = array(['a', 'b']"),
+    (lambda: mazes.embedding_distances(MODEL, WORDS), ConfigError, "metric = array(['a', 'b']"),
+    (lambda: mazes.logit_attribution(MODEL, TEST, position=WORDS), ConfigError, "position = array(['a', 'b']"),
+    (lambda: mazes.wall_probes(MODEL, TRAIN, TEST, position=WORDS), ConfigError, "position = array(['a', 'b']"),
+    (lambda: mazes.path_steps(MODEL, TEST, WORDS), ConfigError, "paths = array(['a', 'b']"),
     (lambda: mazes.experiment(MODEL, quick=wrong), ConfigError, "quick = 'z': True or False"),
 ]
 
@@ -270,6 +314,13 @@ def test_what_is_left_to_users() -> None:
     assert as_walked(walked, MAZE).tolist() == [[0, 0], [-1, -1], [-1, -1], [1, 0]]
     assert mazes.text(MAZE, as_walked(walked, MAZE)) == mazes.text(MAZE, [[0, 0], [1, 0]])
     assert len(mazes.examples(list(TEST), TOK).tokens) == len(mazes.walls_of(list(TEST))) == len(TEST)
+
+
+def test_a_batchs_arrays_stay_the_callers() -> None:
+    arrays = tuple(array.copy() for array in TEST.batch)
+    batch = mazes.Mazes(arrays)  # type: ignore[arg-type]
+    assert batch == TEST and all(array.flags.writeable for array in arrays)
+    assert not any(array.flags.writeable for array in batch.batch)
 
 
 def test_results_are_told_in_few_lines() -> None:

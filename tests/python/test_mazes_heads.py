@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import clew
 import numpy as np
 import pytest
 from clew import ConfigError, mazes
 from clew.loaders.checkpoint import Checkpoint
-from clew.mazes.prompts import path_prompts
+from clew.mazes.prompts import bootstrap, path_prompts
+from support import make
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,39 @@ def test_attribution_is_what_a_head_adds_to_the_logits(model: clew.Model) -> Non
                 logits = normed @ model.weights["unembed.W_U"]
                 contribution[layer, head] += logits[right] - np.delete(logits, right).mean()
     assert np.allclose(found.heads, contribution / len(asked), atol=1e-9)
+    whole = found.heads.sum() + found.mlps.sum() + found.biases.sum() + found.embedding + found.constant
+    assert whole == pytest.approx(found.total, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_normalization_before_and_after": True, "normalization_type": "RMS"},
+        {"use_normalization_before_and_after": True, "output_logits_soft_cap": 0.5},
+        {"normalization_type": None, "output_logits_soft_cap": 2.0},
+        {"attn_only": True},
+        {"attn_only": True, "normalization_type": None},
+    ],
+)
+def test_attribution_is_that_of_any_model(changes: dict[str, Any]) -> None:
+    config = mazes.hallway_config(n_layers=2, d_model=16, n_heads=2, d_mlp=32, d_vocab=27,
+                                  extra={"mazes": {"grid": 4, "order": "uniform"}})  # fmt: skip
+    model, _ = make(config.replace(**changes))
+    ms = mazes.generate(9, 4, seed=2)
+    found, asked = mazes.logit_attribution(model, ms), path_prompts(ms, mazes.Tokenizer(4))
+    others = [np.delete(np.arange(27), right) for right in asked.targets]
+    dla = [
+        [clew.direct_logit_attribution(model, tokens, int(right), int(wrong), by="head") for wrong in rest]
+        for tokens, right, rest in zip(asked.tokens, asked.targets, others, strict=True)
+    ]
+    labels = dla[0][0].labels
+    mean = np.mean([[one.values[:, 0] for one in row] for row in dla], axis=(0, 1))
+    for head in np.ndindex(2, 2):
+        assert found.heads[head] == pytest.approx(mean[labels.index(f"L{head[0]}H{head[1]}")], abs=1e-9)
+    assert found.mlps == pytest.approx(
+        [0 if model.config.attn_only else mean[labels.index(f"{layer}_mlp_out")] for layer in range(2)], abs=1e-9
+    )
+    assert found.total == pytest.approx(np.mean([[one.logit[0] for one in row] for row in dla]), abs=1e-9)
     whole = found.heads.sum() + found.mlps.sum() + found.biases.sum() + found.embedding + found.constant
     assert whole == pytest.approx(found.total, abs=1e-9)
 
@@ -88,6 +124,22 @@ def test_uniform_attention_is_once_uniform(uniform: clew.Model, kind: str, posit
     assert np.allclose(found.by_manhattan.sum(-1), found.mass_by_place)
     if kind == "percolation":  # what no way leads to counts among the cells, at no path length
         assert (found.by_path_length.sum(-1)[0] < found.mass_by_place[0] - 1e-3).all()
+
+
+def test_one_maze_has_no_interval(model: clew.Model) -> None:
+    train, test = mazes.generate(9, 4, seed=1, split="train"), mazes.generate(2, 4, seed=1, split="test")
+    still = test[1].with_ends((0, 0), (0, 0))  # its path has no step
+    lens = mazes.lens_masses(model, train, [test[0], still])
+    found: list[Any] = [
+        mazes.logit_attribution(model, test[0]), mazes.adjacency_heads(model, test[0], draws=9),
+        mazes.wall_probes(model, train, test[0], methods=["ridge"])["ridge"], bootstrap([1.0, np.nan]),
+        bootstrap([[1.0, 2.0]], lambda pairs: pairs[0, 1]),
+    ]  # fmt: skip
+    for one in found:
+        assert np.isnan(one.low).all() and np.isnan(one.high).all() and "nan" in repr(one)
+    assert found[-1].value == 2 and not found[-1].above_zero and np.isfinite(found[0].heads).all()
+    assert lens.n_mazes == 1 and np.isnan(lens.connected_high["tuned"]).all() and not lens.knows_walls().any()
+    assert mazes.wall_probes(model, train, test[0], methods=["ridge"]).table().count("[nan, nan]") == 2
 
 
 def test_distances_of_embeddings() -> None:

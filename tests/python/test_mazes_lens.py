@@ -129,6 +129,19 @@ def test_the_lens_is_scikit_learns_ridge(model: clew.Model, parts: tuple[mazes.M
     assert len(steps.tokens) <= 64
 
 
+def test_the_lens_needs_another_place_for_its_control(model: clew.Model) -> None:
+    short = mazes.Maze(4, EDGES, (0, 0), (0, 1))
+    with pytest.raises(ConfigError, match="path_lens: 1 steps on the paths of 1 mazes of 4 × 4: the control needs two"):
+        mazes.path_lens(model, mazes.path_steps(model, short))
+    tuned, shuffled = mazes.path_lens(
+        model, mazes.path_steps(model, [short] * 64 + [mazes.Maze(4, EDGES, (1, 1), (0, 1))])
+    )
+    alone, _ = mazes.path_lens(model, mazes.path_steps(model, [short] * 64))
+    assert np.array_equal(tuned.weight, alone.weight)  # the 65th is a piece of its own
+    two = mazes.path_lens(model, mazes.path_steps(model, mazes.Maze(4, EDGES, (0, 0), (1, 1))))
+    assert not np.allclose(two[0].bias[0], two[1].bias[0]) or not np.allclose(two[0].weight[0], two[1].weight[0])
+
+
 def test_intervals_count_mazes_not_places() -> None:
     rng = np.random.default_rng(0)
     maze = np.repeat(np.arange(200), 5)

@@ -8,7 +8,7 @@ import clew
 import numpy as np
 import pytest
 from clew import ConfigError, ShapeError, TokenError, mazes, probe
-from clew.mazes.probes import _auc, best_position, by_position
+from clew.mazes.probes import _auc, _of_others, best_position, by_position
 from clew.mazes.prompts import BEFORE, FIXED, POSITIONS, bootstrap, path_prompts, reading_prompts, residuals
 from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.stats import bootstrap as scipy_bootstrap
@@ -40,7 +40,76 @@ def test_probes_are_scikit_learns() -> None:
         assert np.array_equal(ours.predict(X)[:, t], other.predict(X) > 0.5)
 
 
+@pytest.mark.parametrize("dtype, powers", [("float64", (-200, -25, 155, 300)), ("float32", (-30, -25, 20, 37))])
+def test_probes_do_not_depend_on_the_unit(dtype: str, powers: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    X = (rng.standard_normal((3, 80, 4)) + 2).astype(dtype)
+    Y = (X[0, :, :2] > 2).astype(float)
+    ridge, logistic = probe.ridge(X, Y), probe.logistic(X, Y)
+    assert logistic.converged.all()
+    for power in powers:
+        unit = X.dtype.type(2.0 ** round(power * np.log2(10)))  # a power of two: no digit changes
+        for one, found in ((ridge, probe.ridge(X * unit, Y)), (logistic, probe.logistic(X * unit, Y))):
+            assert np.array_equal(found.weight * float(unit), one.weight) and np.array_equal(found.bias, one.bias)
+            assert np.allclose(found(X * unit), one(X), rtol=1e-5)
+    large = probe.ridge(X, Y * 1e300)
+    assert np.allclose(large.weight, ridge.weight * 1e300, rtol=1e-9, atol=0)
+    for first, then in ((1e-200, 1), (1, 1e-200), (1, 1e200), (0, 1e-200)):  # blocks, the one small beside the other
+        sums = probe.Moments()
+        both = X.astype(float) * np.repeat([first, then], 40)[:, None]
+        for rows in (slice(0, 40), slice(40, 80)):
+            sums.add(both[:, rows], Y[rows])
+        assert np.allclose(sums.ridge().bias, probe.ridge(both, Y).bias) and np.allclose(sums.mean, both.mean(1))
+    with pytest.raises(ConfigError, match="probe: weights are beyond float64: rescale"):
+        probe.ridge(X.astype(float) * 1e-200, Y * 1e200)
+    sums = probe.Moments()
+    sums.add(X.astype(float) * 1e160, Y)
+    with pytest.raises(ConfigError, match="probe: covariances are beyond float64"):
+        sums.covariance  # noqa: B018
+
+
+def test_penalties_of_any_size() -> None:
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((80, 4))
+    Y = (X[:, :2] > 0).astype(float)
+    some = probe.ridge(X, Y, 1e6)
+    for lam in (1e307, 1.7e308):
+        found = probe.ridge(X, Y, lam)
+        assert np.allclose(found.weight * (lam / 1e6), some.weight, rtol=1e-5, atol=0) and np.isfinite(found.bias).all()
+        assert (probe.logistic(X, Y, lam).weight != 0).all()
+    twice = np.concatenate([X, X], axis=1)  # singular, all but a penalty below rounding
+    assert np.allclose(probe.ridge(twice, Y, 1e-300).weight, probe.ridge(twice, Y, 0).weight)
+    assert np.allclose(probe.ridge(twice, Y, 1e-300)(twice), probe.ridge(X, Y, 0)(X))
+    assert np.isfinite(probe.logistic(twice, Y, 1e-300, steps=20).weight).all()
+
+
+def test_a_fit_says_that_its_steps_did_not_suffice() -> None:
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((2, 80, 4))
+    Y = X[0, :, :1] > 0
+    short, whole = probe.logistic(X, Y, steps=2), probe.logistic(X, Y, steps=5000)
+    assert short.converged.tolist() == [False, False] and whole.converged.tolist() == [True, True]
+    assert repr(short) == "Probe of 2 layers, 4 features, 1 targets, not converged" and not short.layer(1).converged
+    assert repr(whole) == "Probe of 2 layers, 4 features, 1 targets" and probe.ridge(X, Y).converged.all()
+
+
 def test_what_probes_refuse() -> None:
+    X, Y = np.random.default_rng(0).standard_normal((9, 2)), np.arange(9) % 2
+    for more, message in (
+        ({"lam": True}, "lam = True"), ({"lam": 10**400}, "lam = 1000"), ({"lam": np.nan}, "lam = nan"),
+        ({"lam": "x"}, "lam = 'x'"),
+    ):  # fmt: skip
+        for learn in (probe.ridge, probe.logistic):
+            with pytest.raises(ConfigError, match=message):
+                learn(X, Y, **more)
+    for more, message in (
+        ({"steps": 0}, "steps = 0"), ({"steps": True}, "steps = True"), ({"steps": 1.5}, "steps = 1.5"),
+        ({"tol": 0}, "tol = 0"), ({"tol": np.inf}, "tol = inf"), ({"tol": "x"}, "tol = 'x'"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            probe.logistic(X, Y, **more)
+    with pytest.raises(ConfigError, match="layer = True"):
+        probe.ridge(np.stack([X, X]), Y).layer(True)
     with pytest.raises(ShapeError, match=r"activations \[3, 2\] and targets \[4, 1\]"):
         probe.ridge(np.ones((3, 2)), np.ones((4, 1)))
     with pytest.raises(ConfigError, match="lam = -1"):
@@ -185,6 +254,21 @@ def test_one_run_serves_all_tokens(model: clew.Model) -> None:
         mazes.wall_probes_along(model, train, test, methods=["lasso"])
     with pytest.raises(ConfigError, match="wall_probes_along: 47 mazes' walls are in both parts"):
         mazes.wall_probes_along(model, train, train)
+
+
+def test_the_control_never_learns_a_mazes_own_walls(model: clew.Model) -> None:
+    ms = mazes.generate(8, 3, seed=1, split="train")
+    walls = mazes.walls_of(ms)
+    assert np.array_equal(_of_others(walls, ""), np.roll(walls, 1, axis=0))  # where neighbours differ
+    for times in (np.repeat(np.arange(4), 5), [0] * 30 + [1], [0, 0, 1, 0, 0]):
+        own = walls[times]
+        other = _of_others(own, "")
+        assert (other != own).any(1).all() and np.array_equal(other, _of_others(own, ""))
+    same = [ms[0].with_ends(*ends) for ends in (((0, 0), (2, 2)), ((0, 1), (2, 0)), ((1, 1), (0, 0)))]
+    test = mazes.generate(5, 3, seed=2, split="test")
+    with pytest.raises(ConfigError, match="wall_probes: the control needs mazes that differ: all 3 to learn from"):
+        mazes.wall_probes(model, same, test)
+    assert np.isfinite(mazes.route_probes(model, same, test).path_control).all()  # their ways differ
 
 
 def test_what_wall_probes_refuse(model: clew.Model) -> None:

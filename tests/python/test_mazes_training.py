@@ -134,6 +134,32 @@ def test_the_usual_context_and_loss_go_unnamed() -> None:
     assert source(loss="all").identity() == usual.identity() + " loss all"
 
 
+def test_numpys_small_numbers_are_pythons() -> None:
+    tok = mazes.Tokenizer(np.int8(12))
+    for grids in ({12: 1.0}, {12: 1}, {np.int8(12): np.float32(1)}):
+        stages = [mazes.Stage(np.int8(9), grids, {"rdfs": 1}, np.int8(2), np.int8(1))]  # type: ignore[arg-type]
+        data = mazes.Curriculum(stages, tok, np.int8(127), context=1024)
+        assert data.identity() == (
+            "mazes until 9 {12: 1.0} {'rdfs': 1.0} batch 2 questions 1; Tokenizer of 12 × 12 mazes, uniform: 155 "
+            "tokens; seed 127 test_share 0.1 context 1024"
+        )
+        assert len(data.batch(0, 2).tokens) == 2
+    walls = mazes.walls_of(mazes.generate(2, 12))
+    assert np.array_equal(mazes.spanning_trees(~walls, np.int8(12)), walls)
+
+
+def test_numpys_small_seeds_do_not_overflow() -> None:
+    train, test = (mazes.generate(9, 3, split=part) for part in ("train", "test"))
+    model = clew.Model.from_config(mazes.hallway_config(n_layers=2, d_model=16, n_heads=4, d_mlp=16), seed=0)
+    for seed in (np.int8(127), np.uint8(255)):
+        for measure in (
+            lambda seed: mazes.wall_probes(model, train, test, position="path", methods=["ridge"], seed=seed)["ridge"],
+            lambda seed: mazes.route_probes(model, train, test, position="path", seed=seed),
+            lambda seed: mazes.ablate_heads(model, test, train, 1, position="path", methods=["mean"], seed=seed),
+        ):
+            assert repr(measure(seed)) == repr(measure(int(seed)))
+
+
 def test_a_loss_on_all_tokens() -> None:
     tok, ms = mazes.Tokenizer(7), mazes.generate(6, 4, seed=2)
     for batch in (mazes.examples(ms, tok, loss="all"), mazes.questions(ms, tok, 5, loss="all", seed=3)):

@@ -160,6 +160,46 @@ def test_parameters(name: str, changes: dict[str, Any], error: type[Exception], 
         regression.fit_predict(X, Y, X, name, **(PARAMETERS[name] | changes))
 
 
+RANGES = [
+    ("ridge", {"lam": 1e-36}), ("ridge", {"lam": 1e-46}), ("ridge", {"lam": 1e100}), ("lasso", {"alpha": 1e50}),
+    ("sgd", {"lr": -1e50}), ("sgd", {"lr": 1e-50}), ("gd", {"lr": [1e50, 0.1, 0.1]}), ("gd", {"precond": 1e-50}),
+    ("gd_pp", {"gamma": 1e50}), ("momentum", {"beta": 1e50}), ("newton_schulz", {"lam": 1e50}),
+    ("bayes", {"noise_var": 1e-50}), ("bayes", {"noise_var": 1e50}), ("bayes", {"prior_cov": 1e-50}),
+    ("bayes", {"prior_mean": np.full(4, 1e50)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes"), RANGES)
+def test_parameters_beyond_the_dtype(name: str, changes: dict[str, Any]) -> None:
+    parameters = PARAMETERS[name] | changes
+    (named,) = changes
+    for call in (
+        lambda dtype: getattr(regression, name)(X.astype(dtype), Y.astype(dtype), **parameters),
+        lambda dtype: regression.fit_predict(X.astype(dtype), Y.astype(dtype), X.astype(dtype), name, **parameters),
+        lambda dtype: regression.Online(name, 4, dtype=dtype, **parameters),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"{named} = \S+: of X and y in float32 it is 0 or lies in \S+ to 3.4e\+38"
+        ):
+            call(np.float32)
+        try:
+            call(np.float64)
+        except ConfigError as error:  # of what is too large for the data itself
+            assert "of X and y" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_least_penalty_is_that_of_least_squares(dtype: Any) -> None:
+    x, y = X.astype(dtype), Y.astype(dtype)
+    least = regression._run.LEAST_LAM[np.dtype(dtype)]  # type: ignore[attr-defined]
+    want = regression.ols(x.astype(float), y.astype(float), weights=True)[1]
+    found = regression.ridge(x, y, least, weights=True)[1]
+    assert abs(found - want).max() < 100 * np.finfo(dtype).eps * abs(want).max()
+    for lam in (least / 2, np.finfo(dtype).smallest_subnormal):
+        with pytest.raises(ConfigError, match=f"lam = .*: of X and y in {np.dtype(dtype)} it is 0 or lies in"):
+            regression.ridge(x, y, lam)
+
+
 def test_tree_and_model_average() -> None:
     with raises(ShapeError, "d = 4 with amplitudes [2]: such a tree has 3 nodes"):
         regression.tree(X, Y, [1, 0.5], 0.1)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from clew import cli, commands, geometry, report, testing
 from clew.experiment import Claim, Experiment
+from clew.inputs import check_writable
 
 
 class Page(HTMLParser):
@@ -154,10 +155,15 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["geometry", "stories260K", "--out", str(file / "below")], "file is a file, not a folder"),
         (["adaptive", "--text", __file__], "it takes no model and no text"),
         (["report", "--out", str(file)], "file"),
+        (["geometry", "", "--dry"], "path = '': give a path"),
+        (["geometry", "--out", "/proc/clew/out"], "/proc/clew"),
+        (["report", "--out", "/proc/clew/out"], "/proc/clew"),
     ):
         assert cli.main(command) == 2, command
         out, err = capsys.readouterr()
         assert message in err and err.count("\n") == 1 and not out, command
+    new = tmp_path / "a" / "b"
+    assert check_writable(out=new) == new and not new.parent.exists()  # tried out, and left as it was
     for seed in ("-1", "x"):
         with pytest.raises(SystemExit):
             cli.main(["geometry", "--seed", seed])

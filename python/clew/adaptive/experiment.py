@@ -109,7 +109,7 @@ def experiment(quick: bool = True, seed: int = 0, only: Sequence[str] | None = N
     >>> sorted(result.predictions)
     ['table']
     """
-    check_seed(seed)
+    seed = check_seed(seed)
     check_flags(quick=quick)
     if only is not None:
         check_type((list, tuple), 'a list of keys, such as ["a", "table"]', only=only)
@@ -167,7 +167,7 @@ def reproduce(path: str | Path | None = None, seed: int = 0, steps: int = 1500) 
 
     Raises ConfigError for a seed or number of steps that is none, and for a path in a folder that does not exist.
     """
-    check_seed(seed)
+    seed = check_seed(seed)
     check_counts(steps=steps)
     if path is not None:
         check_path(path=path)

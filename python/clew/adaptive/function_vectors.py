@@ -341,6 +341,7 @@ def extract(
     if not 1 <= top <= c.n_layers * c.n_heads:
         raise ConfigError(f"top = {top}: the model has {c.n_layers * c.n_heads} heads")
     means, effects = {}, {}
+    seed = check_seed(seed)
     for task in tasks:
         means[task.name] = mean_heads(model, make_prompts(model, task, shots, prompts, False, template, seed))
         shuffled = make_prompts(model, task, shots, shuffled_prompts, True, template, seed + 1)

@@ -96,7 +96,7 @@ def train_ordinary(
     check_numbers(noise=noise, lr=lr)
     if noise < 0:
         raise ConfigError(f"noise = {noise:g}, must not be negative")
-    check_seed(seed)
+    seed = check_seed(seed)
     check_room("train_ordinary: x of a batch", batch, examples + N_QUERIES, source.dim)
     sigma = noise * examples**0.5
 
@@ -138,7 +138,7 @@ def compare_with_algorithms(
         raise ConfigError(f"model: reads vectors of {source.dim + 2} values, d_in is {model.config.d_in}")
     check_counts(examples=examples, n=n)
     _positive("noise", noise)
-    check_seed(seed)
+    seed = check_seed(seed)
     check_room("compare_with_algorithms: x", n, examples + N_QUERIES, source.dim)
     sigma = noise * examples**0.5
     x, clean, eps, _ = _sequences(source, n, examples, sigma, np.random.default_rng([seed, n]))
@@ -220,8 +220,7 @@ def grid(
     check_type(Sequence, "whole numbers", seeds=seeds)
     if not len(seeds):
         raise ConfigError("seeds is empty: at least one")
-    for seed in seeds:
-        check_seed(seed)
+    seeds = [check_seed(seed) for seed in seeds]
     check_counts(steps=steps)
     rows = {}
     for name, cell in cells(depths).items():

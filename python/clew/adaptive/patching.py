@@ -75,7 +75,7 @@ def patch_branches(network: Constrained, n: int = 20_000, seed: int = 5) -> Patc
     """
     check_network(network)
     check_contexts(n, network.prior.dim, least=2)
-    check_seed(seed)
+    seed = check_seed(seed)
     prior, rng = network.prior, np.random.default_rng([seed, n])
     branches = prior.branches
     if branches is None:

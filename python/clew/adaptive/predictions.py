@@ -103,7 +103,7 @@ class Laboratory:
 
     def __post_init__(self) -> None:
         check_flags(quick=self.quick)
-        check_seed(self.seed)
+        self.seed = check_seed(self.seed)
 
     @property
     def steps(self) -> int:

@@ -141,7 +141,7 @@ def experiment(
     (7, True)
     """
     check_model(model)
-    check_seed(seed)
+    seed = check_seed(seed)
     if training is not None:
         check_type(Training, "what over_training gives", training=training)
     config = model.config

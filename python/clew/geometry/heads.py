@@ -13,7 +13,7 @@ from .. import norm
 from ..brief import Brief, listed
 from ..errors import ConfigError, ShapeError, TokenError
 from ..factored import FactoredMatrix
-from ..inputs import as_array, check_counts, check_seed, check_type, real_array, whole
+from ..inputs import as_array, check_counts, check_seed, check_type, is_word, real_array, whole
 from ..model import Model, check_model
 from .attention import _layer, query_key, value_output
 from .norms import embeddings, texts
@@ -241,7 +241,7 @@ class HeadSVD(Brief):
 
 
 def _matrix(model: Model, layer: int, kind: str) -> FactoredMatrix:
-    if kind not in ("QK", "VO"):
+    if not is_word(kind, ("QK", "VO")):
         raise ConfigError(f"kind = {kind!r}: 'QK' or 'VO'")
     return query_key(model, layer, _offset(model)).W if kind == "QK" else value_output(model, layer).W
 
@@ -433,7 +433,7 @@ def head_coherence(model: Model, kind: Kind = "VO", pairs: int = 10, k: int = 10
     (4, 4)
     """
     check_model(model)
-    check_seed(seed)
+    seed = check_seed(seed)
     check_counts(pairs=pairs)
     if whole(k, "k") < 2:
         raise ConfigError(f"k = {k}: coherence takes two tokens or more")

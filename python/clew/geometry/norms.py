@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import norm
 from ..brief import Brief
 from ..errors import ConfigError, ShapeError, SiteError
-from ..inputs import check_counts, check_type, real_array
+from ..inputs import check_counts, check_type, is_word, real_array
 from ..model import Model, check_model
 
 Array = NDArray[Any]
@@ -235,7 +235,7 @@ class TokenScores(Brief):
     model: Model = field(repr=False, metadata={"json": False})
 
     def _order(self, score: str) -> Array:
-        if score not in _SCORES:
+        if not is_word(score, _SCORES):
             raise ConfigError(f"score = {score!r}: one of {', '.join(_SCORES)}")
         return np.argsort(-getattr(self, score), kind="stable")
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import corpus, lens, norm
 from ..brief import Brief
 from ..errors import ConfigError, ShapeError, TokenError
-from ..inputs import check_counts, check_numbers, check_seed, real_array, whole
+from ..inputs import check_counts, check_numbers, check_seed, is_word, real_array, whole
 from ..model import Model, check_model
 from .norms import cosines, embeddings, texts
 from .search import nearest
@@ -67,7 +67,7 @@ def fit_projection(
     x = real_array(rows, "rows")
     if x.ndim != 2 or len(x) < 2:
         raise ShapeError(f"rows {list(x.shape)}: [n, d] with n at least 2")
-    if method not in ("pca", "umap"):
+    if not is_word(method, ("pca", "umap")):
         raise ConfigError(f"method = {method!r}: 'pca' or 'umap'")
     if not 1 <= whole(dims, "dims") <= x.shape[1]:
         raise ConfigError(f"dims = {dims} of {x.shape[1]}")
@@ -79,7 +79,7 @@ def fit_projection(
     check_numbers(min_dist=min_dist)
     if not 0 <= min_dist <= 1:
         raise ConfigError(f"min_dist = {min_dist}: from 0 to 1")
-    check_seed(seed)
+    seed = check_seed(seed)
     if len(x) > max_rows:
         x = x[np.sort(np.random.default_rng(seed).choice(len(x), max_rows, replace=False))]
     if method == "umap":
@@ -166,7 +166,7 @@ def trajectory(
     ((5, 3), (5,))
     """
     check_counts(k=k)
-    check_seed(seed)
+    seed = check_seed(seed)
     rows = corpus.sequences(model, tokens)
     if len(rows) != 1 or len(rows[0]) < 2:
         raise TokenError("trajectory: one sequence of two tokens or more")
@@ -387,7 +387,7 @@ def contextual(model: Model, tokens: Any, pairs: int = 2000, seed: int = 0) -> C
     (5,)
     """
     check_counts(pairs=pairs)
-    check_seed(seed)
+    seed = check_seed(seed)
     parts, ids = [], []
     for run in corpus.runs(model, tokens, [("resid_pre", 0), "resid_post"]):
         assert run.tokens is not None

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core
 from ..brief import Brief
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array, check_type
+from ..inputs import as_array, check_type, is_word
 from ..model import Model
 from ..weights import whole
 
@@ -55,7 +55,7 @@ class Nearest(Brief):
 def _rows(model_or_matrix: Any, of: str) -> tuple[Array, Model | None]:
     """The matrix [rows, d] that is searched, and the model it belongs to."""
     if isinstance(model_or_matrix, Model):
-        if of not in ("W_E", "W_U"):
+        if not is_word(of, ("W_E", "W_U")):
             raise ConfigError(f"nearest: of = {of!r}: 'W_E' or 'W_U'")
         return (model_or_matrix.W_E if of == "W_E" else model_or_matrix.W_U.T), model_or_matrix
     return as_array(model_or_matrix, "nearest: the matrix"), None

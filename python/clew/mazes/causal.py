@@ -246,6 +246,7 @@ def control_groups(norms: Array, heads: Heads, draws: int, seed: int) -> list[tu
     no two of which are the same heads."""
     out = [("adjacency", heads), ("matched", matched_heads(norms, heads))]
     seen: set[frozenset[Head]] = set()
+    seed = check_seed(seed)
     for i in range(20 * draws):
         group = matched_heads(norms, heads, seed + i)
         if len(seen) < draws and frozenset(group) not in seen:

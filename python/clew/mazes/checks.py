@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array
+from ..inputs import as_array, is_list
 from .maze import LARGEST, Maze, Mazes
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def share_of(value: Any, what: str) -> float:
 
 def names_of(value: Any, what: str, known: Sequence[str]) -> tuple[str, ...]:
     """Some of the known names, each once. Raises ConfigError for anything else, also for none."""
-    listed = isinstance(value, Iterable) and not isinstance(value, str)
+    listed = is_list(value)
     out = tuple(value) if listed else (value,)
     if not listed or not out or any(not isinstance(name, str) or name not in known for name in out):
         given = f"{list(out)!r}: of" if listed else f"{value!r}: a list of"
@@ -155,7 +155,7 @@ def layers_of(layers: Iterable[int] | int | None, n_layers: int, what: str) -> l
     """Numbers of layers, each once, checked; None: all. Raises ConfigError naming the one that there is not."""
     if layers is None:
         return list(range(n_layers))
-    out = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+    out: list[Any] = list(layers) if is_list(layers) else [layers]
     for layer in out:
         if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not 0 <= layer < n_layers:
             raise ConfigError(f"{what}: layer {layer!r}: there are layers 0 to {n_layers - 1}")
@@ -181,7 +181,7 @@ def head_pair(value: Any) -> Head:
 
 def heads_within(heads: Iterable[Head], n_layers: int, n_heads: int, owner: str) -> Heads:
     """(layer, head) pairs, each once. Raises ConfigError naming one that there is not, or that comes twice."""
-    if not isinstance(heads, Iterable):
+    if not is_list(heads):
         raise ConfigError(f"heads = {heads!r}: a list of pairs (layer, head)")
     out: list[Head] = []
     for item in heads:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, LoadError
 from ..experiment import write
+from ..inputs import check_flags
 from .checks import head_name
 from .embedding import embedding_distances
 from .maze import Maze, Mazes
@@ -60,6 +61,7 @@ class Consistency:
 
     def between(self, same_shape: bool = True) -> list[Pair]:
         """Pairs of one shape, or of two."""
+        check_flags(same_shape=same_shape)
         return [pair for pair in self.pairs if (pair.a[0] == pair.b[0]) == same_shape]
 
     def spread(self, number: Callable[[Snapshot], float]) -> dict[str, tuple[float, float, float]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .. import _core
 from ..errors import ConfigError
 from ..generate import likeliest
+from ..inputs import is_word
 from ..train.data import generator
 from .checks import mazes_of
 from .maze import Maze, Mazes
@@ -189,7 +190,7 @@ def minimal_pairs(
     """
     tok = model if isinstance(model, Tokenizer) else tokenizer_of(model)
     batch = mazes_of(ms, "minimal_pairs", 1)
-    if position not in ("origin", "path", "nonend"):
+    if not is_word(position, ("origin", "path", "nonend")):
         raise ConfigError(f"minimal_pairs: position = {position!r}: one of origin, path, nonend")
     side = int(batch.grids[0])
     cells = side * side

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError
-from ..inputs import real_array
+from ..inputs import check_flags, real_array
 from .checks import one_maze, path_within
 from .maze import Cell, Maze, cell_pair
 
@@ -109,10 +109,13 @@ def draw(
     n = one_maze(maze, "draw").grid
     shade = None if values is None else _shaped(values, (n, n), "values")
     said = None if walls is None else _shaped(walls, (2, n, n), "walls")
+    if np.ma.is_masked(said):
+        raise ConfigError("draw: walls: masked: every inner wall needs a probability")
     if said is not None and ((said < 0) | (said > 1)).any():
         raise ConfigError(f"draw: walls: a probability lies in 0 to 1, not {said.min():g} to {said.max():g}")
     walked = None if path is None else as_walked(path_within(path, maze, "draw: path"), maze)
     words = _labels(cell_labels, maze)
+    check_flags(solution=solution)
     for name, word in (("title", title), ("values_label", values_label)):
         if word is not None and not isinstance(word, str):
             raise ConfigError(f"draw: {name} = {word!r}: a text")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array
+from ..inputs import as_array, is_list
 from .checks import path_of
 from .maze import Maze, Mazes
 
@@ -31,7 +31,7 @@ def from_maze_dataset(value: Any) -> Maze | Mazes:
     if hasattr(value, "connection_list"):
         return _one(value)
     items = value.mazes if hasattr(value, "mazes") else value
-    if not isinstance(items, Iterable):
+    if not is_list(items):
         raise ConfigError(f"from_maze_dataset: {type(value).__name__} is no maze and no dataset")
     return Mazes.of([_one(item) for item in items])
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from ..inputs import is_word
 from ..train.data import generator
 from .checks import MOST_DRAWS, whole_number
 from .rollout import tokenizer_of
@@ -96,14 +97,14 @@ def embedding_distances(
         raise ConfigError(f"grid = {grid!r}: the vocabulary has cells of 2 to {tok.grid} rows")
     cells = np.array([(r, c) for r in range(side) for c in range(side)])
     rows = model.weights["embed.W_E"][tok.cell_ids[cells[:, 0], cells[:, 1]]].astype(np.float64)
+    if not is_word(metric, ("l1", "l2", "cosine")):
+        raise ConfigError(f'metric = {metric!r}: "l1", "l2" or "cosine"')
     if metric == "cosine":
         unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
         between = 1 - unit @ unit.T
-    elif metric in ("l1", "l2"):
+    else:
         apart = rows[:, None] - rows[None]
         between = np.abs(apart).sum(-1) if metric == "l1" else np.sqrt(np.square(apart).sum(-1))
-    else:
-        raise ConfigError(f'metric = {metric!r}: "l1", "l2" or "cosine"')
     steps = np.abs(cells[:, None] - cells[None]).sum(-1)
     pairs = np.triu_indices(len(cells), 1)
     rng = generator(seed)

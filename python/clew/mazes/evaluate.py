@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, SiteError, TokenError
-from ..inputs import check_seed
+from ..inputs import check_seed, is_list, number
 from ..train.data import generator
 from .checks import names_of, path_of, whole_number
 from .generate import KINDS, generate
@@ -74,6 +74,7 @@ class Rate:
 
     def __post_init__(self) -> None:
         whole_number(self.successes, "Rate: successes", 0, whole_number(self.n, "Rate: n"))
+        number(self.z, "Rate: z", above=True)
 
     @property
     def value(self) -> float:
@@ -140,7 +141,7 @@ def judge(paths: Sequence[Array], ms: Mazes | Iterable[Maze] | Maze) -> Judgemen
     ([True, False, False], [True, True, True], [True, True, False])
     """
     batch = Mazes.of(ms)
-    if isinstance(paths, str) or not isinstance(paths, Iterable):
+    if not is_list(paths):
         raise ConfigError(f"judge: paths: a list of paths, not {type(paths).__name__}")
     paths = [path_of(path, f"judge: path {i}") for i, path in enumerate(paths)]
     if len(paths) != len(batch):
@@ -419,7 +420,7 @@ def table(
     >>> mazes.table(model, 8, grid=3)["rdfs"]["target"].n
     8
     """
-    check_seed(seed)
+    seed = check_seed(seed)
     columns = {
         kind: evaluate(model, generate(n, grid, kind, seed, split=split), tokenizer=tokenizer, seed=seed)
         for kind in names_of(kinds, "table: kinds", KINDS)

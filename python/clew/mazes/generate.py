@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError
-from ..inputs import as_array, check_seed
+from ..inputs import as_array, check_flags, check_seed, is_word
 from .checks import room_for, whole_number
 from .maze import Batch, Maze, Mazes, check_grid
 
@@ -91,7 +91,7 @@ def generate(
         raise ConfigError(f"generate: seed = {number}: below 2⁶⁴, for the core counts in 64 bits")
     n, first = whole_number(n, "generate: n"), whole_number(first, "generate: first", 0, MOST_MAZES)
     side = check_grid(grid)
-    if kind not in KINDS:
+    if not is_word(kind, KINDS):
         raise ConfigError(f"generate: kind = {kind!r}; known: {', '.join(KINDS)}")
     if p is None:
         p = _P.get(kind, 0.0)
@@ -99,18 +99,17 @@ def generate(
         raise ConfigError(f"generate: p = {p!r}: mazes of kind {kind!r} have no probability")
     if isinstance(p, bool) or not isinstance(p, int | float | np.floating) or not 0 <= p <= 1:
         raise ConfigError(f"generate: p = {p!r}: a probability lies in 0 to 1")
-    if split not in _PARTS:
+    if split is not None and not is_word(split, _PARTS):
         raise ConfigError(f'generate: split = {split!r}: None, "train" or "test"')
     below = threshold(test_share, split)
     ends = [_rule("start", start, side), _rule("target", target, side)]
+    check_flags(distinct=distinct)
     if distinct:
         allowed = [flags for flags, _ in ends if flags is not None and flags.sum() == 1]
         if len(allowed) == 2 and np.array_equal(allowed[0], allowed[1]):
             raise ConfigError(
                 "generate: start and target allow one cell, the same: with distinct=True there is no maze"
             )
-    if not isinstance(distinct, bool | np.bool_):
-        raise ConfigError(f"generate: distinct = {distinct!r}: True or False")
     batch = _empty(n, side, kind)
     try:
         _core.maze_generate(
@@ -177,6 +176,7 @@ def unique(ms: Mazes | list[Maze], ends: bool = True) -> Mazes:
     (4, 48)
     """
     batch = Mazes.of(ms)
+    check_flags(ends=ends)
     key = batch.hashes
     if ends:
         key = np.stack([key, batch.ends.reshape(-1, 4) @ np.array([1, 32, 1024, 32768]).astype(np.uint64)], axis=1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import norm
 from ..attribution import apply_ln_to_stack
 from ..errors import ConfigError, SiteError
 from ..train.data import generator
@@ -43,20 +44,21 @@ def _order(scores: Array) -> list[Head]:
 class LogitAttribution:
     """What parts of the stream add to the logit of the right cell over the mean of all other tokens.
 
-    heads + mlps + biases + embedding + constant = total: the mean of logit[right] − mean of all other logits.
+    heads + mlps + biases + embedding + constant = total: the mean of logit[right] − mean of all other logits, before
+    any soft-cap. A part that the model does not have counts 0.
     """
 
     position: str
     heads: Array
     """[layer, head]: the paper's C_{l,h}."""
     low: Array
-    """Lower end of its 95 % interval, mean − 1.96 standard errors [layer, head]."""
+    """Lower end of its 95 % interval, mean − 1.96 standard errors [layer, head]; NaN of one prompt."""
     high: Array
     """Upper end."""
     mlps: Array
     """[layer]"""
     biases: Array
-    """Of attention outputs, b_O, [layer]."""
+    """Of attention outputs, b_O and a post-norm's, [layer]."""
     embedding: float
     """Of the residual stream that enters layer 0."""
     constant: float
@@ -98,8 +100,9 @@ def logit_attribution(
     tokenizer: Tokenizer | None = None,
 ) -> LogitAttribution:
     """Direct logit attribution by head, the paper's formula: C_{l,h} = mean over prompts p, right cells c of
-    LN(R_{l,h}(p)) · (E(c) − r(c)), where R is the head's output at the last position, LN the final norm with the scale
-    of the run, E the unembedding and r(c) the mean of the unembeddings of all other tokens.
+    LN(R_{l,h}(p)) · (E(c) − r(c)), where R is what the head adds to the stream at the last position (behind any
+    post-norm), LN the final norm with the scale of the run, E the unembedding and r(c) the mean of the unembeddings of
+    all other tokens. As in :func:`clew.direct_logit_attribution`, logits are those before any soft-cap.
 
     Parameters
     ----------
@@ -126,32 +129,37 @@ def logit_attribution(
     prompts = path_prompts(ms, tok, position, seed)
     check_length(model, prompts)
     n_layers, n_heads = model.config.n_layers, model.config.n_heads
-    W_U, b_U = model.weights["unembed.W_U"].astype(np.float64), np.asarray(model.b_U, np.float64)
+    config, weights = model.config, model.weights
+    final = norm.is_there(config, "ln_final")
+    W_U, b_U = weights["unembed.W_U"].astype(np.float64), np.asarray(model.b_U, np.float64)
     v = W_U.shape[1]
     columns = (W_U * v - W_U.sum(1, keepdims=True)) / (v - 1)  # E(c) − mean of the others, for each c
     offsets = (b_U * v - b_U.sum()) / (v - 1)
+    shift = norm.bias(model, "ln_final") if final else None
+    end = "ln_final.hook_out" if final else f"blocks.{n_layers - 1}.hook_resid_post"
+    capture = ["z", "attn_out", "resid_pre.0", end, *(["ln_final.hook_scale"] if final else [])]
+    capture += [] if config.attn_only else ["mlp_out"]
+    if config.use_normalization_before_and_after and config.normalization_type is not None:
+        capture.append("ln1_post.hook_scale")
     parts: list[Array] = []
     totals: list[Array] = []
     constants: list[Array] = []
     for rows, tokens in prompts.batches(64):
-        run = model.run(
-            tokens, capture=["z", "attn_out", "mlp_out", "resid_pre.0", "resid_post", "ln_final.hook_scale"],
-            positions=[-1], logits="last",
-        )  # fmt: skip
+        run = model.run(tokens, capture=capture, positions=[-1], logits=None)
         right = prompts.targets[rows]
-        outputs = np.einsum("lbphe,lhed->lhbpd", run.stack("z"), model.W_O).reshape(-1, len(tokens), 1, W_U.shape[0])
-        rest = run.stack("attn_out") - outputs.reshape(n_layers, n_heads, *outputs.shape[1:]).sum(1)
-        stack = np.concatenate([outputs, run.stack("mlp_out"), rest, run["resid_pre", 0][None]])
-        normed = apply_ln_to_stack(run, stack, model=model)[:, :, 0]
+        outputs = run.stack_head_results()
+        attention = run.stack("attn_out")
+        rest = attention - outputs.reshape(n_layers, n_heads, *outputs.shape[1:]).sum(1)
+        mlps = np.zeros_like(attention) if config.attn_only else run.stack("mlp_out")
+        stack = np.concatenate([outputs, mlps, rest, run["resid_pre", 0][None]])
+        normed = apply_ln_to_stack(run, stack)[:, :, 0]
         direction = columns[:, right].T
         parts.append((normed * direction).sum(-1))
-        logits = run.logits[:, -1].astype(np.float64)
-        others = (logits.sum(-1) - logits[np.arange(len(right)), right]) / (v - 1)
-        totals.append(logits[np.arange(len(right)), right] - others)
-        shift = model.weights["ln_final.b"] if "ln_final.b" in model.weights else np.zeros(W_U.shape[0])
-        constants.append(direction @ shift + offsets[right])
+        totals.append((run[end][:, 0] * direction).sum(-1) + offsets[right])
+        constants.append(offsets[right] + (0 if shift is None else direction @ shift))
     each, n = np.concatenate(parts, axis=1), len(prompts)
-    mean, error = each.mean(1), each.std(1, ddof=1 if n > 1 else 0) / np.sqrt(n)
+    mean = each.mean(1)
+    error = each.std(1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(each), np.nan)
     count = n_layers * n_heads
     heads, width = mean[:count].reshape(n_layers, n_heads), NORMAL_95 * error[:count].reshape(n_layers, n_heads)
     return LogitAttribution(
@@ -191,7 +199,7 @@ class AdjacencyHeads:
     """connected_over_uniform − walled_over_uniform, in the adjacency list: how much likelier than by chance a head
     looks at what can be reached in a step, than at what is as near behind a wall. 0: no difference."""
     low: Array
-    """Lower end of the score's 95 % bootstrap interval."""
+    """Lower end of the score's 95 % bootstrap interval; NaN of one maze."""
     high: Array
     by_path_length: Array
     """[place, layer, head, length]: attention to cells at each path length (0: the cell itself), mean. Cells that no
@@ -290,7 +298,7 @@ def adjacency_heads(
     ones = np.ones(n)
     near, wall = over(ones, by_path[..., 1], even_near), over(ones, behind, even_wall)
     drawn = np.array([score(rng.multinomial(n, [1 / n] * n).astype(float)) for _ in range(draws)])
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0) if n > 1 else np.full((2, *drawn.shape[1:]), np.nan)
     places = mass.mean(0)
 
     def by_bin(counts: Array) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from ..inputs import is_word
 from ..lens import TunedLens, unembed
 from ..model import check_model
 from ..probe import Moments
@@ -85,7 +86,7 @@ def path_steps(
     >>> bool(len(path_steps(model, ms)) == ms.path_lengths.sum() - 5)
     True
     """
-    if paths not in PATHS:
+    if not is_word(paths, PATHS):
         raise ConfigError(f"paths = {paths!r}: one of {', '.join(PATHS)}")
     tok, batch = tokenizer_of(model, tokenizer), Mazes.of(ms)
     if len(batch) == 0:
@@ -115,7 +116,7 @@ def path_lens(model: Model, steps: Steps, lam: float = 1e-3) -> tuple[TunedLens,
     """The tuned lens learned on paths alone, and its control: the same with every stream led to another place's end.
 
     Both by ridge regression of the difference between the last layer's stream and each layer's, so that λ pulls
-    towards the logit lens. Raises ConfigError for a negative lam, or what are no places on paths.
+    towards the logit lens. Raises ConfigError for a negative lam, for what are no places on paths, or for a single one.
 
     >>> import clew
     >>> from clew import mazes
@@ -129,10 +130,14 @@ def path_lens(model: Model, steps: Steps, lam: float = 1e-3) -> tuple[TunedLens,
     check_model(model)
     sums = Moments()
     for _, x in steps.streams(model):
+        if x.shape[1] == 1:  # alone in its piece: there is no other end that the control could lead it to
+            continue
         x = x.astype(np.float64)
         # the control pairs each place with another maze's: half of the piece away
         ends = np.stack([x[-1], np.roll(x[-1], x.shape[1] // 2, axis=0)])
         sums.add(x[:-1], np.concatenate([ends[0] - x[:-1], ends[1] - x[:-1]], axis=-1))
+    if sums.n == 0:
+        raise ConfigError(f"path_lens: {steps!r}: the control needs two places at least")
     n, d = model.config.n_layers, model.config.d_model
     weight = np.broadcast_to(np.eye(d), (2, n, d, d)).copy()
     bias = np.zeros((2, n, d))
@@ -165,7 +170,7 @@ class LensMasses:
     connected: dict[str, Array]
     """On those of them that are connected with it."""
     connected_low: dict[str, Array]
-    """Lower end of the 95 % interval of `connected`, over mazes."""
+    """Lower end of the 95 % interval of `connected`, over mazes; NaN where places are of one maze."""
     connected_high: dict[str, Array]
     even: dict[str, Array]
     """What `connected` would be if the neighbours' mass were spread evenly over them: no walls are known."""
@@ -305,13 +310,13 @@ def _masses(
 
 
 def _interval(values: Array, maze: Array) -> tuple[Array, Array]:
-    """95 % interval of the mean of values [layer, place]; places of one maze are no independent draws."""
+    """95 % interval of the mean of values [layer, place], NaN of one maze's: its places are no independent draws."""
     mean = values.mean(-1)
     _, group = np.unique(maze, return_inverse=True)
     m = int(group.max()) + 1
     off = np.stack([np.bincount(group, row, m) for row in values - mean[:, None]])
     # of a ratio of sums over mazes (Cochran 1977, eq. 6.13)
-    width = NORMAL_95 * np.sqrt(np.square(off).sum(-1) * m / max(1, m - 1)) / values.shape[1]
+    width = NORMAL_95 * np.sqrt(np.square(off).sum(-1) * m / (m - 1)) / values.shape[1] if m > 1 else np.nan
     return mean - width, mean + width
 
 

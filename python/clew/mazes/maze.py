@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array
+from ..inputs import as_array, is_list
 
 Array = NDArray[Any]
 Cell = tuple[int, int]
@@ -205,9 +205,20 @@ class Mazes(Sequence[Maze]):
             raise ConfigError(
                 "Mazes: a batch is six arrays as the core has them; mazes.generate makes one, Mazes.of a list of mazes"
             )
-        for array in batch:
-            array.flags.writeable = False
-        self.batch = batch
+        grids, edges, n_edges, ends, path, n_path = batch
+        n = len(grids) if grids.ndim else -1
+        layout = ((np.uint8, (n,)), (np.uint8, (n, *edges.shape[1:2], 2, 2)), (np.int32, (n,)), (np.uint8, (n, 2, 2)),
+                  (np.uint8, (n, *path.shape[1:2], 2)), (np.int32, (n,)))  # fmt: skip
+        for i, (array, (dtype, shape)) in enumerate(zip(batch, layout, strict=True)):
+            if array.dtype != dtype or array.shape != shape:
+                raise ShapeError(f"Mazes: array {i} is {array.dtype} {list(array.shape)}, expected {np.dtype(dtype)} "
+                                 f"{list(shape)}")  # fmt: skip
+        for what, counts, most in (("edges", n_edges, edges.shape[1]), ("cells of a path", n_path, path.shape[1])):
+            if ((counts < 0) | (counts > most)).any():
+                raise ConfigError(f"Mazes: {counts.min()} to {counts.max()} {what} in an array of {most}")
+        if ((grids < 2) | (grids > LARGEST)).any():
+            raise ConfigError(f"Mazes: grids of {grids.min()} to {grids.max()}: a maze has 2 to {LARGEST} rows")
+        self.batch: Batch = tuple(_read_only(array.view()) for array in batch)  # type: ignore[assignment]
         """Arrays as the core has them: grids [n], edges [n, E, 2, 2], counts of edges [n], ends [n, 2, 2], paths
         [n, P, 2], lengths of paths [n]."""
 
@@ -216,7 +227,7 @@ class Mazes(Sequence[Maze]):
         """Packs mazes; a batch as it is. Raises ConfigError for what holds other things."""
         if isinstance(items, Mazes):
             return items
-        if not isinstance(items, Maze | Iterable):
+        if not isinstance(items, Maze) and not is_list(items):
             raise ConfigError(f"mazes: a maze or a sequence of mazes, not {type(items).__name__}")
         ms = [items] if isinstance(items, Maze) else list(items)
         for i, maze in enumerate(ms):
@@ -252,6 +263,8 @@ class Mazes(Sequence[Maze]):
     def __getitem__(self, key: slice | ArrayLike) -> Mazes: ...
     def __getitem__(self, key: Any) -> Maze | Mazes:
         grids, edges, n_edges, ends, path, n_path = self.batch
+        if isinstance(key, bool | np.bool_):
+            raise IndexError(f"mazes: {key!r} is no number, slice, list of numbers or mask")
         if isinstance(key, int | np.integer):
             i = int(key)
             if not -len(self) <= i < len(self):

@@ -73,7 +73,8 @@ def spanning_trees(openness: ArrayLike, grid: int) -> Array:
     >>> spanning_trees([[0.9, 0.8, 0.7, 0.1]], 2).tolist()
     [[False, False, False, True]]
     """
-    scores, walls = real_array(openness, "spanning_trees: openness"), inner_walls(grid)
+    scores, grid = real_array(openness, "spanning_trees: openness"), check_grid(grid)
+    walls = inner_walls(grid)
     if scores.ndim != 2 or scores.shape[1] != len(walls):
         raise ShapeError(f"spanning_trees: {list(scores.shape)} for {grid} × {grid} mazes, expected [n, {len(walls)}]")
     if np.isnan(scores).any():
@@ -113,7 +114,7 @@ def untrained(model: Model, seed: int = 0) -> Model:
     from ..model import Model as Class
 
     check_model(model)
-    check_seed(seed)
+    seed = check_seed(seed)
     return Class.from_config(model.config, seed=seed, dtype=model.dtype.name)
 
 
@@ -125,11 +126,25 @@ class _Fit:
     controls: dict[str, Probe]
 
 
-def _fit(features: Features, targets: Array, methods: Sequence[str], lam: float) -> _Fit:
+def _of_others(targets: Array, what: str) -> Array:
+    """For every maze the targets of another one, which are not its own: of the one before it, or where they are the
+    same, of a random one. Raises ConfigError where all are the same."""
+    n = len(targets)
+    _, group, counts = np.unique(targets, axis=0, return_inverse=True, return_counts=True)
+    if len(counts) == 1:
+        raise ConfigError(f"{what}: the control needs mazes that differ: all {n} to learn from have the same targets")
+    other = np.roll(np.arange(n), 1)
+    own, first = counts[group], (np.cumsum(counts) - counts)[group]
+    place = np.floor(np.random.default_rng(0).random(n) * (n - own)).astype(int)  # among those of other groups
+    drawn = np.argsort(group, kind="stable")[place + own * (place >= first)]
+    return np.asarray(targets[np.where(group[other] == group, drawn, other)])
+
+
+def _fit(features: Features, targets: Array, methods: Sequence[str], lam: float, what: str) -> _Fit:
     sums = Moments()
     kept_x: list[Array] = []
     kept_rows = 0
-    moved = np.roll(targets, 1, axis=0)  # every maze gets the targets of the one before it
+    moved = _of_others(targets, what)
     for rows, x in features:
         if "ridge" in methods:
             sums.add(x, np.concatenate([targets[rows], moved[rows]], axis=1))
@@ -146,8 +161,7 @@ def _fit(features: Features, targets: Array, methods: Sequence[str], lam: float)
         x = np.concatenate(kept_x, axis=1)
         both["logistic"] = logistic(x, np.concatenate([targets, moved], axis=1)[:kept_rows], lam)
     for name, probe in both.items():
-        probes[name] = Probe(probe.weight[..., :t], probe.bias[..., :t], probe.boundary)
-        controls[name] = Probe(probe.weight[..., t:], probe.bias[..., t:], probe.boundary)
+        probes[name], controls[name] = probe.targets(slice(0, t)), probe.targets(slice(t, None))
     return _Fit(probes, controls)
 
 
@@ -161,7 +175,7 @@ class WallScores:
     accuracy: Array
     """Share of inner walls that are right [layer]."""
     low: Array
-    """Lower end of its 95 % interval over mazes (walls of one maze are no independent draws)."""
+    """Lower end of its 95 % interval over mazes (walls of one maze are no independent draws); NaN of one maze."""
     high: Array
     per_wall: Array
     """[layer, wall]"""
@@ -344,12 +358,13 @@ def wall_probes(
     seed
         Of the random cells of "path".
 
-    The shuffled-label control learns each maze's stream with the walls of another.
+    The shuffled-label control learns each maze's stream with the walls of another maze, never with its own walls.
 
     Raises
     ------
     ConfigError
-        Empty splits, walls in both of them, no such method or position.
+        Empty splits, walls in both of them, no such method or position; mazes to learn from that all have the same
+        walls.
     ShapeError
         Mazes of several sizes.
     TokenError
@@ -366,7 +381,7 @@ def wall_probes(
     ((2,), (2, 24), True)
     """
     methods = names_of(methods, "wall_probes: methods", METHODS)
-    check_seed(seed)
+    seed = check_seed(seed)
     if isinstance(model, str):
         if model != "bag of tokens" or tokenizer is None:
             raise ConfigError(f'{model!r}: a model, or "bag of tokens" and a tokenizer')
@@ -451,7 +466,7 @@ def _probed(
     """Fits and tests probes on streams that hold all layers at the first position, then at the next one, and so on."""
     grid = one_grid(learn.mazes, held.mazes, what)
     truth, other = walls_of(learn.mazes), walls_of(held.mazes)
-    fit = _fit(streams(learn), truth.astype(np.float32), methods, lam)
+    fit = _fit(streams(learn), truth.astype(np.float32), methods, lam, what)
     frequent = truth.mean(0) >= 0.5
     trees = bool((held.mazes.batch[2] == grid * grid - 1).all())
     parts: dict[str, list[tuple[Array, ...]]] = {name: [] for name in methods}
@@ -469,7 +484,7 @@ def _probed(
             grid, position, len(learn), len(held), inner_walls(grid),
             {name: _scores([column[own] for column in found]) for name, found in columns.items()},
             float(per_wall.mean()), per_wall, float(other.mean()),
-            {name: Probe(one.weight[own], one.bias[own], one.boundary) for name, one in fit.probes.items()},
+            {name: one.layers(own) for name, one in fit.probes.items()},
         )  # fmt: skip
 
     return {position: at(i, position) for i, position in enumerate(positions)}
@@ -489,7 +504,8 @@ def _judged(scores: Array, control: Array, truth: Array, boundary: float, grid: 
 def _scores(columns: list[Array]) -> WallScores:
     right, control, tree, tree_exact = columns
     by_maze = right.mean(-1)
-    width = NORMAL_95 * by_maze.std(1) / np.sqrt(by_maze.shape[1])
+    n = by_maze.shape[1]
+    width = NORMAL_95 * by_maze.std(1) / np.sqrt(n) if n > 1 else np.nan
     accuracy = by_maze.mean(1)
     return WallScores(
         accuracy, np.maximum(0, accuracy - width), np.minimum(1, accuracy + width), right.mean(1), control.mean(1),
@@ -596,7 +612,7 @@ def route_probes(
     (2,)
     """
     tok = tokenizer_of(model, tokenizer)
-    check_seed(seed)
+    seed = check_seed(seed)
     splits = _splits(train, test, "route_probes")
     learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate(splits))
     enough = [p.mazes.path_lengths > 1 for p in (learn, held)]
@@ -610,7 +626,7 @@ def route_probes(
         return np.concatenate([on, steps[:, None], way[:, None] == np.arange(4)], axis=1).astype(np.float64)
 
     y, truth = targets(learn), targets(held)
-    fit = _fit(residuals(model, learn), y, ["ridge"], lam)
+    fit = _fit(residuals(model, learn), y, ["ridge"], lam, "route_probes")
     both = [(fit.probes["ridge"](x), fit.controls["ridge"](x)) for _, x in residuals(model, held)]
     made, control = (np.concatenate(part, axis=1) for part in zip(*both, strict=True))
     on, steps, way = truth[:, :cells] > 0.5, truth[:, cells], truth[:, cells + 1 :].argmax(1)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, TokenError
+from ..inputs import is_word
 from ..train.data import generator
 from .maze import WAYS, Maze, Mazes
 from .rollout import BATCH
@@ -73,7 +74,7 @@ def path_prompts(ms: Mazes | Iterable[Maze] | Maze, tok: Tokenizer, position: st
     (5, True)
     """
     batch, rng = Mazes.of(ms), generator(seed)
-    if position not in (*POSITIONS, "nonend"):
+    if not is_word(position, (*POSITIONS, "nonend")):
         raise ConfigError(f"position = {position!r}: one of {', '.join(POSITIONS)}, nonend")
     if len(batch) == 0:
         raise ConfigError("no mazes: an empty split?")
@@ -108,7 +109,7 @@ def reading_prompts(
     >>> tok.decode(reading_prompts(mazes.generate(1, grid=4), tok, "origin_end").tokens[0][-1:])
     ['<ORIGIN_END>']
     """
-    if position not in (*POSITIONS, *BEFORE):
+    if not is_word(position, (*POSITIONS, *BEFORE)):
         raise ConfigError(f"position = {position!r}: one of {', '.join((*POSITIONS, *BEFORE))}")
     if position in POSITIONS:
         return path_prompts(ms, tok, position, seed)
@@ -202,7 +203,7 @@ def bootstrap(
 ) -> Estimate:
     """A statistic of rows [n, ...] with its percentile interval over resampled rows (Efron 1979); None: the mean.
 
-    statistic: of rows [n, ...] a number. NaN rows are left out where they are numbers [n].
+    NaN rows are left out where they are numbers [n]. One row: NaN, no interval.
 
     Raises ConfigError without rows.
 
@@ -216,6 +217,8 @@ def bootstrap(
     if len(array) == 0:
         raise ConfigError("bootstrap: no rows")
     rng, n = generator(seed), len(array)
+    if n == 1:  # drawn again and again it would be an interval of width 0
+        return Estimate(float((statistic or np.mean)(array)), np.nan, np.nan, 1)
     if statistic is None and array.ndim == 1:
         found = np.concatenate(
             [array[rng.integers(n, size=(min(100, draws - i), n))].mean(1) for i in range(0, draws, 100)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
     Raises
     ------
     TokenError
-        A model whose vocabulary is another one.
+        A model whose vocabulary is another one, or whose configuration names another one.
     ConfigError
         What is no model, or no tokenizer; a configuration whose key "mazes" names none.
 
@@ -52,7 +53,12 @@ def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
     if tokenizer is not None:
         check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
     d_vocab, d_out = model.config.d_vocab, model.config.d_vocab_out
-    tokenizer = recorded(model) if tokenizer is None else tokenizer
+    named: Tokenizer | None = None
+    if tokenizer is None:
+        tokenizer = recorded(model)
+    else:
+        with suppress(ConfigError):  # a record that names no vocabulary contradicts none
+            named = recorded(model)
     if tokenizer is None:
         grid = grid_of(d_vocab)
         if grid is None or model.config.d_in is not None:
@@ -65,6 +71,11 @@ def tokenizer_of(model: Model, tokenizer: Tokenizer | None = None) -> Tokenizer:
         raise TokenError(
             f"{model.config.model_name} reads {d_vocab} and writes {d_out} tokens; the vocabulary of "
             f"{tokenizer.grid} × {tokenizer.grid} mazes has {len(tokenizer.vocab)}"
+        )
+    if named is not None and (named.grid, named.order) != (tokenizer.grid, tokenizer.order):
+        raise TokenError(
+            f"{model.config.model_name} is configured for {named!r}, not for {tokenizer!r}: give its configuration "
+            f'extra={{"mazes": {{"grid": {tokenizer.grid}, "order": "{tokenizer.order}"}}}}'
         )
     return tokenizer
 

@@ -133,7 +133,7 @@ def _snapshot(
 ) -> tuple[Snapshot, list[Array], Judgement]:  # fmt: skip
     """The snapshot, the paths that were walked, and what is true of them."""
     tok = tokenizer_of(model, tokenizer)
-    check_seed(seed)
+    seed = check_seed(seed)
     one_grid(train, test, "snapshot")
     walked = test[: whole_number(walks, "walks", 1)]
     paths = solve(model, walked, tokenizer=tok)

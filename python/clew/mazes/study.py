@@ -216,7 +216,7 @@ def experiment(
     if text is not None:
         raise ConfigError("clew mazes takes no text: it makes its own mazes")
     tok = tokenizer_of(model)
-    check_seed(seed)
+    seed = check_seed(seed)
     if not isinstance(quick, bool | np.bool_):
         raise ConfigError(f"quick = {quick!r}: True or False")
     side = min(6, tok.grid) if grid is None else check_grid(grid)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, TokenError
-from ..inputs import as_array
+from ..inputs import as_array, check_flags, is_word
 from .maze import LARGEST, Cell, Maze, Mazes, check_grid
 
 Array = NDArray[Any]
@@ -34,12 +34,12 @@ def cells_in_order(grid: int, order: str) -> list[Cell]:
     >>> cells_in_order(3, "uniform")[4:]
     [(0, 2), (2, 0), (1, 2), (2, 1), (2, 2)]
     """
+    if not is_word(order, ("uniform", "rasterized")):
+        raise ConfigError(f'Tokenizer: order = {order!r}: "uniform" or "rasterized"')
     cells = [(r, c) for r in range(grid) for c in range(grid)]
     if order == "rasterized":
         return cells
-    if order == "uniform":
-        return sorted(cells, key=lambda cell: (max(cell), cell if cell[0] % 2 == 0 else cell[::-1]))
-    raise ConfigError(f'Tokenizer: order = {order!r}: "uniform" or "rasterized"')
+    return sorted(cells, key=lambda cell: (max(cell), cell if cell[0] % 2 == 0 else cell[::-1]))
 
 
 def grid_of(d_vocab: int) -> int | None:
@@ -121,6 +121,7 @@ class Tokenizer:
     def _packed(self, ms: Mazes | Iterable[Maze] | Maze, path: bool) -> tuple[Array, Array]:
         """Ids of all mazes one after the other, and each one's number, int32."""
         batch = Mazes.of(ms)
+        check_flags(path=path)
         if path and (bad := np.flatnonzero(batch.path_lengths == 0)).size:
             raise TokenError(f"maze {bad[0]}: its target cannot be reached: there is no path to write down")
         tokens, lengths = _core.maze_tokens(batch.batch, self._specials, self.cell_ids, path)

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from .. import _core
 from ..config import ModelConfig
 from ..errors import ConfigError, TokenError
-from ..inputs import check_choice, check_seed, check_type
+from ..inputs import check_choice, check_seed, check_type, is_list, is_word
 from ..train.data import generator
 from ..train.step import Examples
 from .checks import whole_number
 from .generate import KINDS, generate, threshold
 from .maze import Maze, Mazes, check_grid
-from .rollout import recorded, tokenizer_of
+from .rollout import tokenizer_of
 from .tokens import Tokenizer, grid_of
 
 if TYPE_CHECKING:
@@ -217,22 +217,25 @@ class Stage:
     :func:`clew.mazes.questions`."""
 
     def __post_init__(self) -> None:
-        whole_number(self.until, "Stage: until", 1)
+        object.__setattr__(self, "until", whole_number(self.until, "Stage: until", 1))
         for name, shares in (("grids", self.grids), ("kinds", self.kinds)):
             if not isinstance(shares, Mapping) or not shares or not all(map(_is_share, shares.values())):
                 raise ConfigError(f"Stage: {name} = {shares!r}: a mapping to shares, which must be above 0")
-        for grid in self.grids:
-            check_grid(grid)
+        # Python's own numbers: equal stages have one identity, and NumPy's small ones would overflow
+        grids = {check_grid(grid): float(share) for grid, share in self.grids.items()}
+        object.__setattr__(self, "grids", grids)
+        object.__setattr__(self, "kinds", {kind: float(share) for kind, share in self.kinds.items()})
         for kind in self.kinds:
-            if kind not in KINDS:
+            if not is_word(kind, KINDS):
                 raise ConfigError(f"Stage: kind {kind!r}; known: {', '.join(KINDS)}")
         if self.batch is not None:
-            whole_number(self.batch, "Stage: batch", 1, MOST)
-        whole_number(self.questions, "Stage: questions", 0, MOST)
+            object.__setattr__(self, "batch", whole_number(self.batch, "Stage: batch", 1, MOST))
+        object.__setattr__(self, "questions", whole_number(self.questions, "Stage: questions", 0, MOST))
 
 
 def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float | np.floating) and not isinstance(value, bool) and 0 < float(value) < np.inf
+    known = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+    return known and bool(0 < value <= float(np.finfo(np.float64).max))
 
 
 class Curriculum:
@@ -279,8 +282,8 @@ class Curriculum:
         context: int = CONTEXT,
         loss: str = "path",
     ) -> None:
-        listed = list(stages) if isinstance(stages, Iterable) else [stages]
-        if not isinstance(stages, Iterable) or not all(isinstance(stage, Stage) for stage in listed):
+        listed: list[Stage] = list(stages) if is_list(stages) else []
+        if not is_list(stages) or not all(isinstance(stage, Stage) for stage in listed):
             raise ConfigError(f"Curriculum: stages = {stages!r}: a list of Stage")
         check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
         self.stages, self.tokenizer, self.seed, self.test_share = listed, tokenizer, check_seed(seed), test_share
@@ -345,13 +348,7 @@ class Curriculum:
         """Raises TokenError for a model that cannot learn from these mazes: one of another vocabulary, or one whose
         positions cannot hold a maze of some stage, however short its path; ConfigError for one with fewer positions
         than `context`, up to which questions fill sequences up."""
-        own, named = self.tokenizer, recorded(model)
-        tokenizer_of(model, own)
-        if named is not None and (named.grid, named.order) != (own.grid, own.order):
-            raise TokenError(
-                f"Curriculum: its tokens are those of {own!r}; {model.config.model_name} is configured for {named!r}: "
-                f'give its configuration extra={{"mazes": {{"grid": {own.grid}, "order": "{own.order}"}}}}'
-            )
+        tokenizer_of(model, self.tokenizer)
         if "pos_embed.W_pos" not in model.weights:
             return
         for i, stage in enumerate(self.stages):

@@ -107,20 +107,6 @@ def query_array(value: ArrayLike, given: Examples) -> Array:
     return in_slab(q, given.dtype, "Xq", ("sequence", "row", "feature"))
 
 
-def number(value: Any, name: str, *, least: float = 0.0, above: bool = False, why: str = "") -> float:
-    """A finite number of at least (or above) `least`; ConfigError otherwise."""
-    try:
-        if isinstance(value, bool | np.bool_ | str | bytes):
-            raise TypeError
-        out = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{name} = {value!r:.60} is no number") from None
-    if not math.isfinite(out) or out < least or (above and out == least):
-        bound = "" if least == -math.inf else f" {'above' if above else 'at least'} {least:g}"
-        raise ConfigError(f"{name} = {value!r}: must be a finite number{bound}{why}")
-    return out
-
-
 def count(value: Any, name: str, least: int = 1, most: int = 2**31 - 1) -> int:
     """A whole number from `least` to `most`; ConfigError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
@@ -128,6 +114,22 @@ def count(value: Any, name: str, least: int = 1, most: int = 2**31 - 1) -> int:
     if value > most:
         raise ConfigError(f"{name} = {value}: at most {most}")
     return int(value)
+
+
+def check_range(dtype: np.dtype[Any], least: float = 0.0, /, **given: Any) -> None:
+    """ConfigError, with its name, for a parameter that the dtype of the data has not, or only below its normal numbers.
+
+    Of several values the largest counts. `least`: a parameter above 0 is at least that.
+    """
+    info = np.finfo(dtype)
+    low = max(float(info.tiny), least)
+    for name, value in given.items():
+        values = np.asarray(value, np.float64).ravel()
+        most = values[np.abs(values).argmax()] if values.size else 0.0
+        if abs(most) > info.max or 0 < abs(most) < low:
+            raise ConfigError(
+                f"{name} = {most:g}: of X and y in {dtype} it is 0 or lies in {low:.2g} to {info.max:.2g}"
+            )
 
 
 def check_room(what: str, *shape: int) -> None:

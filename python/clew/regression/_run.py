@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Protocol, TypeVar
@@ -12,13 +12,17 @@ import numpy as np
 
 from .. import _core
 from ..errors import ConfigError
-from ._inputs import Array, Examples
+from ._inputs import Array, Examples, check_range
 
 
 class Kind(IntEnum):
     """The streams of csrc/core/kernels_reg.h, in its order."""
 
     OLS, RIDGE, BAYES, AVERAGING, SGD, GD, GD_PP, NEWTON, LASSO = range(9)
+
+
+LEAST_LAM = {np.dtype(np.float32): 2.0**-99, np.dtype(np.float64): 2.0**-899}
+"""Of ridge regression: rotations leave out squares of less than half of that (REAL_TINY in kernels_reg_internal.h)."""
 
 
 class Method(Protocol):
@@ -47,11 +51,14 @@ class Stream:
     matrices: Array | None = None
     mean: Array | None = None
     max_iterations: int = 0
+    given: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Parameters by the user's names for them, which must have a value in the dtype of the computation."""
     arrays: dict[Any, tuple[Array | None, Array | None]] = field(default_factory=dict, compare=False, repr=False)
 
     def settings(self, dtype: np.dtype[Any]) -> tuple[Any, ...]:
-        """What the engine is told; matrices in the dtype of the computation."""
+        """What the engine is told; matrices in the dtype of the computation; ConfigError for one beyond it."""
         if dtype not in self.arrays:
+            check_range(dtype, LEAST_LAM[dtype] if self.kind == Kind.RIDGE else 0.0, **self.given)
             self.arrays[dtype] = tuple(  # type: ignore[assignment]
                 None if a is None else np.ascontiguousarray(a, dtype) for a in (self.matrices, self.mean)
             )

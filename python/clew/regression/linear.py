@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ConfigError, ShapeError
-from ..inputs import check_flags
+from ..inputs import check_flags, number
 from ._inputs import (
     Array,
     count,
@@ -34,7 +34,6 @@ from ._inputs import (
     examples,
     in_slab,
     matrix,
-    number,
     per_step,
     real_array,
 )
@@ -73,14 +72,15 @@ def ols(X: ArrayLike, y: ArrayLike, *, weights: bool = False) -> Any:
 @method("ridge")
 def _ridge(d: int, lam: Any) -> Stream:
     value = number(lam, "lam")
-    return Stream(Kind.RIDGE, lam=value) if value > 0 else Stream(Kind.OLS)
+    return Stream(Kind.RIDGE, lam=value, given={"lam": value}) if value > 0 else Stream(Kind.OLS)
 
 
 def ridge(X: ArrayLike, y: ArrayLike, lam: float, *, weights: bool = False) -> Any:
     """Ridge regression of every prefix, w = (XᵀX + lam I)⁻¹ Xᵀy: yhat [batch, n]; with `weights` (yhat, w).
 
-    lam = 0 is `ols`. The triangular factor of XᵀX + lam I is updated by rotations, O(d²) an example, so the error grows
-    with the condition of [X; √lam I], not with its square; √lam should be above the rounding of X.
+    lam = 0 is `ols`; one too small for the dtype (float32: below 1.6e-30) is refused. The triangular factor of
+    XᵀX + lam I is updated by rotations, O(d²) an example, so the error grows with the condition of [X; √lam I], not
+    with its square; √lam should be above the rounding of X.
 
     >>> ridge([[[1.0, 0.0], [2.0, 1.0]]], [[3.0, 1.0]], lam=0.5).round(9).tolist()
     [[0.0, 4.0]]
@@ -114,7 +114,9 @@ def _bayes(d: int, prior_cov: Any, noise_var: Any, prior_mean: Any = None) -> St
         if mean.shape != (d,):
             raise ShapeError(f"prior_mean {list(mean.shape)} with d = {d}: must be [{d}]")
         mean = in_slab(mean, np.dtype(np.float64), "prior_mean", ("feature",))
-    return Stream(Kind.BAYES, noise_var=noise, matrices=covariance_factor(prior_cov, d, "prior_cov"), mean=mean)
+    factor = covariance_factor(prior_cov, d, "prior_cov")
+    given = {"noise_var": noise, "prior_cov": prior_cov} | ({} if mean is None else {"prior_mean": mean})
+    return Stream(Kind.BAYES, noise_var=noise, matrices=factor, mean=mean, given=given)
 
 
 def bayes(
@@ -180,7 +182,7 @@ def _log_evidence(y: Array, yhat: Array, variance: Array) -> Array:
 @method("gd")
 def _gd(d: int, steps: Any, lr: Any, precond: Any = None, momentum: Any = 0.0) -> Stream:
     n = count(steps, "steps", 0)
-    beta = number(momentum, "momentum")
+    beta, rates = number(momentum, "momentum"), per_step(lr, n, "lr")
     matrices = None
     if precond is not None:
         matrices = real_array(precond, "precond")
@@ -190,7 +192,8 @@ def _gd(d: int, steps: Any, lr: Any, precond: Any = None, momentum: Any = 0.0) -
             matrices = in_slab(matrices, np.dtype(np.float64), "precond", ("step", "row", "column"))
         else:
             matrices = matrix(matrices, d, "precond")
-    return Stream(Kind.GD, steps=n, rates=per_step(lr, n, "lr"), matrices=matrices, momentum=beta)
+    given = {"lr": rates, "beta": beta} | ({} if matrices is None else {"precond": matrices})
+    return Stream(Kind.GD, steps=n, rates=rates, matrices=matrices, momentum=beta, given=given)
 
 
 def gd(
@@ -234,7 +237,8 @@ def momentum(
 @method("gd_pp")
 def _gd_pp(d: int, steps: Any, lr: Any, gamma: Any) -> Stream:
     n = count(steps, "steps", 0)
-    return Stream(Kind.GD_PP, steps=n, rates=per_step(lr, n, "lr"), gammas=per_step(gamma, n, "gamma"))
+    rates, gammas = per_step(lr, n, "lr"), per_step(gamma, n, "gamma")
+    return Stream(Kind.GD_PP, steps=n, rates=rates, gammas=gammas, given={"lr": rates, "gamma": gammas})
 
 
 def gd_pp(
@@ -260,7 +264,8 @@ def gd_pp(
 
 @method("sgd")
 def _sgd(d: int, lr: Any) -> Stream:
-    return Stream(Kind.SGD, rates=np.array([number(lr, "lr", least=-math.inf)]))
+    rate = number(lr, "lr", least=-math.inf)
+    return Stream(Kind.SGD, rates=np.array([rate]), given={"lr": rate})
 
 
 def sgd(X: ArrayLike, y: ArrayLike, lr: float, *, weights: bool = False) -> Any:
@@ -280,7 +285,8 @@ _MOST_SQUARINGS = 1 << 16
 
 @method("newton_schulz")
 def _newton_schulz(d: int, steps: Any, lam: Any = 0.0) -> Stream:
-    return Stream(Kind.NEWTON, steps=count(steps, "steps", 0, _MOST_SQUARINGS), lam=number(lam, "lam"))
+    squarings, value = count(steps, "steps", 0, _MOST_SQUARINGS), number(lam, "lam")
+    return Stream(Kind.NEWTON, steps=squarings, lam=value, given={"lam": value})
 
 
 def newton_schulz(X: ArrayLike, y: ArrayLike, steps: int, lam: float = 0.0, *, weights: bool = False) -> Any:
@@ -298,9 +304,11 @@ def newton_schulz(X: ArrayLike, y: ArrayLike, steps: int, lam: float = 0.0, *, w
 
 @method("lasso")
 def _lasso(d: int, alpha: Any, tol: Any = 1e-12, max_iter: Any = 10_000) -> Stream:
+    penalty = number(alpha, "alpha", above=True, why=" (without a penalty it is ols)")
     return Stream(
         Kind.LASSO,
-        alpha=number(alpha, "alpha", above=True, why=" (without a penalty it is ols)"),
+        alpha=penalty,
+        given={"alpha": penalty},
         tol=number(tol, "tol"),
         max_iterations=count(max_iter, "max_iter"),
     )

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ..inputs import check_flags
-from ._inputs import Array, Examples, check_finite, examples, in_slab, number, real_array
+from ..inputs import check_flags, number
+from ._inputs import Array, Examples, check_finite, examples, in_slab, real_array
 from ._run import method
 from .linear import _bayes, _log_evidence
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._inputs import Array, count, examples, number
+from ..inputs import number
+from ._inputs import Array, count, examples
 from ._run import Compare, method
 
 

@@ -466,7 +466,7 @@ def mixture(d: int, M: int | None, noise_var: float = 0.25, seed: int = 0) -> Se
     (8, 4)
     """
     _whole("mixture: d", d, 1)
-    check_seed(seed)
+    seed = check_seed(seed)
     if M is None:
         return Setting("mixture of any tasks", d, Gaussian(), GaussianWeights(), noise_var)
     check_room("mixture: tasks", _whole("mixture: M", M, 1), d)

@@ -46,7 +46,7 @@ def generator(seed: int, *place: int) -> np.random.Generator:
     >>> bool(generator(0, 5).integers(100) == generator(0, 5).integers(100))
     True
     """
-    check_seed(seed)
+    seed = check_seed(seed)
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=place)))
 
 

@@ -12,7 +12,7 @@ from .. import corpus, edit
 from ..brief import Brief
 from ..edit import Edit
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array, check_counts, check_type, whole
+from ..inputs import as_array, check_counts, check_type, is_word, whole
 from ..model import Model
 from ..run import Run
 
@@ -184,7 +184,7 @@ def ablation(model: Model, kind: Kind, tokens: Any, layers: Any = None, other: A
     Raises ConfigError, ShapeError.
     """
     ids = corpus.rows_of(model, tokens, "ablation")
-    if kind not in KINDS:
+    if not is_word(kind, KINDS):
         raise ConfigError(f"ablation: kind = {kind!r}: one of {', '.join(map(repr, KINDS))}")
     if other is not None and kind != "frozen":
         raise ConfigError(f"ablation: other = is for 'frozen', not for {kind!r}")
@@ -247,7 +247,7 @@ def ablate(model: Model, tokens: Any, kinds: Any = KINDS, by_layer: bool = True,
     ids = corpus.rows_of(model, tokens, "ablate")
     check_counts(at_once=at_once)
     check_type((tuple, list), f"a list of {', '.join(map(repr, KINDS))}", kinds=kinds)
-    strange = [kind for kind in kinds if kind not in KINDS]
+    strange = [kind for kind in kinds if not is_word(kind, KINDS)]
     if strange or not kinds:
         raise ConfigError(f"ablate: kinds = {kinds!r}: of {', '.join(map(repr, KINDS))}")
     donors = np.roll(ids, -1, axis=0) if other is None else corpus.rows_of(model, other, "ablate: other")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, LoadError, TokenError
-from ..inputs import check_counts, check_folder, check_numbers, check_path, check_seed, check_type
+from ..inputs import check_counts, check_folder, check_numbers, check_path, check_seed, check_type, is_word
 from ..model import Model, check_model
 from .concepts import Concept, concept_vectors
 from .continuation import log_probabilities
@@ -449,7 +449,7 @@ def evaluate(
     >>> walk.evaluate(clew.load("shakespeare"), tasks).scores.shape
     (8, 4)
     """
-    if too_long not in ("error", "split", "skip"):
+    if not is_word(too_long, ("error", "split", "skip")):
         raise ConfigError(f"evaluate: too_long = {too_long!r}: 'error', 'split' or 'skip'")
     settings = Settings(test, concept, scheme, shots, segment_average, example_average, control, seed)
     if too_long == "split" and test == "cross_encoding":

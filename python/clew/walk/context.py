@@ -195,7 +195,7 @@ def insertion(model: Model, pool: Any, shots: Any = (0, 1, 2, 4, 8), n: int = 64
     check_model(model)
     check_counts(0, fill=fill)
     check_counts(n=n)
-    check_seed(seed)
+    seed = check_seed(seed)
     c = model.config
     if c.d_in is not None or c.d_out is not None or c.attention_dir != "causal":
         raise UnsupportedModelError("insertion: the model must read tokens and predict the next one causally")

@@ -157,7 +157,7 @@ def dose_response(model: Model, tokens: Any, doses: Any = (0.05, 0.1, 0.25, 0.5,
     """
     check_model(model)
     check_counts(draws=draws)
-    check_seed(seed)
+    seed = check_seed(seed)
     c = model.config
     if c.d_in is not None or c.d_out is not None:
         raise ConfigError("dose_response: the model reads or writes vectors, it has no token embeddings")

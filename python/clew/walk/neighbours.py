@@ -113,6 +113,7 @@ def purity_of_tokens(model: Model, space: Space = "centred", k: int = 3, *, of: 
     """
     check_model(model)
     check_type(Mapping, "names of classes to words", classes=classes)
+    check_counts(k=k)
     rows = token_table(model, of, space) if table is None else real_array(table, "table")
     if rows.ndim != 2 or len(rows) != model.config.d_vocab:
         raise ShapeError(f"a table {list(rows.shape)} for {model.config.d_vocab} tokens")
@@ -161,7 +162,7 @@ def composition(model: Model, tokens: Any, k: int = 10, seed: int = 0) -> Compos
     """
     check_model(model)
     check_counts(k=k)
-    check_seed(seed)
+    seed = check_seed(seed)
     c = model.config
     if c.d_in is not None:
         raise ConfigError("composition: the model reads vectors, it has no words")

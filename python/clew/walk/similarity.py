@@ -21,7 +21,7 @@ from .. import norm
 from ..brief import Brief, listed
 from ..descent.steps import spearman
 from ..errors import ConfigError, LoadError, ShapeError, TokenError
-from ..inputs import check_counts, check_path, check_seed, check_type, real_array, whole
+from ..inputs import check_counts, check_path, check_seed, check_type, is_word, real_array, whole
 from ..model import Model, check_model
 from .concepts import normed
 from .tasks import Bad, check_text, read_lines
@@ -80,7 +80,7 @@ def read_word_pairs(path: str | os.PathLike[str], bad: Bad = "error") -> WordPai
     what was wrong with each. Raises LoadError, ConfigError.
     """
     check_path(path=path)
-    if bad not in ("error", "skip"):
+    if not is_word(bad, ("error", "skip")):
         raise ConfigError(f"bad = {bad!r}: 'error' or 'skip'")
     found, skipped = [], []
     for number, line in enumerate(read_lines(path), 1):
@@ -133,7 +133,7 @@ class WordVectors(Brief):
 
 def _spaced(table: ArrayLike, space: str, model: Model | None = None) -> Array:
     x = np.array(table, np.float64)
-    if space not in SPACES:
+    if not is_word(space, SPACES):
         raise ConfigError(f"space = {space!r}: one of {', '.join(map(repr, SPACES))}")
     if space == "centred":
         return np.asarray(x - x.mean(0))
@@ -155,7 +155,7 @@ def token_table(model: Model, of: str = "W_E", space: Space = "raw") -> Array:
     True
     """
     check_model(model)
-    if of not in ("W_E", "W_U"):
+    if not is_word(of, ("W_E", "W_U")):
         raise ConfigError(f"of = {of!r}: 'W_E' or 'W_U'")
     return _spaced(model.W_E if of == "W_E" else model.W_U.T, space, model)
 
@@ -189,7 +189,7 @@ def word_vectors(model: Model, words: Iterable[str], of: str = "W_E", space: Spa
     >>> found.vectors.shape, found.pieces.tolist()[0]
     ((2, 128), 1)
     """
-    if pieces not in ("mean", "last", "single"):
+    if not is_word(pieces, ("mean", "last", "single")):
         raise ConfigError(f"pieces = {pieces!r}: 'mean', 'last' or 'single'")
     check_type(Iterable, "a list of words", words=words)
     words = list(words) if not isinstance(words, str) else [words]
@@ -305,7 +305,7 @@ def word_similarity(vectors: WordVectors, pairs: WordPairs, counts: Mapping[str,
     if counts is not None:
         check_type(Mapping, "words to numbers", counts=counts)
     check_counts(min_count=min_count, resamples=resamples)
-    check_seed(seed)
+    seed = check_seed(seed)
     number = {word: i for i, word in enumerate(vectors.words)}
     here = {word: number.get(word, number.get(word.lower(), -1)) for word in pairs.words}
     missing = tuple(word for word, row in here.items() if row < 0)
@@ -366,7 +366,7 @@ def word_similarities(
 
     Raises LoadError, TokenError, ConfigError.
     """
-    if bad not in ("error", "skip"):
+    if not is_word(bad, ("error", "skip")):
         raise ConfigError(f"bad = {bad!r}: 'error' or 'skip'")
     if isinstance(sets, str | os.PathLike):
         sets = read_word_sets(sets, bad)

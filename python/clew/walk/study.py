@@ -132,7 +132,7 @@ def splits(model: Model, tokens: Any, seed: int = 0) -> Splits:
     from .. import mazes
 
     check_model(model)
-    check_seed(seed)
+    seed = check_seed(seed)
     tokens = corpus.sequences(model, tokens)
     if min(map(len, tokens)) < 2:
         raise TokenError("splits: a text of one token makes no step from position to position")
@@ -223,7 +223,7 @@ def experiment(
     (14, 'holds')
     """
     check_model(model)
-    check_seed(seed)
+    seed = check_seed(seed)
     c = model.config
     if c.d_in is not None or c.d_out is not None or not c.n_layers or c.attention_dir != "causal":
         raise ConfigError("walk.experiment: the model must read tokens and predict the next one, causally, with layers")

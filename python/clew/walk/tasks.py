@@ -18,7 +18,7 @@ import numpy as np
 
 from ..brief import Brief
 from ..errors import ConfigError, LoadError, TokenError
-from ..inputs import check_counts, check_path, check_seed, check_type, whole
+from ..inputs import check_counts, check_path, check_seed, check_type, is_word, whole
 
 N_CHOICES = 4
 
@@ -160,7 +160,7 @@ def read_tasks(path: str | os.PathLike[str], bad: Bad = "error") -> Tasks:
     says what was wrong with each. In six-line files a task that is too short or long shifts the others: reading goes on
     at the next line whose successor is a gold index. Raises LoadError, ConfigError.
     """
-    if bad not in ("error", "skip"):
+    if not is_word(bad, ("error", "skip")):
         raise ConfigError(f"bad = {bad!r}: 'error' or 'skip'")
     lines = read_lines(path)
     tasks: list[Task] = []
