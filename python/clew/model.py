@@ -51,7 +51,7 @@ _LOGITS = {None: 0, "last": 1, "all": 2}
 _LOSS = 3
 
 
-_ACTIVE: ContextVar[tuple[tuple[Model, tuple[Edit, ...]], ...]] = ContextVar("clew_edits", default=())
+_ACTIVE: ContextVar[tuple[tuple[Model, list[Edit]], ...]] = ContextVar("clew_edits", default=())
 
 
 class Model(WeightAccess, TextAccess):
@@ -586,16 +586,15 @@ class Model(WeightAccess, TextAccess):
         >>> bool(run["mlp_out"].any())
         False
         """
-        held = as_edits(edits)
-        for edit in held:
-            if not isinstance(edit, Edit):
-                raise ConfigError(f"edited holds {edit!r}: make edits with clew.edit.zero, .set, .add, ...")
+        entry = (self, [*as_edits(edits)])
+        for edit in entry[1]:
             self._table.resolve([edit.site])
-        token = _ACTIVE.set((*_ACTIVE.get(), (self, held)))
+        _ACTIVE.set((*_ACTIVE.get(), entry))
         try:
             yield self
-        finally:
-            _ACTIVE.reset(token)
+        finally:  # also where another context, begun later, has not ended, and in a thread that never began this one
+            entry[1].clear()
+            _ACTIVE.set(tuple(item for item in _ACTIVE.get() if item is not entry))
 
     @contextmanager
     def _unedited(self) -> Iterator[None]:
