@@ -185,6 +185,9 @@ class Trainer:
         where = "" if self.directory is None else f"; checkpoints in {self.directory}"
         return f"Trainer: step {self.optimizer.steps} of {self.steps}, batch {self.batch}, {self.source!r}{loss}{where}"
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a Trainer can be neither copied nor pickled: make one of the copied model")
+
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def _settings(self) -> dict[str, Any]:
@@ -361,9 +364,9 @@ class Trainer:
         start = 0
         while start < len(examples):
             size = self.micro_batch if lengths is None else self._fitting(lengths[start:], self.micro_batch)
-            out.append(pack(self.model, examples.part(start, start + size)))
+            out.append(pack(self.model, examples.part(start, start + size), part=True))
             start += size
-        return out
+        return [packed for packed in out if packed.total] or [pack(self.model, examples)]  # which says what lacks
 
     # ---- steps ----------------------------------------------------------------------------------------------------
 
