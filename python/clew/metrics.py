@@ -25,11 +25,11 @@ __all__ = ["Metric", "kl", "log_prob", "logit_diff", "loss"]
 
 def _last(logits: ArrayLike) -> Array:
     array = as_array(logits, "logits")
-    if array.ndim == 3:
-        array = array[:, -1]
-    if array.ndim != 2:
+    if array.ndim not in (2, 3) or 0 in array.shape:
         raise ShapeError(f"a metric reads logits [batch, vocab] or [batch, pos, vocab], not {list(array.shape)}")
-    return array
+    if array.dtype.kind not in "fiu":
+        raise ShapeError(f"a metric reads logits that are real numbers, not {array.dtype}")
+    return array[:, -1] if array.ndim == 3 else array
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -11,8 +11,21 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import ConfigError, LoadError, ShapeError, SiteError, TokenError, UnsupportedModelError, _core
+from clew import (
+    ConfigError,
+    LoadError,
+    ShapeError,
+    SiteError,
+    TokenError,
+    UnsupportedModelError,
+    _core,
+    edit,
+    lens,
+    metrics,
+)
+from clew.attribution import direct_logit_attribution
 from clew.loaders.checkpoint import Checkpoint
+from clew.train import evaluate
 from support import make, resident
 from zoo import random_tokens, random_weights, zoo
 
@@ -45,6 +58,15 @@ def test_every_error_is_one_of_ours() -> None:
     ]:  # fmt: skip
         assert issubclass(kind, clew.Error) and issubclass(kind, builtin)
         assert str(kind("a 'sentence'")) == "a 'sentence'"
+
+
+def test_every_error_survives_copies() -> None:
+    """A process pool sends exceptions to its parent; one that cannot be made again leaves it waiting for ever."""
+    for kind in clew.Error.__subclasses__():
+        error = kind("a sentence", 3) if kind is clew.TrainingError else kind("a sentence")
+        error.add_note("and a note")
+        for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+            assert type(again) is kind and str(again) == "a sentence" and again.__dict__ == error.__dict__
 
 
 # ---- Sites ----------------------------------------------------------------------------------------------------------
@@ -576,6 +598,8 @@ def test_copies_pickles_and_comparisons(gpt2: clew.Model) -> None:
     assert run == run and run != gpt2.run([1, 2], capture="z") and gpt2.weights == gpt2.weights
     assert len({run, gpt2.weights}) == 2
     assert np.array_equal(pickle.loads(pickle.dumps(run))["z", 1], run["z", 1])
+    for again in (copy.copy(run), copy.deepcopy(run)):
+        assert again.model is gpt2 and np.array_equal(again.stack_head_results(), run.stack_head_results())
 
 
 def test_models_are_made_of_checkpoints(gpt2: clew.Model) -> None:
@@ -590,6 +614,55 @@ def test_factored_matrices_need_whole_numbers(gpt2: clew.Model) -> None:
             ask(0, 0.5)  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=r"layer = '0': expected a whole number"):
             ask("0", 0)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"layer = True: expected a whole number"):
+            ask(True, 0)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda m: m.run([1, 2], stop_after_layer=True),
+        lambda m: m.run(embeddings=np.zeros((2, 24)), start_at_layer=True),
+        lambda m: m.run([1, 2], capture=("z", True)),
+        lambda m: m.run([1, 2], capture="z")["z", True],
+        lambda m: m.run([1, 2], edits=[edit.zero(("z", True))]),
+        lambda m: m.run([3, True]),
+        lambda m: m.run([[3, True], [4]]),
+        lambda m: m.gradients([1, 2], metrics.logit_diff(1, 2), wrt=[("z", True)]),
+        lambda m: m.jvp([1, 2], {("resid_pre", True): np.ones(24)}),
+        lambda m: m.path_patch([1, 2], [1, 3], receivers=[("q_input", True)], metric=metrics.logit_diff(1, 2)),
+        lambda m: m.path_patch([1, 2], [1, 3], receivers=[("q_input", 1, True)], metric=metrics.logit_diff(1, 2)),
+        lambda m: m.sweep([1, 2], [1, 3], layers=[0, True], metric=metrics.logit_diff(1, 2)),
+        lambda m: lens.logit_lens(m, [1, 2], layers=[0, True]),
+        lambda m: lens.TunedLens.fit(m, [[1, 2]], steps=True),
+        lambda m: m.plan(batch=True),
+        lambda m: m.run([1, 2], capture="resid_pre").accumulated_resid(layer=True),
+        lambda m: direct_logit_attribution(m, [1, 2], 3, pos=True),
+        lambda m: evaluate(m, [[1, 2]], batch=True),
+        lambda m: clew.set_num_threads(True),
+    ],
+)  # fmt: skip
+def test_true_is_no_number(gpt2: clew.Model, ask: Any) -> None:
+    with pytest.raises(clew.Error, match=r"True|bool"):
+        ask(gpt2)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda m, run: m.folded(fold_ln="x"),
+        lambda m, run: m.folded(center_unembed=1),
+        lambda m, run: run.accumulated_resid(incl_mid="x"),
+        lambda m, run: run.decompose_resid(heads="x"),
+        lambda m, run: run.get_full_resid_decomposition(expand_neurons="x"),
+        lambda m, run: run.stack_head_results(incl_remainder="x"),
+        lambda m, run: run.stack_neuron_results(return_labels="x"),
+    ],
+)
+def test_flags_are_true_or_false(gpt2: clew.Model, ask: Any) -> None:
+    run = gpt2.run([1, 2], capture="*")
+    with pytest.raises(ConfigError, match=r"^(fold_ln|center_unembed|incl_\w+|heads|expand_neurons|return_labels) = "):
+        ask(gpt2, run)
 
 
 def test_arrays_of_names_can_be_captured(gpt2: clew.Model) -> None:
