@@ -352,8 +352,8 @@ class ModelConfig:
         >>> config.replace(n_heads=4).d_head
         4
         """
-        derived: tuple[str, ...] = self._derived  # type: ignore[attr-defined]
-        return dataclasses.replace(self, **(dict.fromkeys(derived) | changes))
+        derived: dict[str, Any] = dict.fromkeys(self._derived)  # type: ignore[attr-defined]
+        return dataclasses.replace(self, **(derived | changes))
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as plain values that JSON can hold."""

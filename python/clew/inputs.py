@@ -106,6 +106,8 @@ def check_path(**given: Any) -> None:
     for name, value in given.items():
         if value == "":
             raise ConfigError(f"{name} = '': an empty path; '.' is the folder at hand")
+        if "\0" in str(value):
+            raise ConfigError(f"{name} = {value!r:.80} is no path")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -144,10 +145,20 @@ class Model(WeightAccess, TextAccess):
     def save(self, path: str | PathLike[str]) -> None:
         """Writes safetensors, config.json and the tokenizer's files into a directory; `load(path)` gives the same bits.
 
-        A model that is there already is replaced, whole or not at all. Raises OSError.
+        A model that is there already is replaced, whole or not at all, the files of its tokenizer too. A tokenizer of a
+        llama2.c or GGUF file has none to write: a warning says so.
+
+        Raises OSError naming the file; LoadError, before anything is written, where a file of the tokenizer is gone or
+        has changed since the model was loaded.
         """
         from .loaders.save import save
 
+        try:
+            lost = not self.tokenizer_files and self.tokenizer is not None
+        except Error:  # there is one, and it cannot be read here
+            lost = True
+        if lost:
+            warnings.warn(f"{path}: saved without the tokenizer, which has no files to copy", stacklevel=2)
         save(self, path)
 
     def folded(

@@ -94,7 +94,11 @@ def test_what_edits_put_there_is_a_component() -> None:
     model, _ = make(ZOO["gpt2"])
     plain = direct_logit_attribution(model, [1, 2, 3], 4, by="head")
     assert "edits" not in plain.labels
-    for change in (edit.scale("attn_out.1", 2.0), edit.scale("resid_post.0", 2.0), edit.add("ln_final.normalized", 1.0)):
+    for change in (
+        edit.scale("attn_out.1", 2.0),
+        edit.scale("resid_post.0", 2.0),
+        edit.add("ln_final.normalized", 1.0),
+    ):
         with model.edited(change):
             parts = direct_logit_attribution(model, [1, 2, 3], 4, by="head")
             logit = model.run([1, 2, 3]).logits[0, -1, 4]

@@ -411,15 +411,26 @@ def write_file(path: str | os.PathLike[str], tensors: Mapping[str, Array], metad
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, on the disk when the block ends; an OSError names it, which that of a full disk does not."""
+    try:
+        with open(path, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when the block ends, and vanishes when it fails."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with writing(temporary) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -238,7 +238,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     Raises LoadError naming the file, ConfigError for what is no path.
     """
     from ..loaders import bundled
-    from ..loaders.checkpoint import Checkpoint
+    from ..loaders.checkpoint import Checkpoint, check_files, found_files
     from ..loaders.keys import build
     from ..model import Model
     from ..tokenizer import from_directory
@@ -275,5 +275,6 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     if missing := [file.name for file in files if not file.is_file()]:
         made.notes.append(f"{saved.path}: its tokenizer is left out: {', '.join(missing)} not beside it")
     elif files:
-        made.tokenizer, made.tokenizer_files = lambda: from_directory(saved.path.parent), files
+        there = made.tokenizer_files = found_files(files)
+        made.tokenizer = lambda: check_files(there) or from_directory(saved.path.parent)
     return Model(made)
