@@ -317,7 +317,11 @@ class TensorStore:
             else:
                 out[...] = (raw.astype(np.uint32) << 16).view(np.float32)
         else:
-            out = memory.copy(raw, self.dtype)
+            try:
+                with np.errstate(over="raise"):
+                    out = memory.copy(raw, self.dtype)
+            except FloatingPointError:
+                raise LoadError(f"{self.where}: tensor {name!r} holds values beyond {self.dtype}") from None
         out.flags.writeable = False
         self._converted[name] = out
         return out
@@ -419,7 +423,8 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
 
 
