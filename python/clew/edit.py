@@ -456,14 +456,26 @@ def _checked(fn: Callable[..., Any], dtype: np.dtype[Any]) -> Callable[..., Any]
     return call
 
 
-def check_last(core: Iterable[CoreEdit], lengths: Ints) -> None:
+def check_last(core: Iterable[CoreEdit], lengths: Ints, what: str = 'logits="last" computes') -> None:
     """Raises ConfigError for edits of logits that reach no sequence's last position, which alone are computed."""
     for index, _, _, batch, positions, *_ in core:
         if SITES[index] is LOGITS and positions is not None:
             ends = (lengths if batch is None else lengths[batch]) - 1
-            if not (positions == ends[:, None]).any():
+            if not (positions >= ends[:, None]).any():
                 raise ConfigError(
-                    f'edit of logits: logits="last" computes those of the last positions, and the edit is of positions '
+                    f"edit of logits: {what} those of the last positions, and the edit is of positions "
+                    f"{positions.tolist()}: it would change nothing"
+                )
+
+
+def check_before_last(core: Iterable[CoreEdit], lengths: Ints) -> None:
+    """Raises ConfigError for edits of logits of last positions alone, which predict no token of the prompts."""
+    for index, _, _, batch, positions, *_ in core:
+        if SITES[index] is LOGITS and positions is not None:
+            ends = (lengths if batch is None else lengths[batch]) - 1
+            if not (positions < ends[:, None]).any():
+                raise ConfigError(
+                    f"edit of logits: a loss reads those before the last positions, and the edit is of positions "
                     f"{positions.tolist()}: it would change nothing"
                 )
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .edit import CoreEdit, Edit, _Frozen, _positions, _resolve_one, as_edits, indices, resolve
+from .edit import CoreEdit, Edit, _Frozen, _positions, _resolve_one, as_edits, check_last, indices, resolve
 from .errors import ConfigError, ShapeError, TokenError, UnsupportedModelError
 from .inputs import MOST_TOKENS, as_array, check_counts, check_seed, sliced
 from .replay import LOGITS_ALL, LOGITS_LAST, core_plan
@@ -369,6 +369,8 @@ class _Decoder:
         self.streams = _streams(batch.tokens, batch.lengths)
         # edits may name as many positions of every text, also those that a lower limit leaves out
         self.edits, self.calls = _held((*model._active_edits(), *edits), model, batch.lengths, how.max_new_tokens)
+        if not self.keeps_logits:
+            check_last(self.edits, batch.lengths, "generate reads")
         self.kept: list[tuple[Ints, Ints, Ints, Any]] = []
         """Of each step: sequences, first positions, lengths, outputs."""
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .config import ModelConfig
-from .edit import Edit, as_edits, check_last, resolve
+from .edit import Edit, as_edits, check_before_last, check_last, resolve
 from .engine import core_config, place_weights, trainable_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
 from .inputs import (
@@ -50,6 +50,8 @@ Logits = Literal["all", "last"] | None
 
 _LOGITS = {None: 0, "last": 1, "all": 2}
 _LOSS = 3
+_MOST_PLANNED = 1 << 22
+"""Sequences of a plan: it takes some 20 bytes for each before anything is computed."""
 
 
 _ACTIVE: ContextVar[tuple[tuple[Model, list[Edit]], ...]] = ContextVar("clew_edits", default=())
@@ -638,6 +640,10 @@ class Model(WeightAccess, TextAccess):
         batch, pos = whole(batch, "batch"), whole(pos, "pos")
         if batch < 1 or pos < 1:
             raise TokenError(f"plan of {batch} × {pos} tokens: both must be at least 1")
+        if batch > _MOST_PLANNED:
+            raise TokenError(
+                f"plan of {batch} × {pos} tokens: at most {_MOST_PLANNED} sequences, each is planned by itself"
+            )
         if batch * pos > MOST_TOKENS:
             raise TokenError(f"plan of {batch} × {pos} tokens: one run takes at most {MOST_TOKENS}")
         lengths = np.full(batch, pos, np.int32)
@@ -745,6 +751,7 @@ class Model(WeightAccess, TextAccess):
             raise TokenError("loss needs a prompt of two tokens or more: the second is what the first predicts")
         changes = [*self._active_edits(), *as_edits(edits)]
         if any(site is LOGITS for e in changes for site, _ in self._table.resolve([e.site])):
+            check_before_last(resolve(changes, self, batch.lengths, None, None)[0], batch.lengths)
             run = self.run(tokens, edits=edits)
             assert run.tokens is not None
             losses = next_losses(run.logits[:, :-1], run.tokens[:, 1:])

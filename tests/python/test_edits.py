@@ -9,7 +9,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import edit
+from clew import edit, metrics
 from clew.sites import Site
 from numpy.typing import NDArray
 from support import assert_close, make, relative_error
@@ -352,6 +352,24 @@ def test_edits_of_logits_that_are_not_computed(model: clew.Model, tokens: Array)
         model.run(tokens, logits="last", edits=[change])
     with model.edited(change), pytest.raises(clew.ConfigError, match="would change nothing"):
         model.run(tokens, logits="last")
+    metric = metrics.logit_diff(1, 2)
+    for ask in (
+        lambda: model.sweep(tokens, edits=[change], metric=metric),
+        lambda: model.gradients(tokens, metric, edits=[change]),
+        lambda: model.generate(tokens, 2, edits=[change]),
+    ):
+        with pytest.raises(clew.ConfigError, match="reads those of the last positions.* would change nothing"):
+            ask()
+    late = edit.zero("logits", positions=[-1])
+    for ask in (
+        lambda: model.loss(tokens, edits=[late]),
+        lambda: model.sweep(tokens, edits=[late], metric=metrics.loss()),
+        lambda: model.gradients(tokens, metrics.loss(), edits=[late]),
+    ):
+        with pytest.raises(clew.ConfigError, match="a loss reads those before the last .* would change nothing"):
+            ask()
+    assert model.generate(tokens, 2, capture="logits", edits=[change]).run is not None  # which shows it
+    assert (model.generate(tokens[:1], 2, edits=[edit.set("logits", np.arange(31.0))]).tokens[0] == 30).all()
     assert not model.run(tokens, edits=[change]).logits[:, 0].any()
     for change in (edit.zero("logits", positions=[0, -1]), edit.zero("logits", positions=[[0], [-1], [1]])):
         whole = model.run(tokens, edits=[change]).logits[:, -1:]

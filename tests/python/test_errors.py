@@ -665,6 +665,45 @@ def test_flags_are_true_or_false(gpt2: clew.Model, ask: Any) -> None:
         ask(gpt2, run)
 
 
+def test_what_would_be_ignored_or_is_raw(gpt2: clew.Model, tmp_path: Any) -> None:
+    metric, two = metrics.logit_diff(1, 2), [[1, 2, 3], [4, 5, 6]]
+    sweep = gpt2.sweep(two, [[1, 4, 3], [4, 1, 6]], metric=metric)
+    cases: list[tuple[Any, type[Exception], str]] = [
+        (lambda: sweep.interval(n=True), ConfigError, "n = True"),
+        (lambda: sweep.interval(seed=-1), ConfigError, "seed = -1"),
+        (lambda: sweep.interval(seed="a"), ConfigError, "seed = 'a'"),
+        (lambda: gpt2.sweep(two, edits=[None], metric=metric), ConfigError, "edits holds None"),
+        (lambda: gpt2.sweep(two, two, metric=metrics.Metric()), ConfigError, "what the others are made of"),
+        (lambda: gpt2.sweep(two, two, "hook_embed", "pos", metric, layers=[0]), ConfigError, "hook_embed has none"),
+        (
+            lambda: gpt2.sweep(two, two, positions=np.ma.array([0, 1], mask=[0, 1]), metric=metric),
+            ShapeError,
+            "masked values",
+        ),
+        (lambda: metrics.logit_diff([1, 2], [1, 2, 3]), ShapeError, "2 and 3 tokens are no pairs"),
+        (lambda: metrics.log_prob([1, 2])(np.zeros((1, 31))), ShapeError, "for 2 examples, the logits are of 1"),
+        (lambda: metrics.kl(np.zeros((2, 31)))(np.zeros((3, 31))), ShapeError, "2 examples, the batch 3"),
+        (lambda: metrics.kl(np.zeros((1, 0, 31))), ShapeError, r"not \[1, 0, 31\]"),
+        (lambda: metrics.kl(np.zeros((1, 31)) * 1j), ShapeError, "real numbers, not complex128"),
+        (lambda: clew.memory.set_idle_limit("a"), ConfigError, "size = 'a'"),
+        (lambda: clew.train.load_model("x" * 5000), LoadError, "is no path"),
+        (lambda: gpt2.plan(batch=10**8, pos=1), TokenError, "at most 4194304 sequences"),
+        (lambda: setattr(gpt2, "W_E", 0), AttributeError, r"model\.W_E cannot be set"),
+        (lambda: setattr(gpt2, "weights", {}), AttributeError, r"model\.weights cannot be set"),
+    ]
+    for ask, error, message in cases:
+        with pytest.raises(error, match=message):
+            ask()
+
+
+def test_weights_beyond_the_precision_asked_for(gpt2: clew.Model, tmp_path: Any) -> None:
+    weights = dict(gpt2.weights) | {"embed.W_E": np.full_like(gpt2.W_E, 1e39)}
+    clew.Model(Checkpoint(gpt2.config, weights, np.dtype(np.float64))).save(tmp_path)
+    assert clew.load(tmp_path).W_E.max() == 1e39
+    with pytest.raises(LoadError, match=r"tensor 'embed\.W_E' holds values beyond float32"):
+        clew.load(tmp_path, dtype="float32")
+
+
 def test_arrays_of_names_can_be_captured(gpt2: clew.Model) -> None:
     assert len(gpt2.run([1, 2], capture=np.array(["z.0", "q.1"]), logits=None)) == 2  # type: ignore[arg-type]
     assert len(gpt2.run([1, 2], capture=np.array([], str))) == 1  # type: ignore[arg-type]
