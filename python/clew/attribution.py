@@ -23,7 +23,6 @@ True
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import norm
 from .errors import ConfigError, ShapeError, SiteError, TokenError
-from .inputs import is_word
+from .inputs import as_array, check_flags, is_word, whole
 
 if TYPE_CHECKING:
     from .model import Model
@@ -65,9 +64,9 @@ def _upto(run: Run, layer: int | None) -> int:
     if layer is None:
         return n
     try:
-        number = operator.index(layer)
-    except TypeError:
-        raise SiteError(f"layer = {layer!r}: expected a whole number or None") from None
+        number = whole(layer, "layer")
+    except ConfigError as error:
+        raise SiteError(f"{error} or None") from None
     if number == -1:
         return n
     if not 0 <= number <= n:
@@ -81,7 +80,7 @@ def _at(run: Run, array: Array, pos: Position) -> Array:
         return array
     if isinstance(pos, slice):
         return array[:, pos]
-    wanted = np.asarray(pos)
+    wanted = as_array(pos, "pos")
     if wanted.dtype.kind not in "iu" or wanted.ndim > 1:
         raise ShapeError(f"pos must be an int, a slice or a list of ints, not {wanted.dtype} {list(wanted.shape)}")
     length = np.full(len(run.lengths), array.shape[1]) if run.positions is not None else run.lengths
@@ -262,6 +261,7 @@ def accumulated_resid(
     >>> float(abs(stack[1:] @ model.W_U - logit_lens(model, run).logits[:, :, -1]).max()) < 1e-4
     True
     """
+    check_flags(incl_mid=incl_mid, apply_ln=apply_ln, mlp_input=mlp_input, return_labels=return_labels)
     upto, n = _upto(run, layer), run._table.n_layers
     _check_mlp_input(run, upto, mlp_input)
     mid = _has(run, "hook_resid_mid")
@@ -316,6 +316,8 @@ def decompose_resid(
     heads, neurons
         Each head, each neuron instead of its layer's output; biases are then entries of their own ("0_attn_bias").
 
+    What an edit of the stream itself (`resid_post`, …) put there is no part, and missing from the sum.
+
     The other parameters, and the errors, are those of :func:`accumulated_resid`. Labels: "embed", "pos_embed",
     "0_attn_out", "0_mlp_out", "L0H0", "L0N0", ...
 
@@ -330,6 +332,8 @@ def decompose_resid(
     """
     if not is_word(mode, ("all", "attn", "mlp")):
         raise ConfigError(f'mode = {mode!r}: "all", "attn" or "mlp"')
+    check_flags(incl_embeds=incl_embeds, heads=heads, neurons=neurons)
+    check_flags(apply_ln=apply_ln, mlp_input=mlp_input, return_labels=return_labels)
     upto = _upto(run, layer)
     _check_mlp_input(run, upto, mlp_input)
     parts: list[Array] = []
@@ -389,6 +393,7 @@ def get_full_resid_decomposition(
     >>> stack.shape, labels[0], labels[-1], float(abs(stack.sum(0) - run["resid_post", -1][:, -1]).max()) < 1e-4
     ((901, 1, 64), 'L0H0', 'embed', True)
     """
+    check_flags(expand_neurons=expand_neurons, apply_ln=apply_ln, return_labels=return_labels)
     stack, labels = decompose_resid(
         run, layer, mlp_input, pos=pos, return_labels=True, heads=True, neurons=expand_neurons, model=model
     )
@@ -442,6 +447,7 @@ def stack_head_results(
     >>> stack.shape, labels[-1]
     ((16, 1, 3, 64), 'L1H7')
     """
+    check_flags(return_labels=return_labels, incl_remainder=incl_remainder, apply_ln=apply_ln)
     upto, found = _upto(run, layer), _model(run, model)
     parts = [_heads(run, found, block, pos) for block in range(upto)]
     labels = [f"L{block}H{h}" for block in range(upto) for h in range(found.config.n_heads)]
@@ -476,6 +482,7 @@ def stack_neuron_results(
     >>> run.stack_neuron_results(2, pos=-1, neurons=range(5), project_output_onto=model.W_U[:, 378]).shape
     (10, 1)
     """
+    check_flags(return_labels=return_labels, incl_remainder=incl_remainder, apply_ln=apply_ln)
     upto, found = _upto(run, layer), _model(run, model)
     if not _has(run, "mlp.hook_post"):
         raise SiteError("stack_neuron_results: this model has no MLPs")
@@ -711,6 +718,9 @@ def direct_logit_attribution(
     pos
         The position whose prediction it is; a negative one counts from each sequence's own end.
 
+    Inside `model.edited`, a last component "edits" is what these put where no other one is seen: into the stream
+    itself, into what was taken apart or behind the final norm.
+
     Values are sums in float64 of what the model computed in its own dtype. Behind post-norms (Gemma 2 and 3) a part
     counts with what the post-norm makes of it. Soft-capped logits: the logit before the cap is what is taken apart.
 
@@ -739,8 +749,8 @@ def direct_logit_attribution(
             capture.append("mlp.hook_post" if by == "neuron" else "mlp_out")
             capture += ["ln2_post.hook_scale"] if post_norms and by == "neuron" else []
     try:
-        where = operator.index(pos)
-    except TypeError:
+        where = whole(pos, "pos")
+    except ConfigError:
         raise ShapeError(f"pos = {pos!r}: expected one position, a whole number") from None
     run = model.run(tokens, capture=capture, positions=[where], logits=None)
     batch, short = len(run.lengths), int(run.lengths.min())
@@ -795,6 +805,9 @@ def direct_logit_attribution(
     else:
         end = np.asarray(sum(at(site) for _, site in _embeddings(run)))
     logit = (end * direction).sum(-1) + constant
+    if model._active_edits():
+        values.append((logit - np.concatenate(values).sum(0) - remainder)[None])
+        labels.append("edits")
     return Attribution(np.concatenate(values), labels, remainder, np.asarray(logit))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, UnsupportedModelError
-from .inputs import nearest
+from .inputs import nearest, real_array
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "quick_gelu", "relu2", "tanh", "sigmoid")
 """Activation functions, in the order of the core's enumeration."""
@@ -55,6 +55,17 @@ _MOST = {"n_layers": 1 << 16}
 
 _NEEDED = ("n_layers", "d_model", "n_heads", "n_ctx", "pos_offset")
 """Sizes that None does not stand for anything in."""
+
+_DERIVED = ("d_vocab", "d_vocab_out", "d_head", "n_key_value_heads", "d_mlp", "rotary_dim", "attn_scale")
+"""Fields whose usual value depends on others."""
+
+_SCALINGS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "factors": ("factors",),
+}
+"""Kinds of rope_scaling, and what each needs, numbers above 0."""
 
 
 T = TypeVar("T")
@@ -183,6 +194,7 @@ class ModelConfig:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
+        put("_derived", tuple(name for name in _DERIVED if getattr(self, name) is None))
         for name, least in _LEAST.items():
             value, most = getattr(self, name), _MOST.get(name, 2**31 - 1)
             if value is None and name not in _NEEDED:
@@ -277,6 +289,8 @@ class ModelConfig:
             raise UnsupportedModelError(f"attention_kind = {self.attention_kind!r}; supported: softmax, linear")
         if self.attention_dir not in ("causal", "bidirectional"):
             raise UnsupportedModelError(f"attention_dir = {self.attention_dir!r}; supported: causal, bidirectional")
+        if self.positional_embedding_type == "rotary" and not self.rotary_dim:
+            raise ConfigError("ModelConfig: rotary positions with rotary_dim = 0: no position would be seen")
         if self.rotary_dim % 2 or self.rotary_dim > self.d_head:
             raise ConfigError(
                 f"ModelConfig: rotary_dim = {self.rotary_dim} must be even and at most d_head = {self.d_head}"
@@ -290,6 +304,7 @@ class ModelConfig:
                 )
             if "local" in self.attn_types and not self.window_size:
                 raise ConfigError("ModelConfig: local attention layers need window_size")
+        _check_scaling(self.rope_scaling)
         self.rotary_frequencies()  # refuses scalings that the engine does not have
 
     def _number(self, name: str) -> float:
@@ -331,8 +346,14 @@ class ModelConfig:
         return np.stack([freq, self.rotary_base_local**-exponent])
 
     def replace(self, **changes: Any) -> ModelConfig:
-        """The same configuration with some fields changed."""
-        return dataclasses.replace(self, **changes)
+        """The same configuration with some fields changed; what was not given but follows from others follows anew.
+
+        >>> config = ModelConfig(n_layers=1, d_model=16, n_heads=2, n_ctx=8, d_vocab=50)
+        >>> config.replace(n_heads=4).d_head
+        4
+        """
+        derived: dict[str, Any] = dict.fromkeys(self._derived)  # type: ignore[attr-defined]
+        return dataclasses.replace(self, **(derived | changes))
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as plain values that JSON can hold."""
@@ -342,27 +363,51 @@ class ModelConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
 
 
+def _check_scaling(scaling: Any) -> None:
+    """Raises ConfigError, UnsupportedModelError for a rope_scaling that would be ignored or computed wrongly."""
+    if not isinstance(scaling, Mapping | None):
+        raise ConfigError(f"ModelConfig: rope_scaling = {scaling!r}, must be a mapping or None")
+    given = {key: value for key, value in (scaling or {}).items() if value is not None}
+    kinds = [given.pop(key) for key in ("rope_type", "type") if key in given]
+    if not kinds and not given:
+        return
+    if not kinds:
+        raise ConfigError(f"ModelConfig: rope_scaling = {dict(given)}: rope_type is missing")
+    if not isinstance(kinds[0], str) or kinds[0] not in _SCALINGS:
+        raise UnsupportedModelError(f"rope_scaling: rope_type = {kinds[0]!r}; supported: linear, llama3")
+    needed = _SCALINGS[kinds[0]]
+    for key in given:
+        if key not in needed:
+            raise ConfigError(f"ModelConfig: rope_scaling: {kinds[0]} has no {key!r}{nearest(str(key), needed)}")
+    for key in needed:
+        if key not in given:
+            raise ConfigError(f"ModelConfig: rope_scaling: {kinds[0]}: {key} is missing")
+        numbers = real_array(given[key], f"rope_scaling: {key}")
+        if not ((numbers > 0) & (numbers < np.inf)).all() or numbers.ndim != (key == "factors"):
+            raise ConfigError(f"ModelConfig: rope_scaling: {key} = {given[key]!r:.80}, must be finite and positive")
+    if kinds[0] == "llama3" and given["high_freq_factor"] <= given["low_freq_factor"]:
+        raise ConfigError("ModelConfig: rope_scaling: high_freq_factor must be larger than low_freq_factor")
+
+
 def _scaled(freq: NDArray[np.float64], scaling: Mapping[str, Any] | None) -> NDArray[np.float64]:
-    """Rotary frequencies after linear or llama3 scaling."""
+    """Rotary frequencies after a scaling that has been checked."""
     if not scaling:
         return freq
     kind = scaling.get("rope_type")
     kind = scaling.get("type") if kind is None else kind
     if kind in ("default", None):
         return freq
-    factor = float(scaling.get("factor", 1.0))
     if kind == "linear":
-        return freq / factor
+        return np.asarray(freq / float(scaling["factor"]))
     if kind == "llama3":
+        factor = float(scaling["factor"])
         low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
         original = float(scaling["original_max_position_embeddings"])
         wavelength = 2 * np.pi / freq
         # between the two wavelengths the frequency is blended, below it is kept, above divided
         smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
         return (1 - smooth) * freq / factor + smooth * freq
-    if kind == "factors":  # GGUF files may hold divisors that no rule gives
-        divisors = np.asarray(scaling["factors"], dtype=np.float64)
-        if divisors.shape != freq.shape:
-            raise ConfigError(f"rope_scaling: {divisors.size} factors for {freq.size} rotary pairs")
-        return freq / divisors
-    raise UnsupportedModelError(f"rope_scaling: rope_type = {kind!r}; supported: linear, llama3")
+    divisors = np.asarray(scaling["factors"], dtype=np.float64)  # GGUF files may hold some that no rule gives
+    if divisors.shape != freq.shape:
+        raise ConfigError(f"rope_scaling: {divisors.size} factors for {freq.size} rotary pairs")
+    return np.asarray(freq / divisors)

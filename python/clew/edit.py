@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -293,7 +294,12 @@ def _mean(reference: Any, site: Site, layer: int, model: Model) -> Array:
     name = site.full_name(layer)
     if "key_pos" in site.axes:
         raise SiteError(f"edit.mean_ablate of {name}: a mean over positions of what has positions as axes")
+    if isinstance(reference, list | tuple):
+        with suppress(ShapeError):  # prompts of several lengths
+            array = as_array(reference, "the reference")
+            reference = array if array.size and array.dtype.kind == "f" else reference
     if isinstance(reference, np.ndarray) and reference.dtype.kind == "f":
+        reference = as_array(reference, f"edit.mean_ablate of {name}: the reference")
         if reference.ndim != len(site.axes):
             raise ShapeError(
                 f"edit.mean_ablate of {name}: the reference has shape {list(reference.shape)}, the site "
@@ -306,8 +312,7 @@ def _mean(reference: Any, site: Site, layer: int, model: Model) -> Array:
         return np.asarray(reference.mean(axis=(0, 1), keepdims=True, dtype=np.float64))
     if isinstance(reference, Run):
         run = reference
-        if run.positions is not None:
-            raise ShapeError(f"edit.mean_ablate of {name}: the run kept some positions only")
+        _check_whole(run, site, name, f"edit.mean_ablate of {name}")
     else:
         logits: Any = "all" if site.name == "logits" else None
         with model._unedited():
@@ -317,26 +322,34 @@ def _mean(reference: Any, site: Site, layer: int, model: Model) -> Array:
     return np.asarray(total / float(run.lengths.sum()))
 
 
-def _frozen(run: Run, site: Site, layer: int, lengths: Ints) -> Array:
+def _frozen(run: Run, site: Site, layer: int, model: Model, lengths: Ints) -> Array:
     name = site.full_name(layer)
     if not isinstance(run, Run):
         raise ConfigError(f"edit.freeze of {name}: {type(run).__name__} is no Run")
-    array = run[name]
+    _check_whole(run, site, name, f"edit.freeze of {name}")
+    array, full = run[name], site_shape(model, site, lengths)
     if len(run.lengths) not in (1, len(lengths)) or (run.lengths != lengths).any():
         raise ShapeError(
             f"edit.freeze of {name}: the run has prompts of {run.lengths.tolist()} tokens, "
             f"this one of {lengths.tolist()}"
         )
-    pos = site.axes.index("pos")
-    if array.shape[pos] != int(run.lengths.max()):
-        raise ShapeError(
-            f"edit.freeze of {name}: the run kept {array.shape[pos]} positions of {int(run.lengths.max())}"
-        )
+    if array.shape[1:] != full[1:]:
+        raise ShapeError(f"edit.freeze of {name}: the run's has shape {list(array.shape)}, this one's {list(full)}")
     return array
+
+
+def _check_whole(run: Run, site: Site, name: str, what: str) -> None:
+    """Raises ShapeError for a run that does not hold all positions of a site, in their order."""
+    kept, there = run[name].shape[site.axes.index("pos")], int(run.lengths.max())
+    if run.positions is not None or kept != there:
+        raise ShapeError(f"{what}: the run kept {kept} positions of {there}: make it without positions= or logits=")
 
 
 def _numbers(value: Any, dtype: np.dtype[Any], name: str) -> Array:
     array = as_array(value, f"edit of {name}: the value")
+    if array.dtype == object and all(isinstance(number, int) for number in array.flat):  # beyond 64 bits
+        with suppress(OverflowError):
+            array = array.astype(np.float64)
     if array.dtype.kind not in "fiub":
         raise ShapeError(f"edit of {name}: the value must be real numbers, not {array.dtype}")
     return in_precision(array, dtype, f"edit of {name}")
@@ -424,20 +437,45 @@ def resolve(
         for site, layer in _found(edit, model, start, stop):
             if edit.kind == _CALL:
                 core.append((site.index, layer, _CALL, None, None, None, None, None, (0, 0, 0, 0), len(calls)))
-                calls.append(edit.value)
+                calls.append(_checked(edit.value, model.dtype))
             else:
                 core.append(_resolve_one(edit, site, layer, model, lengths))
     return core, calls
 
 
-def check_last(core: Iterable[CoreEdit], lengths: Ints) -> None:
+def _checked(fn: Callable[..., Any], dtype: np.dtype[Any]) -> Callable[..., Any]:
+    """A function of an edit.call, whose values are refused as those of edit.set are; the core looks at the rest."""
+
+    def call(array: Array, name: str) -> Any:
+        given = fn(array, name)
+        if given is None or given is array:
+            return given
+        given = as_array(given, f"edit.call of {name}: what the function returned")
+        return in_precision(given, dtype, f"edit.call of {name}") if given.ndim and given.dtype.kind == "f" else given
+
+    return call
+
+
+def check_last(core: Iterable[CoreEdit], lengths: Ints, what: str = 'logits="last" computes') -> None:
     """Raises ConfigError for edits of logits that reach no sequence's last position, which alone are computed."""
     for index, _, _, batch, positions, *_ in core:
         if SITES[index] is LOGITS and positions is not None:
             ends = (lengths if batch is None else lengths[batch]) - 1
-            if not (positions == ends[:, None]).any():
+            if not (positions >= ends[:, None]).any():
                 raise ConfigError(
-                    f'edit of logits: logits="last" computes those of the last positions, and the edit is of positions '
+                    f"edit of logits: {what} those of the last positions, and the edit is of positions "
+                    f"{positions.tolist()}: it would change nothing"
+                )
+
+
+def check_before_last(core: Iterable[CoreEdit], lengths: Ints) -> None:
+    """Raises ConfigError for edits of logits of last positions alone, which predict no token of the prompts."""
+    for index, _, _, batch, positions, *_ in core:
+        if SITES[index] is LOGITS and positions is not None:
+            ends = (lengths if batch is None else lengths[batch]) - 1
+            if not (positions < ends[:, None]).any():
+                raise ConfigError(
+                    f"edit of logits: a loss reads those before the last positions, and the edit is of positions "
                     f"{positions.tolist()}: it would change nothing"
                 )
 
@@ -460,7 +498,7 @@ def _resolve_one(edit: Edit, site: Site, layer: int, model: Model, lengths: Ints
     if isinstance(value, _Mean):
         value = _mean(value.reference, site, layer, model)
     elif isinstance(value, _Frozen):
-        value = _frozen(value.run, site, layer, lengths)
+        value = _frozen(value.run, site, layer, model, lengths)
     placed, strides = _place_value(_numbers(value, model.dtype, name), site, full, chosen, name, whole)
     return (site.index, layer, edit.kind, batch, positions, heads, neurons, placed, strides, -1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class Error(Exception):
     """Anything that clew refuses; every other exception here is one of these."""
@@ -47,3 +49,6 @@ class TrainingError(Error, ArithmeticError):
         super().__init__(message)
         self.step = step
         """The step that could not be done; the first is 1."""
+
+    def __reduce__(self) -> Any:  # an exception's own would call it with the message alone
+        return type(self), (*self.args, self.step), self.__dict__

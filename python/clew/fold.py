@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import ModelConfig
+from .inputs import check_flags
 from .loaders.checkpoint import Checkpoint
 
 Array = NDArray[Any]
@@ -45,6 +46,8 @@ def fold_checkpoint(
     >>> folded.config.normalization_type, "ln_final.w" in folded.weights
     ('LNPre', False)
     """
+    check_flags(fold_ln=fold_ln, center_writing=center_writing)
+    check_flags(center_unembed=center_unembed, fold_value_biases=fold_value_biases)
     config, notes = checkpoint.config, list(checkpoint.notes)
     why = _no_centring(config)
     if center_writing and why:

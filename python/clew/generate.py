@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 from collections import Counter
@@ -15,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .edit import CoreEdit, Edit, _Frozen, _positions, _resolve_one, as_edits, indices, resolve
+from .edit import CoreEdit, Edit, _Frozen, _positions, _resolve_one, as_edits, check_last, indices, resolve
 from .errors import ConfigError, ShapeError, TokenError, UnsupportedModelError
-from .inputs import as_array, check_counts, sliced
+from .inputs import MOST_TOKENS, as_array, check_counts, check_seed, sliced
 from .replay import LOGITS_ALL, LOGITS_LAST, core_plan
 from .run import Run
 from .sites import LOGITS, SITES, Site, capture_list
@@ -128,12 +129,13 @@ def settings(
     n = _whole("max_new_tokens", max_new_tokens, 1)
     check_counts(max_new_tokens=n)
     k = 0 if top_k is None else _whole("top_k", top_k, 1)
+    check_counts(0, top_k=k)
     try:
         if any(isinstance(value, str | bytes | bool | np.bool_) for value in (temperature, top_p)):
             raise TypeError
         heat, p = float(temperature), 1.0 if top_p is None else float(top_p)
-    except (TypeError, ValueError):
-        raise ConfigError(f"temperature = {temperature!r}, top_p = {top_p!r}: both are numbers") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"temperature = {temperature!r:.40}, top_p = {top_p!r}: both are numbers") from None
     if not 0 <= heat < np.inf:
         raise ConfigError(f"temperature = {temperature}: 0 (the likeliest token) or more")
     if not 0 < p <= 1:
@@ -141,12 +143,13 @@ def settings(
     if heat == 0 and (top_k is not None or top_p is not None):
         raise ConfigError("top_k and top_p choose among random tokens: give a temperature above 0")
     if seed is not None:
-        seed = _whole("seed", seed, 0)
+        seed = check_seed(seed)
     elif heat > 0:
         seed = secrets.randbits(63)
     tokens: set[int] = set()
     texts: list[str] = []
     several = isinstance(stop, Iterable) and not isinstance(stop, (str, bytes))
+    several = several and not (isinstance(stop, np.ndarray) and stop.ndim == 0)
     items: list[Any] = [] if stop is None else list(stop) if several else [stop]  # type: ignore[arg-type]
     for item in items:
         if isinstance(item, str) and item:
@@ -338,10 +341,9 @@ class _Decoder:
         self.lengths = batch.lengths
         self.limits: Ints = np.full(len(batch.lengths), how.max_new_tokens, np.int32) if limits is None else limits
         """New tokens of each sequence, at most."""
-        self.ends: Ints = batch.lengths + self.limits
-        """Tokens of each whole text, at most."""
-        longest = int(self.ends.argmax())
-        total = int(self.ends[longest])
+        ends = batch.lengths.astype(np.int64) + self.limits
+        longest = int(ends.argmax())
+        total = int(ends[longest])
         weights = model.weights
         if "pos_embed.W_pos" in weights:
             learned = weights["pos_embed.W_pos"].shape[0] - config.pos_offset
@@ -350,12 +352,25 @@ class _Decoder:
                     f"a prompt of {batch.lengths[longest]} tokens and {self.limits[longest]} new ones: "
                     f"the model has {learned} learned positions"
                 )
+        if total > MOST_TOKENS:
+            raise TokenError(f"max_new_tokens = {self.limits[longest]}: a text has at most {MOST_TOKENS} tokens")
+        self.ends: Ints = ends.astype(np.int32)
+        """Tokens of each whole text, at most."""
         shape = (len(batch.lengths), total, config.n_key_value_heads, config.d_head)
         layers = range(config.n_layers)
-        self.cache = tuple([_core.empty(shape, model.dtype.name) for _ in layers] for _ in range(2))
+        try:
+            self.cache = tuple([_core.empty(shape, model.dtype.name) for _ in layers] for _ in range(2))
+        except MemoryError:
+            size = 2 * config.n_layers * math.prod(shape) * model.dtype.itemsize
+            raise MemoryError(
+                f"max_new_tokens = {self.limits[longest]}: keys and values of {shape[0]} × {total} tokens take "
+                f"{size} bytes"
+            ) from None
         self.streams = _streams(batch.tokens, batch.lengths)
         # edits may name as many positions of every text, also those that a lower limit leaves out
         self.edits, self.calls = _held((*model._active_edits(), *edits), model, batch.lengths, how.max_new_tokens)
+        if not self.keeps_logits:
+            check_last(self.edits, batch.lengths, "generate reads")
         self.kept: list[tuple[Ints, Ints, Ints, Any]] = []
         """Of each step: sequences, first positions, lengths, outputs."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
-from .edit import Edit, as_edits, resolve
+from .edit import Edit, as_edits, check_before_last, check_last, resolve
 from .engine import WEIGHTS
 from .errors import ConfigError, ShapeError, SiteError, TokenError
 from .inputs import Batch, nearest, real_array
@@ -241,6 +241,10 @@ def gradients(
 
     by_loss = isinstance(metric, Metric) and metric.wants_loss
     whole = by_loss or not isinstance(metric, Metric)
+    if by_loss:
+        check_before_last(core, batch.lengths)
+    elif not whole:
+        check_last(core, batch.lengths, f"{metric} reads")
     if by_loss and batch.tokens is None:
         raise TokenError("the loss of embeddings is not known: it needs the tokens that follow")
     if by_loss and int((batch.lengths - 1).sum()) == 0:

@@ -53,8 +53,10 @@ class Batch:
 
 
 def whole(number: Any, what: str) -> int:
-    """A whole number, or a ConfigError that says what came instead."""
+    """A whole number, or a ConfigError that says what came instead: True and False are none."""
     try:
+        if isinstance(number, bool):
+            raise TypeError
         return operator.index(number)
     except TypeError:
         raise ConfigError(f"{what} = {number!r:.80}: expected a whole number") from None
@@ -63,8 +65,6 @@ def whole(number: Any, what: str) -> int:
 def check_counts(least: int = 1, /, **given: Any) -> None:
     """Raises ConfigError, with its name, for an argument that is no whole number from `least` and below 2³¹."""
     for name, value in given.items():
-        if isinstance(value, bool):
-            raise ConfigError(f"{name} = {value}: expected a whole number")
         if whole(value, name) < least:
             raise ConfigError(f"{name} = {value}: at least {least}")
         if value > MOST_TOKENS:
@@ -136,6 +136,8 @@ def check_path(**given: Any) -> None:
     for name, value in given.items():
         if value == "":
             raise ConfigError(f"{name} = '': an empty path; '.' is the folder at hand")
+        if "\0" in str(value):
+            raise ConfigError(f"{name} = {value!r:.80} is no path")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -172,9 +174,11 @@ def check_writable(**given: Any) -> Path:
 
 
 def check_seed(seed: Any) -> int:
-    """A seed as NumPy takes it; raises ConfigError."""
+    """A seed of at most 64 bits, as the core and a model's files hold it; raises ConfigError."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ConfigError(f"seed = {seed!r}, must be a whole number, at least 0")
+    if seed >= 2**64:
+        raise ConfigError(f"seed = {seed}: below 2⁶⁴")
     return int(seed)
 
 
@@ -191,9 +195,11 @@ def precision(dtype: Any, error: type[Error] = ShapeError, said: str = "a model 
 
 
 def as_array(value: Any, what: str) -> Array:
-    """An array, or a ShapeError where lists of different depths or lengths make none."""
+    """An array, or a ShapeError where lists of different depths or lengths make none, or hold True among numbers."""
     if np.ma.is_masked(value):
         raise ShapeError(f"{what}: an array with masked values; give what is left of them, such as a.compressed()")
+    if isinstance(value, list | tuple) and bool in (kinds := {*map(type, value)}) and len(kinds) > 1:
+        raise ShapeError(f"{what}: True or False among numbers, for which NumPy would take it")
     try:
         return np.asarray(value)
     except ValueError as error:

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from . import _core
 from .errors import ConfigError
+from .inputs import whole
 
 
 def map_file(path: str | os.PathLike[str], slack: int = 0) -> NDArray[np.uint8]:
@@ -67,6 +68,6 @@ def set_idle_limit(size: int) -> None:
     >>> from clew import memory
     >>> memory.set_idle_limit(1 << 30)
     """
-    if size < 0:
+    if whole(size, "set_idle_limit: size") < 0:
         raise ConfigError(f"set_idle_limit({size}): must not be negative")
     _core.set_idle_limit(min(size, sys.maxsize))

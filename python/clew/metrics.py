@@ -25,11 +25,11 @@ __all__ = ["Metric", "kl", "log_prob", "logit_diff", "loss"]
 
 def _last(logits: ArrayLike) -> Array:
     array = as_array(logits, "logits")
-    if array.ndim == 3:
-        array = array[:, -1]
-    if array.ndim != 2:
+    if array.ndim not in (2, 3) or 0 in array.shape:
         raise ShapeError(f"a metric reads logits [batch, vocab] or [batch, pos, vocab], not {list(array.shape)}")
-    return array
+    if array.dtype.kind not in "fiu":
+        raise ShapeError(f"a metric reads logits that are real numbers, not {array.dtype}")
+    return array[:, -1] if array.ndim == 3 else array
 
 
 def _log_softmax(logits: Array) -> Array:
@@ -93,6 +93,8 @@ class Metric:
 def _pick(ids: Array, n: int, examples: ArrayLike | None) -> Array:
     if ids.ndim == 0:
         return np.full(n, int(ids))
+    if examples is None and len(ids) != n:
+        raise ShapeError(f"the metric has tokens for {len(ids)} examples, the logits are of {n}")
     which = np.arange(n) if examples is None else np.asarray(examples)
     if which.size and which.max() >= len(ids):
         raise ShapeError(f"the metric has tokens for {len(ids)} examples, the batch has {int(which.max()) + 1}")
@@ -104,6 +106,10 @@ class _Tokens(Metric):
 
     def __init__(self, *ids: ArrayLike) -> None:
         self.ids = [_tokens(i, f"{type(self).__name__}: token {name}") for i, name in zip(ids, "ab", strict=False)]
+        if len({len(i) for i in self.ids if i.ndim}) > 1:
+            raise ShapeError(
+                f"{type(self).__name__}: {' and '.join(str(len(i)) for i in self.ids)} tokens are no pairs"
+            )
         shown = ", ".join(str(i.tolist()) for i in self.ids)
         self.name = f"{type(self).__name__}({shown})"
 
@@ -224,6 +230,8 @@ class kl(Metric):  # noqa: N801
 
     def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
         x = _last(logits)
+        if examples is None:
+            self.check_batch(len(x))
         which = np.arange(len(x)) if examples is None else np.asarray(examples)
         log_p = self.log_p if len(self.log_p) > 1 else np.broadcast_to(self.log_p, (int(which.max()) + 1, x.shape[1]))
         if which.max() >= len(log_p):
@@ -318,5 +326,7 @@ def as_metric(
             raise ConfigError(f"metric = {metric!r}: give one of clew.metrics or a function of logits [n, 1, vocab]")
         function = cast("Callable[[Array], ArrayLike]", metric)
         metric = _Differentiated(function) if with_gradient else _Function(function)
+    if type(metric) is Metric:
+        raise ConfigError("metric = Metric(): it is what the others are made of; give one of clew.metrics")
     metric.check(model)
     return metric

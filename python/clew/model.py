@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .config import ModelConfig
-from .edit import Edit, as_edits, check_last, resolve
+from .edit import Edit, as_edits, check_before_last, check_last, resolve
 from .engine import core_config, place_weights, trainable_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
 from .inputs import (
@@ -49,9 +50,11 @@ Logits = Literal["all", "last"] | None
 
 _LOGITS = {None: 0, "last": 1, "all": 2}
 _LOSS = 3
+_MOST_PLANNED = 1 << 22
+"""Sequences of a plan: it takes some 20 bytes for each before anything is computed."""
 
 
-_ACTIVE: ContextVar[tuple[tuple[Model, tuple[Edit, ...]], ...]] = ContextVar("clew_edits", default=())
+_ACTIVE: ContextVar[tuple[tuple[Model, list[Edit]], ...]] = ContextVar("clew_edits", default=())
 
 
 class Model(WeightAccess, TextAccess):
@@ -144,10 +147,20 @@ class Model(WeightAccess, TextAccess):
     def save(self, path: str | PathLike[str]) -> None:
         """Writes safetensors, config.json and the tokenizer's files into a directory; `load(path)` gives the same bits.
 
-        A model that is there already is replaced, whole or not at all. Raises OSError.
+        A model that is there already is replaced, whole or not at all, the files of its tokenizer too. A tokenizer of a
+        llama2.c or GGUF file has none to write: a warning says so.
+
+        Raises OSError naming the file; LoadError, before anything is written, where a file of the tokenizer is gone or
+        has changed since the model was loaded.
         """
         from .loaders.save import save
 
+        try:
+            lost = not self.tokenizer_files and self.tokenizer is not None
+        except Error:  # there is one, and it cannot be read here
+            lost = True
+        if lost:
+            warnings.warn(f"{path}: saved without the tokenizer, which has no files to copy", stacklevel=2)
         save(self, path)
 
     def folded(
@@ -586,16 +599,15 @@ class Model(WeightAccess, TextAccess):
         >>> bool(run["mlp_out"].any())
         False
         """
-        held = as_edits(edits)
-        for edit in held:
-            if not isinstance(edit, Edit):
-                raise ConfigError(f"edited holds {edit!r}: make edits with clew.edit.zero, .set, .add, ...")
+        entry = (self, [*as_edits(edits)])
+        for edit in entry[1]:
             self._table.resolve([edit.site])
-        token = _ACTIVE.set((*_ACTIVE.get(), (self, held)))
+        _ACTIVE.set((*_ACTIVE.get(), entry))
         try:
             yield self
-        finally:
-            _ACTIVE.reset(token)
+        finally:  # also where another context, begun later, has not ended, and in a thread that never began this one
+            entry[1].clear()
+            _ACTIVE.set(tuple(item for item in _ACTIVE.get() if item is not entry))
 
     @contextmanager
     def _unedited(self) -> Iterator[None]:
@@ -628,6 +640,10 @@ class Model(WeightAccess, TextAccess):
         batch, pos = whole(batch, "batch"), whole(pos, "pos")
         if batch < 1 or pos < 1:
             raise TokenError(f"plan of {batch} × {pos} tokens: both must be at least 1")
+        if batch > _MOST_PLANNED:
+            raise TokenError(
+                f"plan of {batch} × {pos} tokens: at most {_MOST_PLANNED} sequences, each is planned by itself"
+            )
         if batch * pos > MOST_TOKENS:
             raise TokenError(f"plan of {batch} × {pos} tokens: one run takes at most {MOST_TOKENS}")
         lengths = np.full(batch, pos, np.int32)
@@ -735,6 +751,7 @@ class Model(WeightAccess, TextAccess):
             raise TokenError("loss needs a prompt of two tokens or more: the second is what the first predicts")
         changes = [*self._active_edits(), *as_edits(edits)]
         if any(site is LOGITS for e in changes for site, _ in self._table.resolve([e.site])):
+            check_before_last(resolve(changes, self, batch.lengths, None, None)[0], batch.lengths)
             run = self.run(tokens, edits=edits)
             assert run.tokens is not None
             losses = next_losses(run.logits[:, :-1], run.tokens[:, 1:])

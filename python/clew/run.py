@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +163,16 @@ class Run(Mapping[str, Array]):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"model": None}  # arrays can be pickled, a model cannot
+
+    def __copy__(self) -> Run:
+        out = object.__new__(type(self))
+        out.__dict__.update(self.__dict__)
+        return out
+
+    def __deepcopy__(self, memo: Any) -> Run:
+        out = self.__copy__()
+        out.__dict__.update(copy.deepcopy(self.__getstate__(), memo), model=self.model)
+        return out
 
     def __repr__(self) -> str:
         rows = []

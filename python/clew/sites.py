@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import _core
-from .errors import SiteError
+from .errors import ConfigError, SiteError
+from .inputs import whole
 
 if TYPE_CHECKING:
     from .model import Model
@@ -77,8 +77,8 @@ def pair_name(item: object) -> str:
     Raises SiteError for anything else.
     """
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
-        with suppress(TypeError):
-            return f"{item[0]}.{operator.index(item[1])}"
+        with suppress(ConfigError):
+            return f"{item[0]}.{whole(item[1], 'layer')}"
     if not isinstance(item, str):
         raise SiteError(f"{item!r} is no name of a capture site, nor (name, layer)")
     return item

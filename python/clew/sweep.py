@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ShapeError, SiteError
-from .inputs import as_array, check_choice, check_flags, sliced
+from .inputs import as_array, check_choice, check_counts, check_flags, check_seed, sliced
 from .metrics import Metric, as_metric
 from .replay import LOGITS_LAST, LOGITS_LOSS, Base, CoreEdit, Ints, Source, own_positions
 from .sites import SITES, Site, SiteName, pair_name
-from .weights import whole
 
 if TYPE_CHECKING:
     from .edit import Edit
@@ -82,12 +81,13 @@ class Sweep:
 
         Examples are drawn with replacement `n` times; one example gives an interval of length 0.
 
-        Raises ConfigError for a level outside (0, 1) or n < 1.
+        Raises ConfigError for a level outside (0, 1), n < 1 or no seed.
         """
-        if not isinstance(level, float | np.floating) or not 0 < level < 1 or whole(n, "n") < 1:
-            raise ConfigError(f"interval: level {level} must lie in (0, 1) and n = {n} be at least 1")
+        check_counts(**{"interval: n": n})
+        if not isinstance(level, float | np.floating) or not 0 < level < 1:
+            raise ConfigError(f"interval: level {level!r} must lie in (0, 1)")
         batch = self.per_example.shape[-1]
-        draws = np.random.default_rng(seed).integers(0, batch, (n, batch))
+        draws = np.random.default_rng(check_seed(seed)).integers(0, batch, (n, batch))
         counts = np.zeros((n, batch))
         np.add.at(counts, (np.arange(n)[:, None], draws), 1 / batch)
         means = self.per_example.reshape(-1, batch) @ counts.T
@@ -201,7 +201,8 @@ def choose(what: str, given: Iterable[int] | slice | None, n: int, site: str) ->
     if isinstance(given, slice):
         array = sliced(given, n, f"{what}s of {site}")
     else:
-        entries = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
+        listed = isinstance(given, Iterable) and not isinstance(given, str | np.ndarray)
+        entries = list(given) if listed else given
         array = np.atleast_1d(as_array(entries, f"{what}s of {site}"))
     if array.ndim > 1 or (array.size and array.dtype.kind not in "iu"):
         raise ShapeError(f"{what}s of {site} must be integers, not {array.dtype} {list(array.shape)}")
@@ -229,7 +230,7 @@ def choose_positions(given: Iterable[int] | slice | None, lengths: Ints, site: s
                 "count from each prompt's own end"
             )
         return choose("position", given, longest, site)
-    entries = list(given) if isinstance(given, Iterable) else given
+    entries = given if isinstance(given, np.ndarray) else list(given)
     chosen = choose("position", entries, longest, site)
     asked = np.atleast_1d(np.asarray(entries)).ravel()
     return [at - longest if negative else at for at, negative in zip(chosen, asked < 0, strict=True)]
@@ -252,6 +253,8 @@ def find_kind(model: Model, name: SiteName, layers: Iterable[int] | slice | None
         raise SiteError(f"{name!r} means {', '.join(s.name for s in found)}: a sweep is over one kind of site")
     kind = found.pop()
     own = [layer for _, layer in pairs]
+    if not kind.layered and layers is not None:
+        raise ConfigError(f"layers are chosen, but {kind.name} has none")
     if not kind.layered or len(own) == model.config.n_layers:
         return kind, layers
     if layers is not None:
@@ -445,10 +448,16 @@ def _attribution(
 # ---- Any list of edits ----------------------------------------------------------------------------------------------
 
 
-def _edit_variant(model: Model, base: Base, edits: Edit | Iterable[Edit]) -> _Variant:
-    from .edit import as_edits, resolve
+def _edit_variant(model: Model, base: Base, edits: Edit | Iterable[Edit], metric: Metric) -> _Variant:
+    from .edit import as_edits, check_before_last, check_last, resolve
 
+    if edits is None:
+        raise ConfigError("edits holds None: an entry is an edit or a list of them; [] changes nothing")
     core, calls = resolve(as_edits(edits), model, base.lengths, None, None)
+    if metric.wants_loss:
+        check_before_last(core, base.lengths)
+    else:
+        check_last(core, base.lengths, f"{metric} reads")
     n_layers = model.config.n_layers
     starts = base.lengths.copy()
     layer = n_layers - 1
@@ -493,7 +502,7 @@ def sweep_edits(
         raise ConfigError("edits is empty: the sweep has no variants")
     base = Base(model, model._batch(tokens, None, None), logits=LOGITS_LOSS if measure.wants_loss else LOGITS_LAST)
     unpatched = baseline(base, measure)
-    made = [_edit_variant(model, base, v) for v in variants]
+    made = [_edit_variant(model, base, v, measure) for v in variants]
     values = _measure(base, made, measure, unpatched)
     labels = (tuple(range(len(made))),)
     return Sweep(values, ("variant",), labels, unpatched, None, "edits", measure.said(model), keep_batch)

@@ -14,6 +14,8 @@ def set_num_threads(n: int) -> None:
 
     Raises ConfigError for another number.
     """
+    if isinstance(n, bool):
+        raise ConfigError(f"set_num_threads({n}): expected a whole number")
     try:
         _core.set_num_threads(n)
     except (TypeError, ValueError) as error:

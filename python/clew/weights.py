@@ -22,6 +22,9 @@ from .sites import SiteTable
 Array = NDArray[Any]
 
 
+_STACKED = frozenset(last for name, _, _ in WEIGHTS if (last := name.rsplit(".", 1)[-1]).startswith(("W_", "b_")))
+
+
 class Weights(Mapping[str, Array]):
     """Every weight by its full name, in classic layout; read-only views wherever the file's layout allows."""
 
@@ -120,6 +123,16 @@ class WeightAccess:
         stack = np.stack([self.weights.get(n, zero) for n in names]) if layered else zero
         stack.flags.writeable = False
         return stack
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weights" and "weights" in self.__dict__ and not isinstance(value, Weights):
+            raise AttributeError("model.weights cannot be set: edits change runs, and train_step the weights")
+        if name in _STACKED:
+            raise AttributeError(
+                f"model.{name} cannot be set, it is a view or a copy of model.weights: edits change runs, "
+                "and clew.Model(checkpoint) makes a model of other weights"
+            )
+        object.__setattr__(self, name, value)
 
     def _kv_head(self, head: int) -> int:
         head = whole(head, "head")

@@ -8,7 +8,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import attribution
+from clew import attribution, edit
 from clew.attribution import direct_logit_attribution, logit_constant
 from clew.lens import logit_lens
 from support import make, relative_error
@@ -88,6 +88,24 @@ def test_direct_logit_attribution(name: str, by: Any) -> None:
             own = model.run(tokens).logits
             own = own[rows, pos, answer] - (0 if wrong_ids is None else own[rows, pos, wrong_ids])
             assert np.abs(got.total - own).max() < 1e-11 * size
+
+
+def test_what_edits_put_there_is_a_component() -> None:
+    model, _ = make(ZOO["gpt2"])
+    plain = direct_logit_attribution(model, [1, 2, 3], 4, by="head")
+    assert "edits" not in plain.labels
+    for change in (
+        edit.scale("attn_out.1", 2.0),
+        edit.scale("resid_post.0", 2.0),
+        edit.add("ln_final.normalized", 1.0),
+    ):
+        with model.edited(change):
+            parts = direct_logit_attribution(model, [1, 2, 3], 4, by="head")
+            logit = model.run([1, 2, 3]).logits[0, -1, 4]
+        assert parts.labels[-1] == "edits" and abs(parts.values[-1, 0]) > 1e-6
+        assert parts.total[0] == pytest.approx(logit, rel=1e-10) and parts.logit[0] == pytest.approx(logit, rel=1e-10)
+    with model.edited(edit.zero("z.0")):  # in sight of the components
+        assert abs(direct_logit_attribution(model, [1, 2, 3], 4, by="head").values[-1, 0]) < 1e-10
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 from clew.config import ACTIVATION_ALIASES, ACTIVATIONS, ModelConfig
-from clew.errors import UnsupportedModelError
+from clew.errors import Error, UnsupportedModelError
 
 SMALL: dict[str, Any] = dict(n_layers=2, d_model=12, n_heads=3, n_ctx=8, d_vocab=9)
 LLAMA3: dict[str, Any] = dict(
@@ -76,6 +77,7 @@ def test_what_the_engine_does_not_have(fields: dict[str, Any], message: str) -> 
         ({"n_key_value_heads": 2}, "n_heads = 3 is no multiple of n_key_value_heads = 2"),
         ({"positional_embedding_type": "rotary", "rotary_dim": 3}, "rotary_dim = 3"),
         ({"positional_embedding_type": "rotary", "rotary_dim": 6}, "rotary_dim = 6"),
+        ({"positional_embedding_type": "rotary", "rotary_dim": 0}, "rotary positions with rotary_dim = 0"),
         ({"attn_types": ("global",)}, "attn_types"),
         ({"attn_types": ("global", "sparse")}, "attn_types"),
         ({"attn_types": ("global", "local")}, "window_size"),
@@ -130,6 +132,44 @@ def test_llama3_scaling_in_its_three_ranges() -> None:
         seen.add(kind)
         assert got[i] == pytest.approx(want, rel=1e-14)
     assert seen == {"kept", "blended", "divided"}
+
+
+def test_what_follows_from_others_follows_anew() -> None:
+    plain = ModelConfig(n_layers=1, d_model=16, n_heads=2, n_ctx=8, d_vocab=10)
+    assert plain.replace(positional_embedding_type="rotary").rotary_dim == 8
+    wide = plain.replace(n_heads=4, d_vocab=20)
+    assert (wide.n_key_value_heads, wide.d_head, wide.attn_scale, wide.d_vocab_out) == (4, 4, 2.0, 20)
+    assert plain.replace(d_model=32).d_mlp == 128 and plain.replace(attn_only=True).d_mlp == 0
+    assert plain.replace(d_head=4).attn_scale == 2.0 and plain.replace(use_attn_scale=False).attn_scale == 1.0
+    vectors = ModelConfig(n_layers=1, d_model=16, n_heads=2, n_ctx=8, d_in=3, d_out=1)
+    assert (vectors.replace(d_in=5).d_vocab, vectors.replace(d_out=4).d_vocab_out) == (5, 4)
+    given = ModelConfig(n_layers=1, d_model=16, n_heads=2, n_ctx=8, d_vocab=10, d_head=8, attn_scale=3.0, d_mlp=64)
+    kept = pickle.loads(pickle.dumps(given)).replace(d_model=32, n_heads=4)
+    assert (kept.d_head, kept.attn_scale, kept.d_mlp, kept.n_key_value_heads) == (8, 3.0, 64, 4)
+    assert plain == ModelConfig(**plain.to_dict()) and hash(plain) == hash(ModelConfig(**plain.to_dict()))
+    assert plain.replace(n_heads=4).replace(n_heads=2) == plain
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"rope_type": "linear", "factor": 0}, "factor = 0, must be finite and positive"),
+        ({"rope_type": "linear", "factor": math.inf}, "factor = inf, must be finite and positive"),
+        ({"rope_type": "linear", "factor": "2"}, "factor must be real numbers"),
+        ({"rope_type": "linear", "factor": [2.0]}, r"factor = \[2.0\], must be"),
+        ({"rope_type": "linear"}, "linear: factor is missing"),
+        ({"rope_type": "linear", "fctor": 2}, "linear has no 'fctor'; nearest: factor"),
+        ({"factor": 2.0}, "rope_type is missing"),
+        ({"rope_type": "llama3", "factor": 8}, "llama3: low_freq_factor is missing"),
+        (LLAMA3 | {"high_freq_factor": 0.5}, "high_freq_factor must be larger"),
+        ({"rope_type": "factors", "factors": [1.0, -1.0]}, r"factors = \[1.0, -1.0\], must be"),
+        ({"rope_type": ["linear"]}, "supported: linear, llama3"),
+        (5, "rope_scaling = 5, must be a mapping"),
+    ],
+)
+def test_scalings_that_would_be_ignored(scaling: Any, message: str) -> None:
+    with pytest.raises(Error, match=message):
+        ModelConfig(**SMALL, positional_embedding_type="rotary", rope_scaling=scaling)
 
 
 def test_replace_and_json() -> None:

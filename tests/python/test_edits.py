@@ -9,7 +9,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import edit
+from clew import edit, metrics
 from clew.sites import Site
 from numpy.typing import NDArray
 from support import assert_close, make, relative_error
@@ -352,6 +352,24 @@ def test_edits_of_logits_that_are_not_computed(model: clew.Model, tokens: Array)
         model.run(tokens, logits="last", edits=[change])
     with model.edited(change), pytest.raises(clew.ConfigError, match="would change nothing"):
         model.run(tokens, logits="last")
+    metric = metrics.logit_diff(1, 2)
+    for ask in (
+        lambda: model.sweep(tokens, edits=[change], metric=metric),
+        lambda: model.gradients(tokens, metric, edits=[change]),
+        lambda: model.generate(tokens, 2, edits=[change]),
+    ):
+        with pytest.raises(clew.ConfigError, match="reads those of the last positions.* would change nothing"):
+            ask()
+    late = edit.zero("logits", positions=[-1])
+    for ask in (
+        lambda: model.loss(tokens, edits=[late]),
+        lambda: model.sweep(tokens, edits=[late], metric=metrics.loss()),
+        lambda: model.gradients(tokens, metrics.loss(), edits=[late]),
+    ):
+        with pytest.raises(clew.ConfigError, match="a loss reads those before the last .* would change nothing"):
+            ask()
+    assert model.generate(tokens, 2, capture="logits", edits=[change]).run is not None  # which shows it
+    assert (model.generate(tokens[:1], 2, edits=[edit.set("logits", np.arange(31.0))]).tokens[0] == 30).all()
     assert not model.run(tokens, edits=[change]).logits[:, 0].any()
     for change in (edit.zero("logits", positions=[0, -1]), edit.zero("logits", positions=[[0], [-1], [1]])):
         whole = model.run(tokens, edits=[change]).logits[:, -1:]
@@ -496,6 +514,30 @@ def test_edited_contexts_add_up(model: clew.Model, tokens: Array) -> None:
     assert np.array_equal(model.loss(tokens), model.loss(tokens, edits=[]))
 
 
+def test_edited_contexts_that_end_out_of_order(model: clew.Model, tokens: Array) -> None:
+    def edited(change: edit.Edit) -> Any:
+        with model.edited(change):
+            yield
+
+    plain = model.run(tokens).logits
+    first, second = edited(edit.zero("z")), edited(edit.zero("mlp_out"))
+    next(first), next(second)
+    first.close()
+    assert np.array_equal(model.run(tokens).logits, model.run(tokens, edits=[edit.zero("mlp_out")]).logits)
+    raised: list[BaseException] = []
+
+    def close() -> None:
+        try:
+            second.close()
+        except BaseException as error:  # noqa: BLE001
+            raised.append(error)
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    thread.join()
+    assert not raised and np.array_equal(model.run(tokens).logits, plain)
+
+
 def test_edited_holds_in_its_own_thread(model: clew.Model, tokens: Array) -> None:
     plain = model.run(tokens).logits
     seen: list[Array] = []
@@ -575,6 +617,9 @@ def test_what_is_refused(model: clew.Model, tokens: Array, make_edit: Any, error
 
 @pytest.mark.parametrize("change", [edit.set, edit.add, edit.scale])
 def test_values_beyond_the_models_precision(change: Any, tokens: Array) -> None:
+    huge = edit.call(("z", 0), lambda x, name: x.astype(np.float64) + 1e39)
+    with pytest.raises(clew.ConfigError, match=r"edit.call of .*_z: the value 1e\+39 is beyond the model's float32"):
+        clew.Model.from_config(ZOO["gpt2"], seed=0).run(tokens, edits=[huge])
     single = clew.Model.from_config(ZOO["gpt2"], seed=0)
     for value in (-1e39, [1.0] * 7 + [-1e39], np.float64(-1e39)):
         with pytest.raises(clew.ConfigError, match=r"hook_z: the value -1e\+39 is beyond the model's float32"):
@@ -587,8 +632,20 @@ def test_more_refusals(model: clew.Model, tokens: Array) -> None:
     with pytest.raises(clew.ShapeError, match=r"\[4, 4, 4\] tokens, this one of \[7, 7, 7\]"):
         model.run(tokens, edits=[edit.freeze("z", short)])
     part = model.run(tokens, capture="z", positions=[0])
-    with pytest.raises(clew.ShapeError, match="kept 1 positions of 7"):
-        model.run(tokens, edits=[edit.freeze("z", part)])
+    turned = model.run(tokens, capture="z", positions=[6, 5, 4, 3, 2, 1, 0])  # as many, and none in its place
+    for kept, run in ((1, part), (7, turned)):
+        with pytest.raises(clew.ShapeError, match=f"edit.freeze of .* kept {kept} positions of 7: make it without"):
+            model.run(tokens, edits=[edit.freeze("z", run)])
+        with pytest.raises(clew.ShapeError, match=f"edit.mean_ablate of .* kept {kept} positions of 7: make it"):
+            model.run(tokens, edits=[edit.mean_ablate("z", run)])
+    last = model.run(tokens, logits="last")
+    with pytest.raises(clew.ShapeError, match="mean_ablate of logits: the run kept 1 positions of 7"):
+        model.run(tokens, edits=[edit.mean_ablate("logits", last)])
+    config = ZOO["gpt2"].replace(n_heads=1, n_key_value_heads=1, d_head=8)
+    one_head = make(config)[0].run(tokens, capture=["pattern", "z"])
+    for site in ("pattern", "z"):
+        with pytest.raises(clew.ShapeError, match=r"the run's has shape \[3, .*, this one's \[3, .*3.*\]"):
+            model.run(tokens, edits=[edit.freeze(site, one_head)])
     with pytest.raises(clew.SiteError, match="does not compute"):
         model.run(tokens, stop_after_layer=0, edits=[edit.zero("blocks.1.attn.hook_z")])
     with pytest.raises(clew.ConfigError, match="cannot be called"):
@@ -600,6 +657,25 @@ def test_more_refusals(model: clew.Model, tokens: Array) -> None:
     with pytest.raises(clew.ConfigError, match="edits = 'zero': expected a list"):
         model.run(tokens, edits="zero")  # type: ignore[arg-type]
     assert repr(edit.zero("z", heads=[1], positions=[-1])) == "edit.zero('z', positions=[-1], heads=[1])"
+
+
+def test_masked_arrays_and_lists_as_values(model: clew.Model, tokens: Array) -> None:
+    plain = np.arange(7 * 3 * 8, dtype=np.float64).reshape(1, 7, 3, 8)
+    masked = np.ma.array(plain, mask=plain > 100)
+    changes = [edit.set("z", masked), edit.mean_ablate("z", masked), edit.call("z", lambda x, name: masked)]
+    for change in changes:
+        with pytest.raises(clew.ShapeError, match="edit.*z.*: an array with masked values"):
+            model.run(tokens, edits=[change])
+    runs = [model.run(tokens, edits=[edit.mean_ablate("z", value)]).logits for value in (plain, plain.tolist())]
+    assert np.array_equal(*runs)
+    runs = [model.run(tokens, edits=[edit.set("z", value)]).logits for value in (10**30, 1e30)]
+    assert np.array_equal(*runs)
+
+
+@pytest.mark.parametrize("which", ["heads", "positions", "batch", "neurons"])
+def test_true_among_numbers_is_no_index(model: clew.Model, tokens: Array, which: str) -> None:
+    with pytest.raises(clew.ShapeError, match=f"{which}: True or False among numbers"):
+        model.run(tokens, edits=[edit.zero("z", **{which: [1, True]})])
 
 
 def test_a_selection_that_is_read_once(model: clew.Model, tokens: Array) -> None:

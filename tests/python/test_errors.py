@@ -11,8 +11,21 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import ConfigError, LoadError, ShapeError, SiteError, TokenError, UnsupportedModelError, _core
+from clew import (
+    ConfigError,
+    LoadError,
+    ShapeError,
+    SiteError,
+    TokenError,
+    UnsupportedModelError,
+    _core,
+    edit,
+    lens,
+    metrics,
+)
+from clew.attribution import direct_logit_attribution
 from clew.loaders.checkpoint import Checkpoint
+from clew.train import evaluate
 from support import make, resident
 from zoo import random_tokens, random_weights, zoo
 
@@ -45,6 +58,15 @@ def test_every_error_is_one_of_ours() -> None:
     ]:  # fmt: skip
         assert issubclass(kind, clew.Error) and issubclass(kind, builtin)
         assert str(kind("a 'sentence'")) == "a 'sentence'"
+
+
+def test_every_error_survives_copies() -> None:
+    """A process pool sends exceptions to its parent; one that cannot be made again leaves it waiting for ever."""
+    for kind in clew.Error.__subclasses__():
+        error = kind("a sentence", 3) if kind is clew.TrainingError else kind("a sentence")
+        error.add_note("and a note")
+        for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+            assert type(again) is kind and str(again) == "a sentence" and again.__dict__ == error.__dict__
 
 
 # ---- Sites ----------------------------------------------------------------------------------------------------------
@@ -576,6 +598,8 @@ def test_copies_pickles_and_comparisons(gpt2: clew.Model) -> None:
     assert run == run and run != gpt2.run([1, 2], capture="z") and gpt2.weights == gpt2.weights
     assert len({run, gpt2.weights}) == 2
     assert np.array_equal(pickle.loads(pickle.dumps(run))["z", 1], run["z", 1])
+    for again in (copy.copy(run), copy.deepcopy(run)):
+        assert again.model is gpt2 and np.array_equal(again.stack_head_results(), run.stack_head_results())
 
 
 def test_models_are_made_of_checkpoints(gpt2: clew.Model) -> None:
@@ -590,6 +614,94 @@ def test_factored_matrices_need_whole_numbers(gpt2: clew.Model) -> None:
             ask(0, 0.5)  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=r"layer = '0': expected a whole number"):
             ask("0", 0)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"layer = True: expected a whole number"):
+            ask(True, 0)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda m: m.run([1, 2], stop_after_layer=True),
+        lambda m: m.run(embeddings=np.zeros((2, 24)), start_at_layer=True),
+        lambda m: m.run([1, 2], capture=("z", True)),
+        lambda m: m.run([1, 2], capture="z")["z", True],
+        lambda m: m.run([1, 2], edits=[edit.zero(("z", True))]),
+        lambda m: m.run([3, True]),
+        lambda m: m.run([[3, True], [4]]),
+        lambda m: m.gradients([1, 2], metrics.logit_diff(1, 2), wrt=[("z", True)]),
+        lambda m: m.jvp([1, 2], {("resid_pre", True): np.ones(24)}),
+        lambda m: m.path_patch([1, 2], [1, 3], receivers=[("q_input", True)], metric=metrics.logit_diff(1, 2)),
+        lambda m: m.path_patch([1, 2], [1, 3], receivers=[("q_input", 1, True)], metric=metrics.logit_diff(1, 2)),
+        lambda m: m.sweep([1, 2], [1, 3], layers=[0, True], metric=metrics.logit_diff(1, 2)),
+        lambda m: lens.logit_lens(m, [1, 2], layers=[0, True]),
+        lambda m: lens.TunedLens.fit(m, [[1, 2]], steps=True),
+        lambda m: m.plan(batch=True),
+        lambda m: m.run([1, 2], capture="resid_pre").accumulated_resid(layer=True),
+        lambda m: direct_logit_attribution(m, [1, 2], 3, pos=True),
+        lambda m: evaluate(m, [[1, 2]], batch=True),
+        lambda m: clew.set_num_threads(True),
+    ],
+)  # fmt: skip
+def test_true_is_no_number(gpt2: clew.Model, ask: Any) -> None:
+    with pytest.raises(clew.Error, match=r"True|bool"):
+        ask(gpt2)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda m, run: m.folded(fold_ln="x"),
+        lambda m, run: m.folded(center_unembed=1),
+        lambda m, run: run.accumulated_resid(incl_mid="x"),
+        lambda m, run: run.decompose_resid(heads="x"),
+        lambda m, run: run.get_full_resid_decomposition(expand_neurons="x"),
+        lambda m, run: run.stack_head_results(incl_remainder="x"),
+        lambda m, run: run.stack_neuron_results(return_labels="x"),
+    ],
+)
+def test_flags_are_true_or_false(gpt2: clew.Model, ask: Any) -> None:
+    run = gpt2.run([1, 2], capture="*")
+    with pytest.raises(ConfigError, match=r"^(fold_ln|center_unembed|incl_\w+|heads|expand_neurons|return_labels) = "):
+        ask(gpt2, run)
+
+
+def test_what_would_be_ignored_or_is_raw(gpt2: clew.Model, tmp_path: Any) -> None:
+    metric, two = metrics.logit_diff(1, 2), [[1, 2, 3], [4, 5, 6]]
+    sweep = gpt2.sweep(two, [[1, 4, 3], [4, 1, 6]], metric=metric)
+    cases: list[tuple[Any, type[Exception], str]] = [
+        (lambda: sweep.interval(n=True), ConfigError, "n = True"),
+        (lambda: sweep.interval(seed=-1), ConfigError, "seed = -1"),
+        (lambda: sweep.interval(seed="a"), ConfigError, "seed = 'a'"),
+        (lambda: gpt2.sweep(two, edits=[None], metric=metric), ConfigError, "edits holds None"),
+        (lambda: gpt2.sweep(two, two, metric=metrics.Metric()), ConfigError, "what the others are made of"),
+        (lambda: gpt2.sweep(two, two, "hook_embed", "pos", metric, layers=[0]), ConfigError, "hook_embed has none"),
+        (
+            lambda: gpt2.sweep(two, two, positions=np.ma.array([0, 1], mask=[0, 1]), metric=metric),
+            ShapeError,
+            "masked values",
+        ),
+        (lambda: metrics.logit_diff([1, 2], [1, 2, 3]), ShapeError, "2 and 3 tokens are no pairs"),
+        (lambda: metrics.log_prob([1, 2])(np.zeros((1, 31))), ShapeError, "for 2 examples, the logits are of 1"),
+        (lambda: metrics.kl(np.zeros((2, 31)))(np.zeros((3, 31))), ShapeError, "2 examples, the batch 3"),
+        (lambda: metrics.kl(np.zeros((1, 0, 31))), ShapeError, r"not \[1, 0, 31\]"),
+        (lambda: metrics.kl(np.zeros((1, 31)) * 1j), ShapeError, "real numbers, not complex128"),
+        (lambda: clew.memory.set_idle_limit("a"), ConfigError, "size = 'a'"),
+        (lambda: clew.train.load_model("x" * 5000), LoadError, "is no path"),
+        (lambda: gpt2.plan(batch=10**8, pos=1), TokenError, "at most 4194304 sequences"),
+        (lambda: setattr(gpt2, "W_E", 0), AttributeError, r"model\.W_E cannot be set"),
+        (lambda: setattr(gpt2, "weights", {}), AttributeError, r"model\.weights cannot be set"),
+    ]
+    for ask, error, message in cases:
+        with pytest.raises(error, match=message):
+            ask()
+
+
+def test_weights_beyond_the_precision_asked_for(gpt2: clew.Model, tmp_path: Any) -> None:
+    weights = dict(gpt2.weights) | {"embed.W_E": np.full_like(gpt2.W_E, 1e39)}
+    clew.Model(Checkpoint(gpt2.config, weights, np.dtype(np.float64))).save(tmp_path)
+    assert clew.load(tmp_path).W_E.max() == 1e39
+    with pytest.raises(LoadError, match=r"tensor 'embed\.W_E' holds values beyond float32"):
+        clew.load(tmp_path, dtype="float32")
 
 
 def test_arrays_of_names_can_be_captured(gpt2: clew.Model) -> None:

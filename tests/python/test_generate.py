@@ -436,6 +436,10 @@ def test_ctrl_c_leaves_the_model_usable(trained: clew.Model) -> None:
         ({"stop": [1.5]}, clew.ConfigError, "1.5"),
         ({"stop": 1.5}, clew.ConfigError, "stop = 1.5: token ids and texts"),
         ({"stop": True}, clew.ConfigError, "stop = True"),
+        ({"stop": np.array(5)}, clew.ConfigError, r"stop = array\(5\): token ids"),
+        ({"temperature": 10**400}, clew.ConfigError, "temperature = 1000"),
+        ({"temperature": 1.0, "top_k": 2**70}, clew.ConfigError, "top_k = .*below 2"),
+        ({"temperature": 1.0, "seed": 2**64}, clew.ConfigError, "seed = .*below 2"),
         ({"stop": b"ab"}, clew.ConfigError, "stop = b'ab'"),
         ({"stop": ""}, clew.ConfigError, "not empty"),
         ({"tokens": []}, clew.TokenError, "empty"),
@@ -455,6 +459,17 @@ def test_models_that_cannot_generate() -> None:
         make(ZOO["linear_full"])[0].generate([1, 2])
     with pytest.raises(clew.TokenError, match="a prompt of 20 tokens and 5 new ones: the model has 24 learned"):
         make(ZOO["gpt2"])[0].generate([1] * 20, max_new_tokens=5)
+    for n, error, match in (
+        (2**31 - 1, clew.TokenError, "a prompt of 3 tokens and 2147483647 new ones: the model has 24 learned"),
+        (10**9, clew.TokenError, "and 1000000000 new ones"),
+    ):
+        with pytest.raises(error, match=match):
+            make(ZOO["gpt2"])[0].generate([1, 2, 3], max_new_tokens=n)
+    endless = make(ZOO["llama"])[0]
+    with pytest.raises(clew.TokenError, match="max_new_tokens = 2147483647: a text has at most 2147483647 tokens"):
+        endless.generate([1, 2, 3], max_new_tokens=2**31 - 1)
+    with pytest.raises(MemoryError, match=r"keys and values of 900 × 2000000001 tokens take \d{15,} bytes"):
+        endless.generate([[1]] * 900, max_new_tokens=2 * 10**9)
     assert len(make(ZOO["gpt2"])[0].generate([1] * 20, max_new_tokens=4).tokens[0]) == 4
 
 

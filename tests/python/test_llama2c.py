@@ -234,3 +234,17 @@ def test_stories_rotary_tables() -> None:
     angles = np.arange(512)[:, None] * config.rotary_frequencies()[0]
     np.testing.assert_allclose(tables[0], np.cos(angles), atol=3e-5)  # float32 angles up to 511
     np.testing.assert_allclose(tables[1], np.sin(angles), atol=3e-5)
+
+
+def test_a_tokenizer_without_files_of_its_own_is_missed_aloud(tmp_path: Path) -> None:
+    names = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % i for i in range(256))]
+    words = [*names, *(bytes([97 + i % 26, 97 + i // 26]) for i in range(512 - len(names)))]
+    vocabulary = b"".join(struct.pack("<fi", -float(i), len(word)) + word for i, word in enumerate(words))
+    (tmp_path / "tokenizer.bin").write_bytes(struct.pack("<i", 27) + vocabulary)
+    (tmp_path / "m.bin").write_bytes(STORIES.read_bytes())
+    model = clew.load(tmp_path / "m.bin")
+    assert model.tokenizer is not None
+    with pytest.warns(UserWarning, match="saved: saved without the tokenizer, which has no files to copy"):
+        model.save(tmp_path / "saved")
+    assert clew.load(tmp_path / "saved").tokenizer is None
+    clew.load(STORIES).save(tmp_path / "saved")  # without one: a warning would be an error here

@@ -324,7 +324,7 @@ def test_a_maze_without_a_way() -> None:
         ({"n": -1}, "n = -1, must be a whole number, at least 0"),
         ({"first": -1}, "first = -1, must be a whole number, at least 0"),
         ({"seed": -1}, "seed = -1, must be a whole number"),
-        ({"seed": 2**64}, "generate: seed = 18446744073709551616: below 2⁶⁴"),
+        ({"seed": 2**64}, "seed = 18446744073709551616: below 2⁶⁴"),
         ({"kind": "prim"}, "kind = 'prim'; known: rdfs, forkless, prdfs, wilson, percolation"),
         ({"p": 0.5}, "mazes of kind 'rdfs' have no probability"),
         ({"kind": "prdfs", "p": 1.5}, "p = 1.5: a probability lies in 0 to 1"),

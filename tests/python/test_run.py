@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from clew.loaders.checkpoint import Checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import make, relative_error, with_positions
+from support import assert_python, make, relative_error, with_positions
 from twin import twin
 from zoo import random_tokens, random_weights, zoo
 
@@ -384,6 +385,76 @@ def test_saving_keeps_the_tokenizer(tmp_path: Path) -> None:
     model.save(tmp_path)
     again = clew.load(tmp_path)
     assert again.tokenizer is not None and again.to_str_tokens("Good morrow") == model.to_str_tokens("Good morrow")
+
+
+def test_saving_over_a_model_with_another_tokenizer(gpt2: clew.Model, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    model, place = clew.load("shakespeare"), tmp_path / "a"
+    model.save(place)
+    (place / "notes.txt").write_text("mine")
+    early = clew.load(place)
+    early.save(place)  # over itself
+    late = clew.load(place)
+    clew.load("english").save(place)
+    for stale in (early, late):
+        with pytest.raises(clew.LoadError, match=r"tokenizer.json: this file of the tokenizer changed since the model"):
+            stale.run("My lord")
+        with pytest.raises(clew.LoadError, match="changed since the model was loaded"):
+            stale.save(tmp_path / "b")
+    assert clew.load(place).to_tokens("One day").tolist() == clew.load("english").to_tokens("One day").tolist()
+    gpt2.save(place)
+    assert clew.load(place).tokenizer is None
+    assert sorted(file.name for file in place.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
+    model.save(place)
+    with pytest.raises(clew.LoadError, match="changed since"):  # what was there has come back as another file
+        early.run("My lord")
+    gone = clew.load(place)
+    shutil.rmtree(place)
+    with pytest.raises(clew.LoadError, match=r"tokenizer.json: this file of the tokenizer is gone since the model was"):
+        gone.save(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_tokenizer_that_was_put_beside_a_model_to_come_stays(gpt2: clew.Model, tmp_path: Path) -> None:
+    (tmp_path / "merges.txt").write_text("mine")
+    gpt2.save(tmp_path)
+    assert (tmp_path / "merges.txt").exists()
+
+
+def test_a_full_disk_leaves_the_old_model(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    assert_python(f"""
+import resource, signal
+import clew, numpy as np
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+place = {str(tmp_path)!r}
+old = clew.load("shakespeare")
+old.save(place)
+config = clew.ModelConfig(n_layers=1, d_model=2, n_heads=1, n_ctx=4, d_vocab=4096)
+for tokenizer, most in ((clew.load("english"), 100_000), (None, 10_000)):
+    new = clew.Model.from_config(config, tokenizer=tokenizer)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, -1))
+    try:
+        new.save(place)
+    except OSError as error:
+        assert error.filename.startswith(place), error
+    else:
+        raise AssertionError("saved")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+    again = clew.load(place)
+    assert np.array_equal(again.run("My lord").logits, old.run("My lord").logits)
+print("fine")
+""")
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+def test_what_cannot_be_saved(gpt2: clew.Model, tmp_path: Path) -> None:
+    with pytest.raises(clew.ConfigError, match=r"path = 'a\\x00b' is no path"):
+        gpt2.save("a\0b")
+    strange = clew.Model.from_config(gpt2.config.replace(extra={"a": np.float32(1)}))
+    with pytest.raises(clew.ConfigError, match="save: extra = .*float32.* is not JSON serializable"):
+        strange.save(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("value", [None, 10**400, "two"])

@@ -9,7 +9,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import _core
+from clew import _core, train
 from clew.train import Examples, evaluate
 from clew.train.step import gradients_for, loss_and_gradients, loss_of, pack
 from support import make, relative_error, run_python
@@ -384,6 +384,32 @@ print(planned, resident() - before)
 
 
 # ---- evaluate --------------------------------------------------------------------------------------------------
+
+
+def test_pieces_without_a_target() -> None:
+    tokens, mask = np.arange(40).reshape(4, 10) % 31, np.ones((4, 10))
+    mask[1] = 0
+    model, _ = make(ZOO["gpt2"])
+    examples = Examples(tokens, None, mask)
+    whole, count = evaluate(model, examples, batch=4)
+    assert evaluate(model, examples, batch=1) == (pytest.approx(whole, rel=1e-12), count) and count == 27
+    losses = [
+        train.fit(make(ZOO["gpt2"])[0], (tokens, None, mask), 2, 4, progress=False, micro_batch=n).losses
+        for n in (None, 1)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-10)
+    nothing = (tokens, None, 0 * mask)
+    for n in (None, 1):
+        with pytest.raises(clew.TokenError, match="no target to train on: loss_mask is 0 everywhere"):
+            train.fit(make(ZOO["gpt2"])[0], nothing, 1, 4, progress=False, micro_batch=n)
+    with pytest.raises(clew.TokenError, match="no target in these examples"):
+        evaluate(model, Examples(*nothing), batch=1)
+
+
+def test_a_mask_beyond_the_models_precision() -> None:
+    model = clew.Model.from_config(ZOO["gpt2"])
+    with pytest.raises(clew.ConfigError, match=r"loss_mask: the value 1e\+39 is beyond the model's float32"):
+        model.train_step([1, 2, 3], loss_mask=[1e39, 1, 1], optimizer=clew.AdamW(model))
 
 
 def test_evaluate_means_over_targets() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from typing import Any
 
 import clew
@@ -284,6 +285,66 @@ def test_settings_out_of_range(settings: dict[str, Any], words: str) -> None:
     model, _ = make(ZOO["one_head"], dtype=np.float32)
     with pytest.raises(clew.ConfigError, match=words):
         clew.AdamW(model, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", 10**400), ("clip", -1), ("betas", 0.9), ("eps", 0.0), ("weight_decay", "a"), ("lr", math.nan)],
+)
+def test_settings_that_are_set_between_steps(name: str, value: Any) -> None:
+    model, _ = make(ZOO["gpt2"])
+    optimizer = clew.AdamW(model, lr=0.1)
+    before = model.W_E.copy()
+    setattr(optimizer, name, value)
+    with pytest.raises(clew.ConfigError, match=f"AdamW: {name} = "):
+        model.train_step([1, 2, 3], optimizer=optimizer)
+    assert np.array_equal(model.W_E, before) and optimizer.steps == 0
+
+
+def test_copies_are_refused() -> None:
+    model, _ = make(ZOO["gpt2"])
+    for made in (clew.AdamW(model), clew.train.Trainer(model, [1, 2, 3] * 9, 1, 1, context=4)):
+        for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="can be neither copied nor pickled"):
+                copied(made)
+
+
+@pytest.mark.parametrize("weight", [None, "a", 0, -1, math.nan, math.inf, True])
+def test_weights_of_gradients(weight: Any) -> None:
+    optimizer = clew.AdamW(make(ZOO["gpt2"])[0])
+    gradients = random_gradients(optimizer, 0)
+    for take in (optimizer.accumulate, optimizer.step):
+        with pytest.raises(clew.ConfigError, match="AdamW: (weight =|gradients of weight)"):
+            take(gradients, weight)
+    assert optimizer.steps == 0 and optimizer.accumulated == 0
+
+
+def test_gradients_that_are_no_real_numbers() -> None:
+    model = clew.Model.from_config(ZOO["gpt2"])
+    optimizer = clew.AdamW(model)
+    gradients = random_gradients(optimizer, 0)
+    shape = gradients["embed.W_E"].shape
+    for wrong, error, words in (
+        (np.ones(shape, complex), clew.ShapeError, "must be real numbers, not complex128"),
+        (np.ma.array(np.ones(shape), mask=np.eye(*shape)), clew.ShapeError, "masked values"),
+        (np.full(shape, 1e39), clew.ConfigError, "beyond the model's float32"),
+    ):
+        with pytest.raises(error, match=f"gradient of embed.W_E.*{words}"):
+            optimizer.step(gradients | {"embed.W_E": wrong})
+
+
+def test_a_state_that_no_step_gives_is_refused() -> None:
+    model, _ = make(ZOO["gpt2"])
+    optimizer = clew.AdamW(model)
+    state = {name: array.copy() for name, array in optimizer.state().items()}
+    for steps in (-1, 1.5, True):
+        with pytest.raises(clew.ConfigError, match=f"steps = {steps}"):
+            optimizer.load_state(state, steps)  # type: ignore[arg-type]
+    for name, value in (("weights/embed.W_E", math.nan), ("m/embed.W_E", math.inf), ("v/embed.W_E", -1.0)):
+        broken = state | {name: np.full_like(state[name], value)}
+        with pytest.raises(clew.ConfigError, match=f"state: {name} holds"):
+            optimizer.load_state(broken, 3)
+        assert np.array_equal(model.W_E, state["weights/embed.W_E"]) and optimizer.steps == 0
 
 
 def test_the_rate_is_by_default_that_of_the_loop() -> None:

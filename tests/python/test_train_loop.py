@@ -118,7 +118,7 @@ def test_which_checkpoints_stay(tmp_path: Path, straight: Trainer) -> None:
 
 
 def test_snapshots_stay_whatever_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    how: dict[str, Any] = dict(keep=1, held_out=None, snapshots=[0, 2, np.int64(5), 7, 99])
+    how: dict[str, Any] = dict(keep=1, held_out=None, snapshots=[0, 2, np.int64(5), 7])
     whole = trainer(tmp_path / "whole", **how)
     kept: dict[int, Array] = {}
     whole.callback = lambda t: kept.update({t.optimizer.steps: t.model.weights["embed.W_E"].copy()})
@@ -596,6 +596,7 @@ def test_learning_shows_on_held_out_data() -> None:
         (dict(lr=-1.0), "rate = -1.0"),
         (dict(clip=-1.0), "clip = -1.0"),
         (dict(data=lambda rng, size: []), "the data gave"),
+        (dict(snapshots=[99], directory="unused"), "snapshots of step 99, training ends at 12"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], words: str) -> None:
@@ -632,6 +633,29 @@ def test_a_checkpoint_from_before_a_field_came_into_being(tmp_path: Path, monkey
         other.setattr(clew.ModelConfig, "to_dict", lambda c: {**whole(c), "exclude_last": True})
         with pytest.raises(clew.ConfigError, match="made with config.exclude_last = False, this run has True"):
             trainer(tmp_path)
+
+
+def test_other_held_out_data_are_noted(tmp_path: Path) -> None:
+    trainer(tmp_path).run(until=6)
+    assert trainer(tmp_path).notes == []
+    (note,) = trainer(tmp_path, held_out=HELD[::-1]).notes
+    assert "step-000000006.safetensors was made with other held-out data: losses up to step 6" in note
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (dict(checkpoint_every=2), "checkpoint_every has no effect without directory"),
+        (dict(keep=1), "keep has no effect without directory"),
+        (dict(resume=False), "resume has no effect without directory"),
+        (dict(eval_every=2), "eval_every has no effect without held_out"),
+        (dict(eval_batch=2, held_out=None), "eval_batch has no effect without held_out"),
+        (dict(held_out=lambda rng, n: []), "held_out: function, expected text, token ids or sequences$"),
+    ],
+)
+def test_settings_without_effect(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(clew.Error, match=words):
+        fit(clew.Model.from_config(CONFIG), STREAM, 1, 1, progress=False, **settings)
 
 
 def test_another_schedule_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ from numpy.typing import DTypeLike
 
 from ..errors import LoadError, UnsupportedModelError
 from ..inputs import check_type
-from .checkpoint import Checkpoint
+from .checkpoint import TOKENIZER_FILES as TOKENIZER_FILES  # where others look for it
+from .checkpoint import Checkpoint, Files, check_files, found_files
 from .classic import is_classic, load_classic
 from .huggingface import find_tensors, load_huggingface
 from .huggingface_config import SUPPORTED
@@ -33,9 +34,6 @@ _OWNERS = {
     "gpt2-xl": "openai-community/gpt2-xl", "distilgpt2": "distilbert/distilgpt2",
 }  # fmt: skip
 """Names that the hub or other libraries take without an owner, and where they are."""
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model",
-)  # fmt: skip
 _HUB_FILES = ("config.json", "model.safetensors.index.json", "generation_config.json", *TOKENIZER_FILES)
 
 
@@ -168,15 +166,16 @@ def _open_parts(directory: Path, store: TensorStore | None, dtype: DTypeLike | N
             f"{where}: no model_type, and not the classic library's fields; supported: {', '.join(SUPPORTED)}"
         )
     checkpoint = load(find_tensors(directory) if store is None else store, raw, str(where), dtype)
-    checkpoint.tokenizer = lambda: _tokenizer(directory)
-    checkpoint.tokenizer_files = tuple(path for name in TOKENIZER_FILES if (path := directory / name).is_file())
+    files = found_files(directory / name for name in TOKENIZER_FILES)
+    checkpoint.tokenizer, checkpoint.tokenizer_files = (lambda: _tokenizer(directory, files)), files
     return checkpoint
 
 
-def _tokenizer(directory: Path) -> Any:
+def _tokenizer(directory: Path, files: Files) -> Any:
     """The directory's tokenizer, or None."""
     from ..tokenizer import from_directory
 
+    check_files(files, (directory / name for name in TOKENIZER_FILES))
     return from_directory(directory)
 
 

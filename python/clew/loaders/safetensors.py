@@ -317,7 +317,11 @@ class TensorStore:
             else:
                 out[...] = (raw.astype(np.uint32) << 16).view(np.float32)
         else:
-            out = memory.copy(raw, self.dtype)
+            try:
+                with np.errstate(over="raise"):
+                    out = memory.copy(raw, self.dtype)
+            except FloatingPointError:
+                raise LoadError(f"{self.where}: tensor {name!r} holds values beyond {self.dtype}") from None
         out.flags.writeable = False
         self._converted[name] = out
         return out
@@ -411,15 +415,27 @@ def write_file(path: str | os.PathLike[str], tensors: Mapping[str, Array], metad
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, on the disk when the block ends; an OSError names it, which that of a full disk does not."""
+    try:
+        with open(path, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when the block ends, and vanishes when it fails."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with writing(temporary) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

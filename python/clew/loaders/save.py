@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..config import ModelConfig
-from ..errors import LoadError, UnsupportedModelError
+from ..errors import ConfigError, LoadError, UnsupportedModelError
 from ..inputs import check_path
 from .assemble import Names, Source, assemble
-from .checkpoint import Checkpoint
+from .checkpoint import TOKENIZER_FILES, Checkpoint, Files, check_files
 from .initialise import weight_shapes
 from .keys import build
-from .safetensors import TensorStore, replacing, write_file
+from .safetensors import TensorStore, write_file, writing
 
 Array = NDArray[Any]
 VERSION = 1
@@ -47,8 +47,9 @@ class Saveable(Protocol):
 def save(model: Saveable, directory: str | os.PathLike[str]) -> None:
     """Write a model, with the files of its tokenizer; the directory is made if need be, other files are left alone.
 
-    Each file is written beside its place and then renamed, and the old configuration goes before the new weights come:
-    an interrupted save leaves the old model or one that refuses to load, never a mixture.
+    All files are written beside their places before the first is renamed. Then the old configuration goes, with what a
+    model that was there had and this one has not, and the new one comes last: a full disk leaves the old model, an
+    interrupt that or one that refuses to load, never a mixture.
 
     Parameters
     ----------
@@ -62,9 +63,11 @@ def save(model: Saveable, directory: str | os.PathLike[str]) -> None:
     ValueError
         Mixed or other dtypes.
     ConfigError
-        No path.
+        No path; what JSON cannot hold in the configuration's `extra`.
+    LoadError
+        A file of the tokenizer that has changed since the model was loaded.
     OSError
-        The files cannot be written.
+        A file cannot be written, which it names.
     """
     check_path(path=directory)
     path = Path(directory)
@@ -79,31 +82,38 @@ def save(model: Saveable, directory: str | os.PathLike[str]) -> None:
     # one order whatever the dict's, so that the same model gives the same files
     weights = dict(sorted(weights.items(), key=lambda item: re.sub(r"\d+", lambda m: m[0].zfill(6), item[0])))
     axes = {name: _memory_order(array) for name, array in weights.items()}
-    text = json.dumps({"model_type": "clew", "version": VERSION, "config": config.to_dict(), "weights": axes}, indent=1)
-    path.mkdir(parents=True, exist_ok=True)
-    ordered = {name: array.transpose(axes[name]) for name, array in weights.items()}
-    # both files are complete before the old ones go
-    with replacing(path / "config.json") as file:
-        file.write(text.encode())
-        _write_weights(path, ordered)
-    for source in getattr(model, "tokenizer_files", ()):
-        if source.resolve().parent != path.resolve():
-            with replacing(path / source.name) as file:
-                file.write(source.read_bytes())
-
-
-def _write_weights(path: Path, ordered: Mapping[str, Array]) -> None:
-    staged = path / f".model.{os.getpid()}.safetensors"
+    raw = {"model_type": "clew", "version": VERSION, "config": config.to_dict(), "weights": axes}
     try:
-        write_file(staged, ordered, {"format": "clew"})
-        with suppress(FileNotFoundError):
-            (path / "config.json").unlink()
-        with suppress(FileNotFoundError):
-            (path / "model.safetensors.index.json").unlink()
-        os.replace(staged, path / "model.safetensors")
+        text = json.dumps(raw, indent=1).encode()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"save: extra = {config.extra!r:.80} of the configuration: {error}") from None
+    ordered = {name: array.transpose(axes[name]) for name, array in weights.items()}
+    files: Files = getattr(model, "tokenizer_files", {})
+    check_files(files)
+    texts = {source.name: source.read_bytes() for source in files if source.resolve().parent != path.resolve()}
+    path.mkdir(parents=True, exist_ok=True)
+    _replace(path, ordered, {**texts, "config.json": text}, {source.name for source in files})
+
+
+def _replace(path: Path, ordered: Mapping[str, Array], texts: Mapping[str, bytes], tokenizer: set[str]) -> None:
+    """Puts files into a directory, config.json last, and takes out what the model before them had besides."""
+    staged = {name: path / f".{name}.{os.getpid()}.tmp" for name in ("model.safetensors", *texts)}
+    old = ["config.json"]
+    if any((path / name).exists() for name in ("config.json", "model.safetensors")):
+        old += ["model.safetensors.index.json", *(name for name in TOKENIZER_FILES if name not in tokenizer)]
+    try:
+        for name, text in texts.items():
+            with writing(staged[name]) as file:
+                file.write(text)
+        write_file(staged["model.safetensors"], ordered, {"format": "clew"})
+        for name in old:
+            (path / name).unlink(missing_ok=True)
+        for name, file_ in staged.items():
+            os.replace(file_, path / name)
     finally:
-        with suppress(OSError):
-            staged.unlink()
+        for file_ in staged.values():
+            with suppress(OSError):
+                file_.unlink()
 
 
 def _same(one: Array, other: Array) -> bool:

@@ -6,6 +6,7 @@ import fnmatch
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from .. import _core, memory
 from ..engine import trainable_order
 from ..errors import ConfigError, ShapeError, TrainingError
-from ..inputs import check_type
+from ..inputs import as_array, check_counts, check_type, in_precision
 
 if TYPE_CHECKING:
     from ..gradients import WeightGradients
@@ -49,11 +50,19 @@ def _decay_rule(decay: Decay, names: Iterable[str]) -> dict[str, bool]:
 
 
 def _number(name: str, value: Any, least: float, below: float = math.inf) -> float:
-    good = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool | np.bool_)
-    if not good or not least <= float(value) < below:
-        bound = "finite" if below == math.inf else f"below {below:g}"
-        raise ConfigError(f"AdamW: {name} = {value!r}, must be a number, at least {least:g} and {bound}")
-    return float(value)
+    with suppress(OverflowError):  # 10**400
+        good = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool | np.bool_)
+        if good and least <= float(value) < below:
+            return float(value)
+    bound = "finite" if below == math.inf else f"below {below:g}"
+    raise ConfigError(f"AdamW: {name} = {value!r:.80}, must be a number, at least {least:g} and {bound}")
+
+
+def _weight(value: Any) -> float:
+    """How much gradients count beside others; raises ConfigError."""
+    if not (weight := _number("weight", value, 0)):
+        raise ConfigError("AdamW: gradients of weight 0, must be more than 0")
+    return weight
 
 
 class AdamW:
@@ -110,19 +119,8 @@ class AdamW:
         if not hasattr(model, "_make_trainable"):
             raise ConfigError(f"AdamW: {type(model).__name__} is no clew.Model")
         self.model = model
-        self.lr = _number("lr", lr, 0)
-        try:
-            first, second = betas
-        except (TypeError, ValueError):
-            raise ConfigError(f"AdamW: betas = {betas!r}, must be two numbers") from None
-        self.betas = (_number("betas[0]", first, 0, 1), _number("betas[1]", second, 0, 1))
-        self.eps = _number("eps", eps, 0)
-        if not model.dtype.type(self.eps) > 0:  # 0 / 0 where a weight never had a gradient
-            raise ConfigError(f"AdamW: eps = {eps!r} must be more than 0 in {model.dtype}")
-        self.weight_decay = _number("weight_decay", weight_decay, 0)
-        self.clip = None if clip is None else _number("clip", clip, 0)
-        if self.clip == 0:
-            raise ConfigError("AdamW: clip = 0 would keep the model as it is; None: no clipping")
+        self.lr, self.betas, self.eps, self.weight_decay, self.clip = lr, betas, eps, weight_decay, clip
+        self._check()
         trained = dict(model._make_trainable())
         if "unembed.W_U" in trained and np.may_share_memory(trained["unembed.W_U"], trained["embed.W_E"]):
             del trained["unembed.W_U"]
@@ -137,6 +135,25 @@ class AdamW:
         self._sums: list[Array] | None = None
         self._sums_of = -1
         self._total = np.zeros(1, np.float64)
+
+    def _check(self) -> None:
+        """Settings as numbers; raises ConfigError for one out of range, which may have been set between steps."""
+        self.lr = _number("lr", self.lr, 0)
+        try:
+            first, second = self.betas
+        except (TypeError, ValueError):
+            raise ConfigError(f"AdamW: betas = {self.betas!r}, must be two numbers") from None
+        self.betas = (_number("betas[0]", first, 0, 1), _number("betas[1]", second, 0, 1))
+        self.eps = _number("eps", self.eps, 0)
+        if not self.model.dtype.type(self.eps) > 0:  # 0 / 0 where a weight never had a gradient
+            raise ConfigError(f"AdamW: eps = {self.eps!r} must be more than 0 in {self.model.dtype}")
+        self.weight_decay = _number("weight_decay", self.weight_decay, 0)
+        self.clip = None if self.clip is None else _number("clip", self.clip, 0)
+        if self.clip == 0:
+            raise ConfigError("AdamW: clip = 0 would keep the model as it is; None: no clipping")
+
+    def __reduce__(self) -> Any:  # a copy's model would have other weights than those that it steps
+        raise TypeError("an AdamW can be neither copied nor pickled: make one of the copied model, load_state(state())")
 
     # ---- looks ----------------------------------------------------------------------------------------------------
 
@@ -182,12 +199,13 @@ class AdamW:
         for name, order in self._order.items():
             if name not in gradients:
                 raise ShapeError(f"AdamW: no gradient of {name}")
-            gradient, shape = np.asarray(gradients[name]), self.model.weights[name].shape
+            what, shape = f"AdamW: gradient of {name}", self.model.weights[name].shape
+            gradient = as_array(gradients[name], what)
             if gradient.shape != shape:
-                raise ShapeError(
-                    f"AdamW: gradient of {name} has shape {list(gradient.shape)}, the weight {list(shape)}"
-                )
-            out.append(np.ascontiguousarray(gradient.transpose(order), self.model.dtype).reshape(-1))
+                raise ShapeError(f"{what} has shape {list(gradient.shape)}, the weight {list(shape)}")
+            if gradient.dtype.kind not in "fiu":
+                raise ShapeError(f"{what} must be real numbers, not {gradient.dtype}")
+            out.append(in_precision(gradient.transpose(order), self.model.dtype, what).reshape(-1))
         strange = [name for name in gradients if name not in self._order]
         if strange == ["unembed.W_U"] and "unembed.W_U" in self.model.weights:
             if np.may_share_memory(gradients["unembed.W_U"], gradients["embed.W_E"]):
@@ -211,11 +229,9 @@ class AdamW:
 
         Raises ShapeError naming both shapes.
         """
-        self._accumulate(self._memory_of(gradients), weight)
+        self._accumulate(self._memory_of(gradients), _weight(weight))
 
     def _accumulate(self, arrays: list[Array], weight: float) -> None:
-        if not 0 < weight < math.inf:
-            raise ConfigError(f"AdamW: gradients of weight {weight}, must be finite and more than 0")
         if self._sums is None:
             self._sums = [_zeros(value) for value in self._values]
         if self._sums_of != self.steps:
@@ -242,7 +258,7 @@ class AdamW:
     ) -> tuple[list[Array], float, float]:
         """The first half of :meth:`step`: gradients as :meth:`apply` takes them, their norm, and their factor."""
         arrays = None if gradients is None else self._memory_of(gradients)
-        scale = 1.0
+        weight, scale = _weight(weight), 1.0
         if self.accumulated:
             if arrays is not None:
                 self._accumulate(arrays, weight)
@@ -258,12 +274,12 @@ class AdamW:
 
     def apply(self, arrays: list[Array], norm: float, scale: float) -> None:
         """The second half: the step itself, wholly or not at all."""
-        rate = _number("lr", self.lr, 0)
+        self._check()
         if self.clip is not None:
             scale *= min(1.0, self.clip / (norm + 1e-6))
         _core.adamw(
             self._values, arrays, self._m, self._v, [self._decay[n] for n in self._order], self._steps,
-            rate, *self.betas, self.eps, self.weight_decay, scale,
+            self.lr, *self.betas, self.eps, self.weight_decay, scale,
         )  # fmt: skip
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
@@ -279,7 +295,11 @@ class AdamW:
         return out
 
     def load_state(self, state: Mapping[str, Array], steps: int) -> None:
-        """Takes over what :meth:`state` gave, and the number of steps; ShapeError where they do not fit, unchanged."""
+        """Takes over what :meth:`state` gave, and the number of steps.
+
+        Raises ShapeError where they do not fit, ConfigError for values that no step gives; all is then unchanged.
+        """
+        check_counts(0, steps=steps)
         own = self.state()
         missing = [name for name in own if name not in state]
         wrong = [
@@ -290,6 +310,9 @@ class AdamW:
         if missing or wrong:
             problems = [*(f"{name} is missing" for name in missing[:8]), *wrong[:8]]
             raise ShapeError(f"AdamW: state does not fit the model: {'; '.join(problems)}")
+        for name in own:
+            if not np.isfinite(state[name]).all() or (name.startswith("v/") and (state[name] < 0).any()):
+                raise ConfigError(f"AdamW: state: {name} holds values that are NaN, infinite or negative squares")
         for name, array in own.items():
             array[...] = state[name]
         self._steps[0] = steps

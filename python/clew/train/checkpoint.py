@@ -133,9 +133,9 @@ def read(path: str | os.PathLike[str]) -> Saved:
         state = json.loads(file.metadata["clew"])
         if state["version"] != VERSION:
             raise LoadError(f"{path}: a checkpoint of version {state['version']!r}; supported: {VERSION}")
-        complete = type(state["steps"]) is int and all(
-            isinstance(state[key], dict) for key in ("config", "settings", "schedule")
-        )
+        complete = type(state["steps"]) is int and type(state["tied"]) is bool
+        complete = complete and state["steps"] >= 0 and state["dtype"] in ("float32", "float64")
+        complete = complete and all(isinstance(state[key], dict) for key in ("config", "settings", "schedule"))
     except (KeyError, TypeError, ValueError) as error:
         raise LoadError(f"{path}: no checkpoint of training: {error!r}") from None
     if not complete or not {"curve/steps", "curve/held_out"} <= set(file.tensors):
@@ -238,14 +238,18 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     Raises LoadError naming the file, ConfigError for what is no path.
     """
     from ..loaders import bundled
-    from ..loaders.checkpoint import Checkpoint
+    from ..loaders.checkpoint import Checkpoint, check_files, found_files
     from ..loaders.keys import build
     from ..model import Model
     from ..tokenizer import from_directory
 
     check_path(path=path)
     place = Path(path)
-    if place.is_dir():
+    try:
+        is_directory = place.is_dir()
+    except OSError as error:  # too long
+        raise LoadError(f"{os.fspath(path)!r:.80} is no path: {error.strerror}") from None
+    if is_directory:
         notes: list[str] = []
         saved = newest(place, notes)
         if saved is None:
@@ -275,5 +279,11 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     if missing := [file.name for file in files if not file.is_file()]:
         made.notes.append(f"{saved.path}: its tokenizer is left out: {', '.join(missing)} not beside it")
     elif files:
-        made.tokenizer, made.tokenizer_files = lambda: from_directory(saved.path.parent), files
+        there = made.tokenizer_files = found_files(files)
+
+        def tokenizer() -> Any:
+            check_files(there)
+            return from_directory(saved.path.parent)
+
+        made.tokenizer = tokenizer
     return Model(made)

@@ -236,15 +236,16 @@ def _encoded(text: str, model: Model) -> list[int]:
     return model._encode(text)
 
 
-def _is_stream(data: Any, model: Model) -> bool:
+def _is_stream(data: Any, model: Model, what: str = "data to train on") -> bool:
     """Are these the ids of one stream, not sequences? Raises ShapeError for what is neither."""
     if _is_maze(data) or (isinstance(data, Sequence) and len(data) > 0 and _is_maze(data[0])):
         raise ShapeError(
-            "data to train on: mazes are no tokens: clew.mazes.examples(mazes, tokenizer) makes some of them, "
+            f"{what}: mazes are no tokens: clew.mazes.examples(mazes, tokenizer) makes some of them, "
             "clew.mazes.Curriculum new ones for each step"
         )
     if not isinstance(data, Sequence | np.ndarray):
-        raise ShapeError(f"data to train on: {type(data).__name__}, expected text, token ids, sequences or a function")
+        expected = "text, token ids, sequences or a function" if what != "held_out" else "text, token ids or sequences"
+        raise ShapeError(f"{what}: {type(data).__name__}, expected {expected}")
     return model.config.d_in is None and len(data) > 0 and np.ndim(data[0]) == 0 and not isinstance(data[0], str)
 
 
@@ -283,7 +284,7 @@ def as_held_out(data: Any, model: Model, context: int | None) -> Examples:
         return _of_tuple(data)
     if isinstance(data, str):
         data = _encoded(data, model)
-    if _is_stream(data, model):
+    if _is_stream(data, model, "held_out"):
         stream = as_array(data, "held-out data")
         length = min(model.config.n_ctx if context is None else context, len(stream))
         if length < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ class Schedule:
         for name in ("rate", "floor"):
             value = getattr(self, name)
             kinds = int | float | np.integer | np.floating
-            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= sys.float_info.max:
                 raise ConfigError(f"Schedule: {name} = {value!r}, must be a finite number, at least 0")
             object.__setattr__(self, name, float(value))
         for name in ("steps", "warmup"):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..brief import Brief
 from ..errors import ConfigError, ShapeError, TokenError, TrainingError
-from ..inputs import as_array, check_flags
+from ..inputs import as_array, check_flags, in_precision
 from ..weights import whole
 from .adamw import AdamW, not_finite
 
@@ -113,14 +113,18 @@ def _mask(loss_mask: Any, lengths: NDArray[np.int32]) -> NDArray[np.float64]:
     return weights
 
 
-def pack(model: Model, examples: Examples) -> Packed:
-    """A batch, checked. Raises ShapeError with both shapes, TokenError, ConfigError."""
+def pack(model: Model, examples: Examples, part: bool = False) -> Packed:
+    """A batch, checked; part: one of several, which may be without any target.
+
+    Raises ShapeError with both shapes, TokenError, ConfigError.
+    """
     config = model.config
     batch = model._batch(examples.tokens, None, None)
     lengths = batch.lengths
     inputs = batch.tokens if batch.tokens is not None else batch.floats
     assert inputs is not None
     weights = _mask(examples.loss_mask, lengths)
+    in_precision(weights, model.dtype, "loss_mask")
     if examples.targets is not None:
         targets = _rows(examples.targets, lengths, config.d_out, "targets")
         kinds = "iuf" if config.d_out is not None else "iu"
@@ -132,7 +136,7 @@ def pack(model: Model, examples: Examples) -> Packed:
     else:
         targets = np.append(inputs[1:], np.int32(0))
         weights[np.cumsum(lengths) - 1] = 0  # nothing comes after the last
-    if not weights.any():
+    if not part and not weights.any():
         hint = ": loss_mask is 0 everywhere" if examples.loss_mask is not None else ""
         if examples.targets is None:
             hint += "; without targets the last position of a prompt has none"
@@ -258,9 +262,9 @@ def evaluate(model: Model, examples: Examples | Any, batch: int = 16) -> tuple[f
             n = float((lengths - 1).sum())
             loss += float(model.loss(part.tokens).sum(dtype=np.float64)) if n else 0.0
         else:
-            packed = pack(model, part)
+            packed = pack(model, part, part=True)
             n = packed.total
-            loss += float((_losses(model, packed, part.tokens) * packed.weights).sum())
+            loss += float((_losses(model, packed, part.tokens) * packed.weights).sum()) if n else 0.0
         count += n
     if not count:
         raise TokenError("evaluate: no target in these examples")

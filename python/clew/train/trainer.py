@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -20,7 +21,7 @@ from ..inputs import check_flags, check_folder, nearest
 from . import checkpoint
 from .adamw import AdamW, Decay
 from .curve import Curve
-from .data import Source, as_held_out, as_source, check_seed
+from .data import Sequences, Source, as_held_out, as_source, check_seed
 from .progress import Progress
 from .schedule import Schedule
 from .step import Examples, Packed, batched, evaluate, gradients_for, loss_and_gradients, pack
@@ -152,6 +153,8 @@ class Trainer:
         self.snapshots = frozenset(_whole("a step of snapshots", step, 0) for step in snapshots)
         if self.snapshots and directory is None:
             raise ConfigError("Trainer: snapshots need a directory to be kept in")
+        if self.snapshots and max(self.snapshots) > self.steps:
+            raise ConfigError(f"Trainer: snapshots of step {max(self.snapshots)}, training ends at {self.steps}")
         if context is not None:
             context = _whole("context", context, 1)
         if not isinstance(progress, bool | np.bool_ | str) or progress not in (True, False, "lines"):
@@ -185,6 +188,9 @@ class Trainer:
         where = "" if self.directory is None else f"; checkpoints in {self.directory}"
         return f"Trainer: step {self.optimizer.steps} of {self.steps}, batch {self.batch}, {self.source!r}{loss}{where}"
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a Trainer can be neither copied nor pickled: make one of the copied model")
+
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def _settings(self) -> dict[str, Any]:
@@ -199,6 +205,12 @@ class Trainer:
             "clip": opt.clip,
             "decays": opt.decays,
         }
+
+    @functools.cached_property
+    def _held_out_is(self) -> str | None:
+        """Names the held-out data; noted, not refused, where a resumed run has others."""
+        data = self.held_out
+        return None if data is None else Sequences(data.tokens, data.targets, data.loss_mask).identity()
 
     def _open(self, directory: Path, resume: bool) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -229,6 +241,12 @@ class Trainer:
             for name, ours, found in pairs:
                 if checkpoint.as_json(ours) != found:
                     raise ConfigError(f"Trainer: {saved.path} was made with {name} = {found!r}, this run has {ours!r}")
+        before = saved.state["settings"].get("held_out")
+        if before is not None and self.held_out is not None and before != self._held_out_is:
+            self.notes.append(
+                f"{saved.path} was made with other held-out data: losses up to step {saved.steps}, and the best, "
+                "are not comparable with later ones"
+            )
         rates = saved.state["schedule"]
         if rates != checkpoint.as_json(self.schedule.to_dict()):
             self.notes.append(f"{saved.path} was made with another schedule, {rates}: from here on this run's counts")
@@ -246,7 +264,8 @@ class Trainer:
             return None
         self.curve.cut(self.optimizer.steps)
         path = checkpoint.path_of(self.directory, self.optimizer.steps)
-        checkpoint.write(path, self.optimizer, self.curve, self._settings(), self.schedule.to_dict())
+        settings = {**self._settings(), "held_out": self._held_out_is}
+        checkpoint.write(path, self.optimizer, self.curve, settings, self.schedule.to_dict())
         best = self.curve.best
         if best is not None and best[0] == self.optimizer.steps:
             checkpoint.copy(path, self.directory / "best.safetensors")
@@ -361,9 +380,9 @@ class Trainer:
         start = 0
         while start < len(examples):
             size = self.micro_batch if lengths is None else self._fitting(lengths[start:], self.micro_batch)
-            out.append(pack(self.model, examples.part(start, start + size)))
+            out.append(pack(self.model, examples.part(start, start + size), part=True))
             start += size
-        return out
+        return [packed for packed in out if packed.total] or [pack(self.model, examples)]  # which says what lacks
 
     # ---- steps ----------------------------------------------------------------------------------------------------
 
@@ -492,6 +511,13 @@ def fit(model: Model, data: Any, steps: int, batch: int, **settings: Any) -> Cur
         if name not in known:
             hint = f"; here it is {_ELSEWHERE[name]}" if name in _ELSEWHERE else nearest(name, known)
             raise ConfigError(f"fit: no setting {name!r}{hint}; clew.train.Trainer says what each is")
+    for needed, names in (
+        ("directory", ("checkpoint_every", "keep", "resume")),
+        ("held_out", ("eval_every", "eval_batch")),
+    ):
+        for name in names:
+            if name in settings and settings.get(needed) is None:
+                raise ConfigError(f"fit: {name} has no effect without {needed}")
     trainer = Trainer(model, data, steps, batch, **settings)
     if not settings.get("progress", True):  # then nobody would hear of them
         for note in trainer.notes:
