@@ -13,7 +13,7 @@ import numpy as np
 
 from . import bench, demo, get_num_threads, info, lens, set_num_threads
 from . import commands as papers
-from .errors import Error, TokenError
+from .errors import Error, MissingPackageError, TokenError, install
 from .model import Model, load
 
 _EXAMPLES = """examples:
@@ -106,8 +106,10 @@ def _info(args: argparse.Namespace) -> None:
     print(model)
     for note in model.notes:
         print(f"  note: {note}")
-    tokenizer = model.tokenizer
-    print(f"  tokenizer     {tokenizer if tokenizer is not None else 'none: give token ids'}")
+    try:
+        print(f"  tokenizer     {model.tokenizer if model.tokenizer is not None else 'none: give token ids'}")
+    except MissingPackageError as error:
+        print(f"  tokenizer     not usable, give token ids: {error}")
     bad = model.check()
     for value in bad:
         print(f"  WARNING: {value.name}{list(value.index)} is {value.value}")
@@ -157,7 +159,7 @@ def _run(args: argparse.Namespace) -> None:
     best = np.argsort(-log_probs, kind="stable")[:k]
     print("\nmost likely next:")
     rows = [
-        (f"{np.exp(log_probs[i]):7.2%}", f"{i}", *([t] if model.tokenizer is not None else []))
+        (f"{np.exp(log_probs[i]):7.2%}", f"{i}", *([t] if model._labeller is not None else []))
         for i, t in zip(best, demo.token_texts(model, best), strict=True)
     ]
     print(_table(rows))
@@ -186,7 +188,7 @@ def _generate(args: argparse.Namespace) -> None:
     if isinstance(prompt, str):
         print(prompt, end="", flush=True)
     for step in stream:
-        shown = step.texts[0] if model.tokenizer is not None else f"{step.tokens[0]} "
+        shown = step.texts[0] if model._labeller is not None else f"{step.tokens[0]} "
         print(shown, end="", flush=True)
     print()
 
@@ -280,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
         parents=[common],
         help="a trained model, layer by layer, with figures",
         description="A small trained model reads a few lines. Prints what each layer predicts and writes "
-        f"{', '.join(demo.FIGURES)} into a folder (needs pip install 'clew[plot,text]').",
+        f"{', '.join(demo.FIGURES)} into a folder (needs {install('plot,text')}).",
         epilog="examples:\n  clew demo\n  clew demo --out figures --model path/to/gpt2\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -48,9 +48,9 @@ def pad(text: str, width: int) -> str:
 def token_texts(of: model.Model, ids: Array | Sequence[int]) -> list[str]:
     """Ids as text for a terminal: the token between quotes, escapes for what is not printable, or the id."""
     numbers = [int(i) for i in ids]
-    if of.tokenizer is None:
+    if of._labeller is None:
         return [f"#{i}" for i in numbers]
-    return [repr(t) for t in of.tokenizer.to_str_tokens(numbers)]
+    return [repr(t) for t in of._labeller.to_str_tokens(numbers)]
 
 
 def _continued(of: model.Model, ids: list[int], n: int) -> list[int]:

@@ -25,6 +25,10 @@ class LoadError(Error, OSError):
         return Exception.__str__(self)
 
 
+class MissingPackageError(LoadError):
+    """A file that needs a package which is not installed; the message says how to install it."""
+
+
 class UnsupportedModelError(Error, NotImplementedError):
     """A model that the engine would compute wrongly; the message names the architecture or the key."""
 
@@ -47,3 +51,12 @@ class TrainingError(Error, ArithmeticError):
         super().__init__(message)
         self.step = step
         """The step that could not be done; the first is 1."""
+
+
+def install(extra: str) -> str:
+    """What messages say about an extra that is not installed; clew is on no package index.
+
+    >>> install("text")
+    "pip install '.[text]' in the checkout"
+    """
+    return f"pip install '.[{extra}]' in the checkout"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ShapeError, SiteError
+from .errors import ShapeError, SiteError, install
 from .inputs import check_choice, check_type
 from .lens import LogitLens
 from .model import Model, check_model
@@ -31,7 +31,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 except ImportError as error:
-    raise ImportError("clew.plot needs matplotlib: pip install 'clew[plot]'") from error
+    raise ImportError(f"clew.plot needs matplotlib: {install('plot')}") from error
 
 if TYPE_CHECKING:
     from matplotlib.image import AxesImage
@@ -96,14 +96,14 @@ def label(token: str) -> str:
 
 
 def token_labels(model: Model, ids: ArrayLike) -> list[str]:
-    """Labels of token ids [pos]: their text, or the ids themselves where the model has no tokenizer."""
+    """Labels of token ids [pos]: their text, or the ids themselves where the model has no tokenizer (installed)."""
     check_model(model)
     array = np.asarray(ids)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ShapeError(f"token_labels: integer ids [pos], not {array.dtype} {list(array.shape)}")
-    if model.tokenizer is None:
+    if model._labeller is None:
         return [str(int(i)) for i in array]
-    return [label(t) for t in model.tokenizer.to_str_tokens([int(i) for i in array])]
+    return [label(t) for t in model._labeller.to_str_tokens([int(i) for i in array])]
 
 
 def _short(text: str, room: int) -> str:

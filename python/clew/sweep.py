@@ -239,7 +239,7 @@ def axis_labels(model: Model, base: Base, axis: str, entries: list[int]) -> list
     """What an axis' entries are: numbers, and for positions of one text its tokens."""
     if axis != "pos" or len(base.lengths) > 1 or base.inputs.ndim > 1:
         return list(entries)
-    if model.tokenizer is None:
+    if model._labeller is None:
         return [int(base.inputs[i]) for i in entries]
     return model.to_str_tokens(base.inputs[entries])
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .config import ModelConfig
-from .errors import ShapeError, TokenError
+from .errors import MissingPackageError, ShapeError, TokenError
 from .inputs import as_array
 
 if TYPE_CHECKING:
@@ -27,8 +27,19 @@ class TextAccess:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that the model's files hold, loaded on first use; None where there is none."""
+        """The tokenizer that the model's files hold, loaded on first use; None where there is none.
+
+        Raises LoadError where its files are damaged or need a package that is not installed.
+        """
         return None if self._make_tokenizer is None else self._make_tokenizer()
+
+    @functools.cached_property
+    def _labeller(self) -> Tokenizer | None:
+        """The tokenizer for labels and texts beside ids: None, too, where its package is not installed."""
+        try:
+            return self.tokenizer
+        except MissingPackageError:
+            return None
 
     def _needs_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

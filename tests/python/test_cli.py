@@ -379,7 +379,7 @@ def test_demo_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "clew.plot", raising=False)
     monkeypatch.delattr(clew, "plot", raising=False)
-    assert failing(capsys, "demo", "--out", str(tmp_path)) == "clew.plot needs matplotlib: pip install 'clew[plot]'"
+    assert failing(capsys, "demo", "--out", str(tmp_path)) == "clew.plot needs matplotlib: pip install '.[plot]' in the checkout"
 
 
 def test_demo_without_tokenizers(
@@ -389,7 +389,7 @@ def test_demo_without_tokenizers(
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
-    told = r"clew: error: \S*tokenizer\.json needs the tokenizers package: pip install 'clew\[text\]'\n"
+    told = r"clew: error: \S*tokenizer\.json needs the tokenizers package: pip install '\.\[text\]' in the checkout\n"
     assert out == "" and re.fullmatch(told, err)
     assert not (tmp_path / "out").exists()
 

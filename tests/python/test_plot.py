@@ -259,7 +259,7 @@ def test_without_matplotlib() -> None:
         "try:\n"
         "    import clew.plot\n"
         "except ImportError as error:\n"
-        "    assert str(error) == \"clew.plot needs matplotlib: pip install 'clew[plot]'\", error\n"
+        "    assert str(error) == \"clew.plot needs matplotlib: pip install '.[plot]' in the checkout\", error\n"
         "    print('fine')\n"
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import DTypeLike
 
-from ..errors import LoadError, UnsupportedModelError
+from ..errors import LoadError, UnsupportedModelError, install
 from ..inputs import check_type
 from .checkpoint import Checkpoint
 from .classic import is_classic, load_classic
@@ -190,7 +190,7 @@ def _from_hub(repository: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise LoadError(
-            f"{repository}: no such directory; to fetch it as a hub id install the extra: pip install 'clew[hub]'"
+            f"{repository}: no such directory; to fetch it as a hub id install the extra: {install('hub')}"
         ) from None
     try:
         directory = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(_HUB_FILES)))
