@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -107,6 +108,9 @@ def _receivers(model: Model, given: Receiver | Iterable[Receiver]) -> list[tuple
         if not 1 <= len(parts) <= 3 or not isinstance(parts[0], str):
             raise SiteError(f"receiver {item!r}: give a site, (site, layer) or (site, layer, head)")
         name = parts[0] if len(parts) == 1 else (parts[0], parts[1])
+        if len(parts) == 1 and (match := re.fullmatch(r"(.+)\.(-?\d+)\.(-?\d+)", parts[0])):
+            own = (match[1], int(match[2]), int(match[3]))
+            raise SiteError(f"receiver {item!r}: one head of a site is named {own!r}")
         for site, layer in model.sites().resolve([name]):
             if site is LOGITS:
                 raise SiteError(f"receiver {item!r}: the metric reads the logits; name a site before them")

@@ -84,13 +84,17 @@ class Run(Mapping[str, Array]):
         captured = [(s, layer) for s, layer in wanted if s.full_name(layer) in self._where]
         if len(captured) == 1:
             return captured[0]
+        kinds = {s: s.full_name(layer) for s, layer in reversed(captured)}
+        if len(kinds) > 1:
+            more = ", …" if len(captured) > len(kinds) else ""
+            raise SiteError(f"{name!r} means {', '.join(reversed(kinds.values()))}{more}: give one of these names")
         if len(captured) > 1:
             raise SiteError(
                 f"{name!r} was captured {len(captured)} times ({captured[0][0].full_name(captured[0][1])}, …): "
                 f"give the full name, (name, layer), or use run.stack({name!r})"
             )
-        kinds = ", ".join(dict.fromkeys(s.short if s.layered else s.name for s in self._stacks)) or "nothing"
-        raise SiteError(f"{name!r} was not captured; this run holds {kinds}")
+        held = ", ".join(dict.fromkeys(s.short if s.layered else s.name for s in self._stacks)) or "nothing"
+        raise SiteError(f"{name!r} was not captured; this run holds {held}")
 
     def __getitem__(self, key: str | tuple[str, int]) -> Array:
         """The array of a site: by full name, by (short name, layer), or by short name where one layer was captured.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -67,13 +68,17 @@ class Sweep:
 
     @property
     def recovered(self) -> Array:
-        """Share of the way from baseline to reference, of the means over examples [*axes]; NaN where the two agree.
+        """Share of the way from baseline to reference, of the means over examples [*axes].
+
+        NaN, with a warning, where the two give the metric the same value: there is nothing to recover.
 
         Raises ConfigError for sweeps that have no reference run.
         """
         if self.reference is None:
             raise ConfigError("this sweep has no reference run: its variants are edits, not values of another run")
         gap = self.reference.mean() - self.baseline.mean()
+        if gap == 0:
+            warnings.warn(f"clean and corrupted give the same {self.metric}: nothing to recover, NaN", stacklevel=2)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(self.effect / np.where(gap == 0, np.nan, gap))
 

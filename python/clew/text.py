@@ -75,6 +75,14 @@ class TextAccess:
         rows = [self._encode(t, bos) for t in ([text] if isinstance(text, str) else text)]
         return np.array(rows, np.int64) if len({len(r) for r in rows}) == 1 else rows
 
+    def to_string(self, ids: ArrayLike) -> str:
+        """The text of ids [pos], or [1, pos] as a run holds them; padding (-1) is left out."""
+        tokenizer = self._needs_tokenizer()
+        array = as_array(ids, "to_string: ids")
+        if array.ndim > 2 or (array.ndim == 2 and len(array) != 1) or (array.size and array.dtype.kind not in "iu"):
+            raise ShapeError(f"to_string: integer ids [pos] of one text, not {array.dtype} {list(array.shape)}")
+        return tokenizer.decode([int(i) for i in array.ravel() if i != -1])
+
     def to_str_tokens(self, text: str | ArrayLike) -> list[str]:
         """The text of each token of a string or of ids [pos]; of one id a list of one."""
         tokenizer = self._needs_tokenizer()
