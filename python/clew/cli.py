@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import bench, demo, get_num_threads, info, lens, set_num_threads
+from . import bench, demo, get_num_threads, info, lens, set_num_threads, tables
 from . import commands as papers
 from .errors import Error, MissingPackageError, TokenError, install
 from .model import Model, load
@@ -151,7 +151,7 @@ def _run(args: argparse.Namespace) -> None:
     tokens = _prompt(args, model)
     run = model.run(tokens, capture=capture, logits="all" if args.save else "last")
     ids = run.tokens[0]  # type: ignore[index]
-    print(f"{len(ids)} tokens: {' '.join(demo.token_texts(model, ids))}")
+    print(f"{len(ids)} tokens: {' '.join(tables.token_texts(model, ids))}")
     log_probs = run.logits[0, -1].astype(np.float64)
     log_probs -= log_probs.max()
     log_probs -= np.log(np.exp(log_probs).sum())
@@ -160,14 +160,14 @@ def _run(args: argparse.Namespace) -> None:
     print("\nmost likely next:")
     rows = [
         (f"{np.exp(log_probs[i]):7.2%}", f"{i}", *([t] if model._labeller is not None else []))
-        for i, t in zip(best, demo.token_texts(model, best), strict=True)
+        for i, t in zip(best, tables.token_texts(model, best), strict=True)
     ]
     print(_table(rows))
     if args.lens:
         view = lens.logit_lens(model, tokens)
         last = range(max(0, len(ids) - args.lens), len(ids))
         print("\nlikeliest after each layer (share of the probability; * right):\n")
-        print("\n".join(demo.lens_lines(view, last)))
+        print(view.table(last))
     sites = {name: run[name] for name in run if name != "logits"}
     if sites:
         print("\ncaptured:")

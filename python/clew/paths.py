@@ -245,4 +245,6 @@ def path_patch(
             out[np.repeat(chunk, [len(e) for e in examples]), which] = values
     values = out.reshape(*(len(where[a]) for a in axes), -1)
     labels = tuple(tuple(axis_labels(model, base, a, where[a])) for a in axes)
-    return Sweep(values, axes, labels, unpatched, reference, kind.name, measure.said(model), keep_batch)
+    listen = [f"{_plain(s)}.{n}" + ("" if h is None else f" head {h}") for s, n, h in ends]
+    to = ", ".join(listen[:2]) + (f" and {len(listen) - 2} more" if len(listen) > 2 else "")
+    return Sweep(values, axes, labels, unpatched, reference, kind.name, measure.said(model), keep_batch, to)

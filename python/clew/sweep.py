@@ -55,6 +55,8 @@ class Sweep:
     site: str
     metric: str
     keep_batch: bool = field(default=False, repr=False)
+    receivers: str = ""
+    """Of path patching: who listens."""
 
     @property
     def values(self) -> Array:
@@ -102,7 +104,8 @@ class Sweep:
     def __repr__(self) -> str:
         shape = " × ".join(f"{n} {a}" for n, a in zip(self.per_example.shape, self.axes, strict=False))
         batch = self.per_example.shape[-1]
-        return f"Sweep of {self.site} over {shape}, {self.metric}, {batch} example{'s' if batch != 1 else ''}"
+        to = f" to {self.receivers}" if self.receivers else ""
+        return f"Sweep of {self.site}{to} over {shape}, {self.metric}, {batch} example{'s' if batch != 1 else ''}"
 
 
 # ---- Variants -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import clew
 import numpy as np
 import pytest
-from clew import cli, demo
+from clew import cli, demo, tables
 from clew.lens import logit_lens
 
 IDS = [1, 403, 407, 261]
@@ -161,7 +161,7 @@ def test_run_text(worded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ids = model.to_tokens("word, a")[0]
     assert out.startswith(f"{len(ids)} tokens: '<s>' ' word' ',' ")
     view = logit_lens(model, "word, a")
-    assert all(line in out for line in demo.lens_lines(view, range(len(ids) - 2, len(ids))))
+    assert all(line in out for line in tables.lens_lines(view, range(len(ids) - 2, len(ids))))
 
 
 def test_run_reads_standard_input(worded: Path) -> None:
@@ -172,9 +172,9 @@ def test_run_reads_standard_input(worded: Path) -> None:
 def test_lens_table_marks_what_is_right(worded: Path) -> None:
     model = clew.load(worded)
     view = logit_lens(model, IDS)
-    lines = demo.lens_lines(view, [0, 1, 2, 3])[2:]
+    lines = tables.lens_lines(view, [0, 1, 2, 3])[2:]
     assert [line.count("*") for line in lines] == [int(n) for n in (view.ranks[:, 0] == 0).sum(0)]
-    assert all(demo.token_texts(model, [i])[0] in line for i, line in zip(IDS, lines, strict=True))
+    assert all(tables.token_texts(model, [i])[0] in line for i, line in zip(IDS, lines, strict=True))
     assert " ? " in lines[-1]
 
 
@@ -182,8 +182,8 @@ def test_lens_table_marks_what_is_right(worded: Path) -> None:
     ("text", "width"), [("abc", 5), ("abcdefgh", 5), ("中文字符", 5), ("e\u0301e\u0301", 5), ("", 3)]
 )
 def test_padding(text: str, width: int) -> None:
-    padded = demo.pad(text, width)
-    assert demo._wide(padded) == width
+    padded = tables.pad(text, width)
+    assert tables._wide(padded) == width
     assert padded.rstrip() == text or (padded.rstrip().endswith("…") and text.startswith(padded.rstrip()[:-1]))
 
 
@@ -320,7 +320,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = lines.index(f"It reads {count} tokens:") + 1
     shown = demo.TEXT.splitlines()
     assert [line.removeprefix("  ") for line in lines[start : start + len(shown)]] == shown
-    assert set(demo.lens_lines(view, range(1, 21))) <= set(lines)
+    assert set(tables.lens_lines(view, range(1, 21))) <= set(lines)
     right = next(line for line in lines if line.startswith("first guess right")).split()[-4:]
     assert right == [f"{(view.ranks[n, 0, :-1] == 0).mean():.0%}" for n in range(4)]
     ships = "maze-6x6" in clew.bundled()
@@ -379,7 +379,10 @@ def test_demo_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "clew.plot", raising=False)
     monkeypatch.delattr(clew, "plot", raising=False)
-    assert failing(capsys, "demo", "--out", str(tmp_path)) == "clew.plot needs matplotlib: pip install '.[plot]' in the checkout"
+    assert (
+        failing(capsys, "demo", "--out", str(tmp_path))
+        == "clew.plot needs matplotlib: pip install '.[plot]' in the checkout"
+    )
 
 
 def test_demo_without_tokenizers(
