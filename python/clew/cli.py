@@ -151,7 +151,7 @@ def _run(args: argparse.Namespace) -> None:
     tokens = _prompt(args, model)
     run = model.run(tokens, capture=capture, logits="all" if args.save else "last")
     ids = run.tokens[0]  # type: ignore[index]
-    print(f"{len(ids)} tokens: {' '.join(tables.token_texts(model, ids))}")
+    print(f"{len(ids)} token{'s' if len(ids) != 1 else ''}: {' '.join(tables.token_texts(model, ids))}")
     log_probs = run.logits[0, -1].astype(np.float64)
     log_probs -= log_probs.max()
     log_probs -= np.log(np.exp(log_probs).sum())
@@ -173,10 +173,9 @@ def _run(args: argparse.Namespace) -> None:
         print("\ncaptured:")
         print(_table([(name, str(list(a.shape)), _size(a.nbytes)) for name, a in sites.items()]))
     if args.save:
-        arrays: dict[str, Any] = {**sites, "logits": run.logits, "tokens": run.tokens}
-        with open(args.save, "wb") as file:
-            np.savez(file, **arrays)
-        print(f"\nsaved {len(arrays)} arrays, {_size(sum(a.nbytes for a in arrays.values()))}, in {args.save}")
+        run.save(args.save)
+        size = sum(a.nbytes for a in (*run.values(), ids))
+        print(f"\nsaved {len(run) + 1} arrays, {_size(size)}, in {args.save}")
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -327,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return _PIPE_CLOSED
     except (Error, OSError, MemoryError, ImportError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(error).split()).replace("model.sites()", "clew info MODEL") or type(error).__name__
         print(f"clew: error: {text}", file=sys.stderr)
         return _FAILED
     return 0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import edit, lens, metrics, model
 from .inputs import check_folder
-from .tables import COLUMN, pad, token_texts
+from .tables import COLUMN, pad
 
 Array = NDArray[Any]
 

@@ -497,3 +497,10 @@ def as_edits(edits: Edit | Iterable[Edit] | None) -> tuple[Edit, ...]:
         if not isinstance(item, Edit):
             raise ConfigError(f"edits hold {item!r}: make edits with clew.edit.zero, .set, .add, ...")
     return held
+
+
+__all__ = ["Edit", "add", "call", "freeze", "mean_ablate", "scale", "set", "zero"]
+
+
+def __dir__() -> list[str]:
+    return __all__

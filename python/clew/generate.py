@@ -94,7 +94,7 @@ class Generation:
     def __repr__(self) -> str:
         shown = self.text if self.text is not None else [t.tolist() for t in self.tokens]
         rows = [
-            f"  {text!r}  ({len(t)} tokens, {why if why == 'length' else repr(why)})"
+            f"  {text!r}  ({len(t)} token{'s' if len(t) != 1 else ''}, {why if why == 'length' else repr(why)})"
             for text, t, why in zip(shown, self.tokens, self.stopped, strict=True)
         ]
         return "\n".join([f"Generation of {len(self)} sequence{'s' if len(self) != 1 else ''}", *rows])

@@ -320,3 +320,7 @@ def as_metric(
         metric = _Differentiated(function) if with_gradient else _Function(function)
     metric.check(model)
     return metric
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -263,7 +263,7 @@ def _heads(weights: Array, labels: Sequence[str] | None, title: str) -> Figure:
     figure.supxlabel("key: attended to", fontsize=10)
     figure.supylabel("query: attends", fontsize=10)
     bar = figure.colorbar(image, ax=panels[:n].tolist(), fraction=0.05, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.set_label("attention weight")
     return figure
 
@@ -609,3 +609,7 @@ __all__ = [
     "sweep",
     "token_labels",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .config import ModelConfig
-from .engine import WEIGHTS
 from .elsewhere import no_attribute
+from .engine import WEIGHTS
 from .errors import ConfigError, ShapeError, SiteError
 from .factored import FactoredMatrix
 from .inputs import as_array, check_type, in_precision, nearest

@@ -193,7 +193,8 @@ def test_padding(text: str, width: int) -> None:
 def test_errors_are_one_line(bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such directory or file" in failing(capsys, "info", str(tmp_path / "none.gguf"))
     assert "vocabulary has ids 0 to 511" in failing(capsys, "run", "stories260K", "--ids", "1,512")
-    assert "matches no capture site" in failing(capsys, "run", "stories260K", "--ids", "1", "--capture", "resid_pos")
+    told = failing(capsys, "run", "stories260K", "--ids", "1", "--capture", "resid_pos")
+    assert "matches no capture site; nearest: " in told and told.endswith("clew info MODEL lists all")
     assert "bare.bin has no tokenizer: give token ids with --ids" in failing(capsys, "run", str(bare), "hi")
     assert failing(capsys, "run", str(bare)) == "give a text or --ids, one of them"
     assert failing(capsys, "run", str(bare), "hi", "--ids", "1") == "give a text or --ids, one of them"

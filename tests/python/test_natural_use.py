@@ -621,3 +621,29 @@ def test_other_weights_of_tied_embeddings(tmp_path: Path) -> None:
     assert np.array_equal(other.W_E, 2 * model.W_E)
     other.save(tmp_path / "other")
     assert np.array_equal(clew.load(tmp_path / "other").run([1, 2]).logits, other.run([1, 2]).logits)
+
+
+def test_modules_show_what_is_public() -> None:
+    assert dir(edit) == sorted(["Edit", "add", "call", "freeze", "mean_ablate", "scale", "set", "zero"])
+    assert {"logit_diff", "loss"} <= set(dir(metrics)) and "np" not in dir(metrics)
+    vectors = importlib.import_module("clew.adaptive.function_vectors")
+    assert {"extract", "transfer"} <= set(dir(vectors)) and "ArrayLike" not in dir(vectors)
+
+
+def test_a_run_on_disk(model: clew.Model, tmp_path: Path) -> None:
+    run = model.run(IDS, capture=["z", "pattern.1"])
+    run.save(tmp_path / "new" / "run")
+    with np.load(tmp_path / "new" / "run") as saved:
+        assert sorted(saved) == sorted([*run, "tokens"])
+        assert all(np.array_equal(saved[name], array) for name, array in run.items())
+        assert np.array_equal(saved["tokens"], IDS)
+
+
+def test_one_token_is_one(model: clew.Model) -> None:
+    assert repr(model.run([3])).startswith("Run of 1 sequence, 1 token\n")
+    assert "(1 token, length)" in repr(model.generate([3], max_new_tokens=1))
+
+
+def test_a_bundled_name_that_is_nearly_right() -> None:
+    with pytest.raises(clew.LoadError, match="no hub id .*; nearest: shakespeare$"):
+        clew.load("shakespear")

@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from ..errors import LoadError, UnsupportedModelError, install
-from ..inputs import check_type
+from ..inputs import check_type, nearest
 from .checkpoint import Checkpoint
 from .classic import is_classic, load_classic
 from .huggingface import find_tensors, load_huggingface
@@ -88,7 +88,7 @@ def open_checkpoint(path: str | os.PathLike[str], dtype: DTypeLike | None = None
     if _HUB_ID.fullmatch(text):
         return _open_directory(_from_hub(text), dtype)
     names = ", ".join(bundled()) or "none"
-    hint = f"; on the hub it is {_OWNERS[text]!r}" if text in _OWNERS else ""
+    hint = f"; on the hub it is {_OWNERS[text]!r}" if text in _OWNERS else nearest(text, bundled())
     raise LoadError(f"{text}: no such directory or file, no bundled model ({names}), and no hub id (owner/name){hint}")
 
 
