@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from . import bench, demo, get_num_threads, info, lens, set_num_threads
+from . import bench, demo, get_num_threads, info, lens, set_num_threads, tables
 from . import commands as papers
-from .errors import ConfigError, Error, TokenError
+from .errors import ConfigError, Error, MissingPackageError, TokenError, install
 from .model import Model, load
 
 _EXAMPLES = """examples:
@@ -109,8 +109,10 @@ def _info(args: argparse.Namespace) -> None:
     print(model)
     for note in model.notes:
         print(f"  note: {note}")
-    tokenizer = model.tokenizer
-    print(f"  tokenizer     {tokenizer if tokenizer is not None else 'none: give token ids'}")
+    try:
+        print(f"  tokenizer     {model.tokenizer if model.tokenizer is not None else 'none: give token ids'}")
+    except MissingPackageError as error:
+        print(f"  tokenizer     not usable, give token ids: {error}")
     bad = model.check()
     for value in bad:
         print(f"  WARNING: {value.name}{list(value.index)} is {value.value}")
@@ -155,7 +157,7 @@ def _run(args: argparse.Namespace) -> None:
     tokens = _prompt(args, model)
     run = model.run(tokens, capture=capture, logits="all" if args.save else "last")
     ids = run.tokens[0]  # type: ignore[index]
-    print(f"{len(ids)} tokens: {' '.join(demo.token_texts(model, ids))}")
+    print(f"{len(ids)} token{'s' if len(ids) != 1 else ''}: {' '.join(tables.token_texts(model, ids))}")
     log_probs = run.logits[0, -1].astype(np.float64)
     log_probs -= log_probs.max()
     log_probs -= np.log(np.exp(log_probs).sum())
@@ -163,24 +165,23 @@ def _run(args: argparse.Namespace) -> None:
     best = np.argsort(-log_probs, kind="stable")[:k]
     print("\nmost likely next:")
     rows = [
-        (f"{np.exp(log_probs[i]):7.2%}", f"{i}", *([t] if model.tokenizer is not None else []))
-        for i, t in zip(best, demo.token_texts(model, best), strict=True)
+        (f"{np.exp(log_probs[i]):7.2%}", f"{i}", *([t] if model._labeller is not None else []))
+        for i, t in zip(best, tables.token_texts(model, best), strict=True)
     ]
     print(_table(rows))
     if args.lens:
         view = lens.logit_lens(model, tokens)
         last = range(max(0, len(ids) - args.lens), len(ids))
         print("\nlikeliest after each layer (share of the probability; * right):\n")
-        print("\n".join(demo.lens_lines(view, last)))
+        print(view.table(last))
     sites = {name: run[name] for name in run if name != "logits"}
     if sites:
         print("\ncaptured:")
         print(_table([(name, str(list(a.shape)), _size(a.nbytes)) for name, a in sites.items()]))
     if args.save:
-        arrays: dict[str, Any] = {**sites, "logits": run.logits, "tokens": run.tokens}
-        with open(args.save, "wb") as file:
-            np.savez(file, **arrays)
-        print(f"\nsaved {len(arrays)} arrays, {_size(sum(a.nbytes for a in arrays.values()))}, in {args.save}")
+        run.save(args.save)
+        size = sum(a.nbytes for a in (*run.values(), ids))
+        print(f"\nsaved {len(run) + 1} arrays, {_size(size)}, in {args.save}")
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -192,7 +193,7 @@ def _generate(args: argparse.Namespace) -> None:
     if isinstance(prompt, str):
         print(prompt, end="", flush=True)
     for step in stream:
-        shown = step.texts[0] if model.tokenizer is not None else f"{step.tokens[0]} "
+        shown = step.texts[0] if model._labeller is not None else f"{step.tokens[0]} "
         print(shown, end="", flush=True)
     print()
 
@@ -286,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
         parents=[common],
         help="a trained model, layer by layer, with figures",
         description="A small trained model reads a few lines. Prints what each layer predicts and writes "
-        f"{', '.join(demo.FIGURES)} into a folder (needs pip install 'clew[plot,text]').",
+        f"{', '.join(demo.FIGURES)} into a folder (needs {install('plot,text')}).",
         epilog="examples:\n  clew demo\n  clew demo --out figures --model path/to/gpt2\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -331,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return _PIPE_CLOSED
     except (Error, OSError, MemoryError, ImportError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(error).split()).replace("model.sites()", "clew info MODEL") or type(error).__name__
         print(f"clew: error: {text}", file=sys.stderr)
         return _FAILED
     return 0

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, LoadError
+from .errors import ConfigError, LoadError, install
 from .experiment import Experiment, listening
 from .inputs import check_type, check_writable
 from .model import load
@@ -68,7 +68,7 @@ def _folder(out: str | None, name: str, force: bool) -> Path | None:
     drawn, and none were asked for."""
     if out is None:
         if importlib.util.find_spec("matplotlib") is None:
-            print(f"{name}: only printed: figures need matplotlib: pip install 'clew[plot]'", file=sys.stderr)
+            print(f"{name}: only printed: figures need matplotlib: {install('plot')}", file=sys.stderr)
             return None
         tries = (Path("out", name if n == 1 else f"{name}-{n}") for n in count(1))
         return check_writable(out=next(folder for folder in tries if not folder.exists()))

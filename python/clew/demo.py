@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from . import edit, lens, metrics, model
 from .inputs import check_folder
+from .tables import COLUMN, pad
 
 Array = NDArray[Any]
 
@@ -28,29 +28,6 @@ CHANGED_FIGURES = ("induction_head.png", "patching.png")
 """Of the second part, on the model "english"."""
 _SHOWN = 20  # positions in the table and in the figure of the lens
 _HEAD_SHOWN = 24  # positions in the figure of a head: their labels stay readable in a small picture
-_WIDE = 16  # characters of a table's column
-
-
-def _wide(text: str) -> int:
-    """Columns that a text takes on a terminal."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def pad(text: str, width: int) -> str:
-    """A text cut or filled to a width on a terminal."""
-    if _wide(text) > width:
-        while _wide(text) >= width:
-            text = text[:-1]
-        text += "…"
-    return text + " " * (width - _wide(text))
-
-
-def token_texts(of: model.Model, ids: Array | Sequence[int]) -> list[str]:
-    """Ids as text for a terminal: the token between quotes, escapes for what is not printable, or the id."""
-    numbers = [int(i) for i in ids]
-    if of.tokenizer is None:
-        return [f"#{i}" for i in numbers]
-    return [repr(t) for t in of.tokenizer.to_str_tokens(numbers)]
 
 
 def _continued(of: model.Model, ids: list[int], n: int) -> list[int]:
@@ -58,24 +35,6 @@ def _continued(of: model.Model, ids: list[int], n: int) -> list[int]:
     for _ in range(n):
         ids = [*ids, int(of.run(ids, logits="last").logits[0, 0].argmax())]
     return ids
-
-
-def lens_lines(view: lens.LogitLens, positions: Sequence[int], batch: int = 0) -> list[str]:
-    """A table of what each layer finds likeliest at some positions; `*`: it is the token that follows."""
-    of, targets, tokens = view.model, view.targets, view.tokens
-    assert targets is not None and tokens is not None
-    head = pad("token", 12) + pad("follows", 12) + "".join(pad(f"layer {n}", _WIDE) for n in view.layers)
-    lines = [head.rstrip(), "─" * _wide(head)]
-    for p in positions:
-        follows = token_texts(of, [targets[batch, p]])[0] if targets[batch, p] >= 0 else "?"
-        line = pad(token_texts(of, [tokens[batch, p]])[0], 11) + " " + pad(follows, 11) + " "
-        for row in range(len(view.layers)):
-            best = int(view.top_tokens[row, batch, p, 0])
-            mark = "*" if best == targets[batch, p] else " "
-            share = f"{view.top_probs[row, batch, p, 0]:4.0%}{mark}"
-            line += pad(token_texts(of, [best])[0], _WIDE - 6) + share + " "
-        lines.append(line.rstrip())
-    return lines
 
 
 def summary_lines(view: lens.LogitLens) -> list[str]:
@@ -91,7 +50,7 @@ def summary_lines(view: lens.LogitLens) -> list[str]:
                 "surprise": f"{loss.mean():.2f}",
                 "median place": f"{np.median(ranks) + 1:.0f}",
             }[what]
-            cells.append(pad(value.rjust(_WIDE - 6), _WIDE))
+            cells.append(pad(value.rjust(COLUMN - 6), COLUMN))
         lines.append((pad(what + unit, 24) + "".join(cells)).rstrip())
     return lines
 
@@ -229,7 +188,7 @@ def main(out: str | PathLike[str] = "out", name: str | PathLike[str] = "shakespe
     view = lens.logit_lens(of, run)
     shown = range(min(1, len(ids) - 1), min(_SHOWN + 1, len(ids)))
     print("\nWhat would be predicted if the stream ended after each layer (share of the probability; * right):\n")
-    print("\n".join(lens_lines(view, shown)))
+    print(view.table(shown))
     print(f"\nOver all {len(ids) - 1} predictions:")
     print("\n".join(summary_lines(view)))
 

@@ -32,6 +32,7 @@ and arrays that they came in.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -213,9 +214,21 @@ def call(site: SiteName, fn: Callable[[Array, str], ArrayLike | None]) -> Edit:
 
     fn(array, site_name): array [batch, pos, …], writable, padded with zeros behind a sequence's end. It may be kept: it
     is memory of its own, and what happens later on either side never reaches the other. An exception ends the run.
+
+    Raises ConfigError for what is no function of these two.
     """
     if not callable(fn):
         raise ConfigError(f"edit.call of {site!r}: {fn!r} cannot be called")
+    try:
+        takes = inspect.signature(fn)
+    except (TypeError, ValueError):  # a function in C that does not tell
+        return Edit("call", site, _CALL, fn)
+    try:
+        takes.bind(None, "")
+    except TypeError:
+        raise ConfigError(
+            f"edit.call of {site!r}: the function takes {takes}, but is called as fn(array, site_name)"
+        ) from None
     return Edit("call", site, _CALL, fn)
 
 
@@ -522,3 +535,10 @@ def as_edits(edits: Edit | Iterable[Edit] | None) -> tuple[Edit, ...]:
         if not isinstance(item, Edit):
             raise ConfigError(f"edits hold {item!r}: make edits with clew.edit.zero, .set, .add, ...")
     return held
+
+
+__all__ = ["Edit", "add", "call", "freeze", "mean_ablate", "scale", "set", "zero"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -27,6 +27,10 @@ class LoadError(Error, OSError):
         return Exception.__str__(self)
 
 
+class MissingPackageError(LoadError):
+    """A file that needs a package which is not installed; the message says how to install it."""
+
+
 class UnsupportedModelError(Error, NotImplementedError):
     """A model that the engine would compute wrongly; the message names the architecture or the key."""
 
@@ -52,3 +56,12 @@ class TrainingError(Error, ArithmeticError):
 
     def __reduce__(self) -> Any:  # an exception's own would call it with the message alone
         return type(self), (*self.args, self.step), self.__dict__
+
+
+def install(extra: str) -> str:
+    """What messages say about an extra that is not installed; clew is on no package index.
+
+    >>> install("text")
+    "pip install '.[text]' in the checkout"
+    """
+    return f"pip install '.[{extra}]' in the checkout"

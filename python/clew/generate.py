@@ -95,7 +95,7 @@ class Generation:
     def __repr__(self) -> str:
         shown = self.text if self.text is not None else [t.tolist() for t in self.tokens]
         rows = [
-            f"  {text!r}  ({len(t)} tokens, {why if why == 'length' else repr(why)})"
+            f"  {text!r}  ({len(t)} token{'s' if len(t) != 1 else ''}, {why if why == 'length' else repr(why)})"
             for text, t, why in zip(shown, self.tokens, self.stopped, strict=True)
         ]
         return "\n".join([f"Generation of {len(self)} sequence{'s' if len(self) != 1 else ''}", *rows])
@@ -466,15 +466,15 @@ def _ended(model: Model, text: _Text, how: Settings) -> str:
         text.stopped = text.tokens[-1]
     elif len(text.tokens) == (text.limit or how.max_new_tokens):
         text.stopped = "length"
-    if model.tokenizer is None:
+    if model._labeller is None:
         return ""
-    whole = model.tokenizer.decode(text.tokens)
+    whole = model._labeller.decode(text.tokens)
     found = [(whole.index(s), s) for s in how.stop_texts if s in whole]
     if found:
         at, text.stopped = min(found)
         whole = whole[:at]
     elif text.stopped is None:
-        whole = _settled(model.tokenizer, text.tokens, whole, how.stop_texts)
+        whole = _settled(model._labeller, text.tokens, whole, how.stop_texts)
     if not whole.startswith(text.shown):
         return ""
     piece = whole[len(text.shown) :]
@@ -557,7 +557,7 @@ def generate(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) 
     prompts = np.split(batch.tokens, np.cumsum(batch.lengths)[:-1])
     new = [np.array(t.tokens, np.int32) for t in texts]
     run = decoder.whole([np.concatenate(pair) for pair in zip(prompts, new, strict=True)]) if decoder.capture else None
-    shown = None if model.tokenizer is None else [_final_text(model, t, decoder.how) for t in texts]
+    shown = None if model._labeller is None else [_final_text(model, t, decoder.how) for t in texts]
     stopped = [t.stopped if t.stopped is not None else "length" for t in texts]
     return Generation(prompts, new, [np.array(t.log_probs) for t in texts], stopped, shown, run, decoder.how.seed)
 
@@ -579,7 +579,7 @@ def likeliest(
 
 
 def _final_text(model: Model, text: _Text, how: Settings) -> str:
-    assert model.tokenizer is not None
-    decoded = model.tokenizer.decode(text.tokens)
+    assert model._labeller is not None
+    decoded = model._labeller.decode(text.tokens)
     ends = [decoded.index(s) for s in how.stop_texts if s in decoded]
     return decoded[: min(ends)] if ends else decoded

@@ -27,6 +27,7 @@ from .inputs import check_choice, check_numbers, check_path, sliced
 from .loaders.safetensors import FLOATS, SafetensorsFile, write_file
 from .model import Model, check_model
 from .run import Run
+from .tables import lens_lines
 from .weights import whole
 
 Array = NDArray[Any]
@@ -185,6 +186,28 @@ class LogitLens:
         """
         self._needs_targets("loss")
         return self._loss
+
+    def table(self, positions: Sequence[int] | slice | None = None, batch: int = 0) -> str:
+        """The likeliest next token after each layer as text, with its share of the probability; `*`: it comes next.
+
+        positions: of one sequence; None: all that hold a token. Raises ShapeError for what is not there.
+
+        >>> import clew
+        >>> lens = logit_lens(clew.load("stories260K"), [1, 403, 407, 261, 378], layers=[0, 4])
+        >>> print(lens.table([1, 2]))
+        token       follows     layer 0         layer 4
+        ────────────────────────────────────────────────────────
+        #403        #407        #261        52% #407        92%*
+        #407        #261        #261        69% #261       100%*
+        """
+        n_batch, n_pos = self._real.shape
+        if not -n_batch <= batch < n_batch:
+            raise ShapeError(f"batch = {batch}: the lens has {n_batch} sequence{'s' if n_batch != 1 else ''}")
+        try:
+            chosen = np.arange(n_pos)[slice(None) if positions is None else positions]
+        except IndexError:
+            raise ShapeError(f"positions: the lens has positions 0 to {n_pos - 1}") from None
+        return "\n".join(lens_lines(self, [int(p) for p in chosen if self._real[batch, p]], batch))
 
     def __repr__(self) -> str:
         layers, batch, pos = self._resid.shape[:3]

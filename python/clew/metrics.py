@@ -115,9 +115,9 @@ class _Tokens(Metric):
 
     def said(self, model: Model) -> str:
         """The name with tokens as text where the model has a tokenizer and there is one for all examples."""
-        if model.tokenizer is None or any(ids.ndim for ids in self.ids):
+        if model._labeller is None or any(ids.ndim for ids in self.ids):
             return self.name
-        texts = model.tokenizer.to_str_tokens([int(ids) for ids in self.ids])
+        texts = model._labeller.to_str_tokens([int(ids) for ids in self.ids])
         return f"{type(self).__name__}({', '.join(map(repr, texts))})"
 
     def check(self, model: Model) -> None:
@@ -330,3 +330,7 @@ def as_metric(
         raise ConfigError("metric = Metric(): it is what the others are made of; give one of clew.metrics")
     metric.check(model)
     return metric
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import isfunction
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,7 +69,8 @@ class Model(WeightAccess, TextAccess):
     config, dtype
         The :class:`ModelConfig`; what the model computes in, float32 or float64.
     weights
-        Full name → array in classic layout, read-only (`"blocks.0.attn.W_Q"` [n_heads, d_model, d_head], …).
+        Full name → array in classic layout, read-only (`"blocks.0.attn.W_Q"` [n_heads, d_model, d_head], …);
+        `with_weights({name: array})` makes a model with others.
     W_Q, W_K, W_V, W_O, W_in, W_out, W_gate, b_Q, …
         The same stacked over layers (a copy), W_Q [n_layers, n_heads, d_model, d_head]; absent biases are zeros.
     W_E, W_pos, W_U, b_U
@@ -517,6 +519,10 @@ class Model(WeightAccess, TextAccess):
 
     # ---- running --------------------------------------------------------------------------------------------------
 
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Raises TypeError: a model is not called but run."""
+        raise TypeError("a Model is not called: model.run(tokens).logits, model.loss(tokens), model.generate(tokens)")
+
     def sites(self) -> SiteTable:
         """The capture sites that this model has, with axes and meaning; printable, iterable over full names."""
         return self._table
@@ -856,6 +862,12 @@ class Model(WeightAccess, TextAccess):
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._facts())
         return f"<table><caption>{self.config.model_name}</caption>{rows}</table>"
+
+
+for _base in (WeightAccess, TextAccess):  # Python's own messages about arguments name the class that users know
+    for _member in vars(_base).values():
+        if isfunction(_member):
+            _member.__qualname__ = f"Model.{_member.__name__}"
 
 
 def _logits_mode(logits: Logits) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -107,6 +108,9 @@ def _receivers(model: Model, given: Receiver | Iterable[Receiver]) -> list[tuple
         if not 1 <= len(parts) <= 3 or not isinstance(parts[0], str):
             raise SiteError(f"receiver {item!r}: give a site, (site, layer) or (site, layer, head)")
         name = parts[0] if len(parts) == 1 else (parts[0], parts[1])
+        if len(parts) == 1 and (match := re.fullmatch(r"(.+)\.(-?\d+)\.(-?\d+)", parts[0])):
+            own = (match[1], int(match[2]), int(match[3]))
+            raise SiteError(f"receiver {item!r}: one head of a site is named {own!r}")
         for site, layer in model.sites().resolve([name]):
             if site is LOGITS:
                 raise SiteError(f"receiver {item!r}: the metric reads the logits; name a site before them")
@@ -241,4 +245,6 @@ def path_patch(
             out[np.repeat(chunk, [len(e) for e in examples]), which] = values
     values = out.reshape(*(len(where[a]) for a in axes), -1)
     labels = tuple(tuple(axis_labels(model, base, a, where[a])) for a in axes)
-    return Sweep(values, axes, labels, unpatched, reference, kind.name, measure.said(model), keep_batch)
+    listen = [f"{_plain(s)}.{n}" + ("" if h is None else f" head {h}") for s, n, h in ends]
+    to = ", ".join(listen[:2]) + (f" and {len(listen) - 2} more" if len(listen) > 2 else "")
+    return Sweep(values, axes, labels, unpatched, reference, kind.name, measure.said(model), keep_batch, to)

@@ -8,6 +8,8 @@ colour-blind readers and in grey.
 from __future__ import annotations
 
 import io
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ConfigError, ShapeError, SiteError
+from .errors import ConfigError, ShapeError, SiteError, install
 from .inputs import check_choice, check_type, real_array, whole
 from .lens import LogitLens
 from .model import Model, check_model
@@ -31,7 +33,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 except ImportError as error:
-    raise ImportError("clew.plot needs matplotlib: pip install 'clew[plot]'") from error
+    raise ImportError(f"clew.plot needs matplotlib: {install('plot')}") from error
 
 if TYPE_CHECKING:
     from matplotlib.image import AxesImage
@@ -97,14 +99,14 @@ def label(token: str) -> str:
 
 
 def token_labels(model: Model, ids: ArrayLike) -> list[str]:
-    """Labels of token ids [pos]: their text, or the ids themselves where the model has no tokenizer."""
+    """Labels of token ids [pos]: their text, or the ids themselves where the model has no tokenizer (installed)."""
     check_model(model)
     array = np.asarray(ids)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ShapeError(f"token_labels: integer ids [pos], not {array.dtype} {list(array.shape)}")
-    if model.tokenizer is None:
+    if model._labeller is None:
         return [str(int(i)) for i in array]
-    return [label(t) for t in model.tokenizer.to_str_tokens([int(i) for i in array])]
+    return [label(t) for t in model._labeller.to_str_tokens([int(i) for i in array])]
 
 
 def _short(text: str, room: int) -> str:
@@ -160,6 +162,7 @@ def residual_norms(
                 held, norms[:, 0], color="#707070", linestyle="--", marker="o", markerfacecolor="white",
                 label="residual stream, first position",
             )  # fmt: skip
+    ax.fill_between([], [], [], color="#000000", alpha=0.15, linewidth=0, label="lines: median, bands: middle half")
     ax.set_ylim(bottom=0)
     ax.set_xticks(list(layers))
     if len(layers) > 16:
@@ -184,10 +187,11 @@ def attention(
     """One head's attention weights [query, key] as a map: a row is a query, a column what it attends to.
 
     labels: a text for each token ([query] = [key] then); up to 64 are written. Colours run from 0 to the largest
-    weight, or symmetrically around 0 where weights are negative (linear attention).
+    weight, or symmetrically around 0 where weights are negative (linear attention). Weights [head, query, key] become
+    a map for each head, with one scale of colours and up to 24 labels.
 
-    Raises ShapeError for anything but two axes of real numbers, or another number of labels; ConfigError for weights
-    that are not finite or too large to draw, and labels that are no texts.
+    Raises ShapeError for another number of axes or of labels, for what are no real numbers, and where several heads are
+    to share one `ax`; ConfigError for weights that are not finite or too large to draw, and labels that are no texts.
 
     Example
     -------
@@ -198,29 +202,25 @@ def attention(
     >>> figure.savefig("head.png")                                              # doctest: +SKIP
     """
     weights = real_array(pattern, "pattern")
-    if weights.ndim != 2 or 0 in weights.shape:
-        raise ShapeError(f"pattern must be [query, key] of one head, not {list(weights.shape)}")
+    if weights.ndim not in (2, 3) or 0 in weights.shape or (weights.ndim == 3 and ax is not None):
+        several = ", or [head, query, key] without ax" if weights.ndim != 3 or ax is None else " in one ax"
+        raise ShapeError(f"pattern must be [query, key] of one head{several}, not {list(weights.shape)}")
     if not (np.abs(weights) < _LARGEST).all():
         worst = weights[~(np.abs(weights) < _LARGEST)][0]
         raise ConfigError(f"pattern holds {worst:g}: weights must be finite, and below {_LARGEST:g} to be drawn")
-    n_query, n_key = weights.shape
+    n_query, n_key = weights.shape[-2:]
     if labels is not None:
         check_type((Sequence, np.ndarray), "a text for each position", labels=labels)
         for text in labels:
             check_type(str, "a text for each position", labels=text)
     if labels is not None and (len(labels) != n_key or n_query != n_key):
         raise ShapeError(f"{len(labels)} labels for a pattern of {n_query} queries and {n_key} keys")
+    if weights.ndim == 3:
+        return _heads(weights, labels, title)
     written = labels is not None and n_key <= _MAX_LABELS
     side = min(max(4.2, 0.2 * n_key + 2.0), 13.0) if written else 5.2
     figure, ax = _axes(ax, side + 1.4, side, "compressed")  # for axes of fixed proportions
-    biggest = float(np.abs(weights).max()) or 1.0
-    signed = bool((weights < 0).any())
-    image = ax.imshow(
-        weights,
-        cmap="RdBu_r" if signed else "Blues",
-        norm=Normalize(-biggest if signed else 0.0, biggest),
-        interpolation="nearest",
-    )
+    image = ax.imshow(weights, **_colours(weights), interpolation="nearest")
     if labels is not None and written:
         ax.set_xticks(range(n_key))
         ax.set_yticks(range(n_query))
@@ -235,6 +235,43 @@ def attention(
     ax.set_ylabel("query: attends")
     ax.set_title(title)
     _bar(figure, image, ax, "attention weight")
+    return figure
+
+
+def _colours(weights: Array) -> dict[str, Any]:
+    biggest = float(np.abs(weights).max()) or 1.0
+    signed = bool((weights < 0).any())
+    return {"cmap": "RdBu_r" if signed else "Blues", "norm": Normalize(-biggest if signed else 0.0, biggest)}
+
+
+def _heads(weights: Array, labels: Sequence[str] | None, title: str) -> Figure:
+    """A map for each head [head, query, key]."""
+    n, columns = len(weights), min(len(weights), 4)
+    rows = -(-n // columns)
+    figure = _Figure(figsize=(2.2 * columns + 1.2, 2.3 * rows + 0.8), dpi=120, layout="compressed")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    shown = [] if labels is None or len(labels) > 24 else [_short(t, 10) for t in labels]
+    for head, ax in enumerate(panels[:n]):
+        image = ax.imshow(weights[head], **_colours(weights), interpolation="nearest")
+        ax.set_title(f"head {head}", fontsize=9)
+        for axis, outer in ((ax.xaxis, head + columns >= n), (ax.yaxis, head % columns == 0)):
+            if not outer:
+                axis.set_ticks([])
+            elif shown:
+                upright = {"rotation": 90} if axis is ax.xaxis else {}
+                axis.set_ticks(range(len(shown)), shown, fontsize=6, parse_math=False, **upright)
+            else:
+                axis.set_major_locator(MaxNLocator(4, integer=True))
+        ax.tick_params(length=0)
+    for ax in panels[n:]:
+        ax.remove()
+    figure.suptitle(title)
+    figure.supxlabel("key: attended to", fontsize=10)
+    figure.supylabel("query: attends", fontsize=10)
+    bar = figure.colorbar(image, ax=panels[:n].tolist(), fraction=0.05, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.set_label("attention weight")
     return figure
 
 
@@ -490,7 +527,10 @@ def sweep(
     words = {"effect": f"change of {result.metric}", "values": result.metric, "recovered": "share recovered"}
     texts = [[label(t) if isinstance(t, str) else str(t) for t in axis] for axis in result.labels]
     if title is None:
-        title = "Edits" if result.axes == ("variant",) else f"Patching {result.site.removeprefix('blocks.L.')}"
+        site = result.site.removeprefix("blocks.L.")
+        to = result.receivers.replace(" head ", "\u00a0head\u00a0")
+        title = f"Paths from {site} to {to}" if to else f"Patching {site}"
+        title = textwrap.fill("Edits" if result.axes == ("variant",) else title, 40)
     if data.ndim == 1:
         figure, ax = _axes(ax, 6.4, 3.8)
         ax.axhline(result.baseline.mean() if show == "values" else 0.0, color="#707070", linewidth=0.8)
@@ -501,20 +541,55 @@ def sweep(
         ax.set_xlabel(names[result.axes[0]])
         ax.set_title(title)
         return figure
+    middle = float(result.baseline.mean()) if show == "values" else 0.0
+    return _map(
+        data, texts, (names[result.axes[0]], names[result.axes[1]]), words[show], middle, title, ax,
+        upright=result.axes[1] == "pos",
+    )  # fmt: skip
+
+
+def heatmap(
+    values: ArrayLike,
+    *,
+    ylabel: str = "layer",
+    xlabel: str = "head",
+    bar: str = "",
+    title: str = "",
+    ax: Axes | None = None,
+) -> Figure:
+    """Any numbers [layer, head], or [row, column] of what the labels say, as a map with colours symmetric around 0.
+
+    Raises ShapeError for anything but two axes of real numbers.
+
+    >>> figure = heatmap(np.eye(4), bar="score", title="Heads")
+    """
+    data = np.asarray(values)
+    if data.ndim != 2 or 0 in data.shape or data.dtype.kind not in "fiub":
+        raise ShapeError(f"heatmap: numbers [layer, head], not {data.dtype} {list(data.shape)}")
+    texts = [[str(i) for i in range(n)] for n in data.shape]
+    return _map(data.astype(np.float64), texts, (ylabel, xlabel), bar, 0.0, title, ax)
+
+
+def _map(
+    data: Array, texts: Sequence[Sequence[str]], names: tuple[str, str], bar: str, middle: float, title: str,
+    ax: Axes | None, upright: bool = False,
+) -> Figure:  # fmt: skip
+    """Numbers [row, column] as colours, symmetric around the middle; layers from below."""
     rows, columns = data.shape
     figure, ax = _axes(ax, min(max(4.4, 0.32 * columns + 2.4), 13.0), min(max(3.0, 0.3 * rows + 1.8), 12.0))
-    middle = float(result.baseline.mean()) if show == "values" else 0.0
     most = float(np.nanmax(np.abs(data - middle), initial=0.0)) or 1.0
     image = ax.imshow(
         data, cmap="RdBu_r", norm=Normalize(middle - most, middle + most), aspect="auto", interpolation="nearest",
-        origin="lower" if result.axes[0] == "layer" else "upper",
+        origin="lower" if names[0] == "layer" else "upper",
     )  # fmt: skip
-    _ticks(ax.xaxis, texts[1], result.axes[1] == "pos")
+    _ticks(ax.xaxis, texts[1], upright)
     _ticks(ax.yaxis, texts[0], False)
-    ax.set_xlabel(names[result.axes[1]])
-    ax.set_ylabel(names[result.axes[0]])
+    ax.set_xlabel(names[1])
+    ax.set_ylabel(names[0])
     ax.set_title(title)
-    _bar(figure, image, ax, words[show])
+    tall = float(ax.get_position().height * figure.get_size_inches()[1])
+    bar = re.sub("'[^']*'", lambda token: token[0].replace(" ", "\u00a0"), bar)  # no break inside a token
+    _bar(figure, image, ax, textwrap.fill(bar, max(14, int(10 * tall))))  # letters that stand beside the map
     return figure
 
 
@@ -530,4 +605,18 @@ def _ticks(axis: Axis, texts: Sequence[str], upright: bool) -> None:
     axis.set_tick_params(length=0)
 
 
-__all__ = ["attention", "curves", "label", "lens_table", "loss_curve", "residual_norms", "sweep", "token_labels"]
+__all__ = [
+    "attention",
+    "curves",
+    "heatmap",
+    "label",
+    "lens_table",
+    "loss_curve",
+    "residual_norms",
+    "sweep",
+    "token_labels",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -210,7 +210,7 @@ def main(out: str | os.PathLike[str] = "out", quick: bool = True, seed: int = 0,
         with listening(lambda part: print(part, end=", ", flush=True)):
             e = entry(paper, quick, seed)
         entries.append(e)
-        told = ", ".join(f"{n} {v}" for v, n in counts(e).items()) if e.result is not None else f"FAILED: {e.error}"
+        told = ", ".join(f"{v}: {n}" for v, n in counts(e).items()) if e.result is not None else f"FAILED: {e.error}"
         print(f"done ({e.seconds:.0f} s)\n      {told}", flush=True)
     path = folder / "report.html"
     path.write_text(page(entries, quick, seed), encoding="utf-8")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import attribution
 from .errors import SiteError
+from .inputs import check_path
 from .sites import LOGITS, SITES, Site, SiteTable, pair_name
 
 if TYPE_CHECKING:
@@ -85,13 +88,17 @@ class Run(Mapping[str, Array]):
         captured = [(s, layer) for s, layer in wanted if s.full_name(layer) in self._where]
         if len(captured) == 1:
             return captured[0]
+        kinds = {s: s.full_name(layer) for s, layer in reversed(captured)}
+        if len(kinds) > 1:
+            more = ", …" if len(captured) > len(kinds) else ""
+            raise SiteError(f"{name!r} means {', '.join(reversed(kinds.values()))}{more}: give one of these names")
         if len(captured) > 1:
             raise SiteError(
                 f"{name!r} was captured {len(captured)} times ({captured[0][0].full_name(captured[0][1])}, …): "
                 f"give the full name, (name, layer), or use run.stack({name!r})"
             )
-        kinds = ", ".join(dict.fromkeys(s.short if s.layered else s.name for s in self._stacks)) or "nothing"
-        raise SiteError(f"{name!r} was not captured; this run holds {kinds}")
+        held = ", ".join(dict.fromkeys(s.short if s.layered else s.name for s in self._stacks)) or "nothing"
+        raise SiteError(f"{name!r} was not captured; this run holds {held}")
 
     def __getitem__(self, key: str | tuple[str, int]) -> Array:
         """The array of a site: by full name, by (short name, layer), or by short name where one layer was captured.
@@ -151,6 +158,22 @@ class Run(Mapping[str, Array]):
         """Numbers of the layers that `stack(name)` holds."""
         return self._stacked(name)[0]
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes every array by its full name, and the tokens, as one `.npz` file, which `np.load` reads.
+
+        Folders above it are made. Raises ConfigError for what is no path, OSError.
+
+        >>> import clew
+        >>> clew.load("stories260K").run([1, 403, 407], capture="z.0").save("out/run.npz")
+        >>> sorted(np.load("out/run.npz"))
+        ['blocks.0.attn.hook_z', 'logits', 'tokens']
+        """
+        check_path(path=path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        tokens = {} if self.tokens is None else {"tokens": self.tokens}
+        with open(path, "wb") as file:  # np.savez would add a suffix to a name
+            np.savez(file, **dict(self), **tokens)  # type: ignore[arg-type]
+
     # the residual stream in parts: see clew.attribution
     accumulated_resid = attribution.accumulated_resid
     decompose_resid = attribution.decompose_resid
@@ -180,8 +203,8 @@ class Run(Mapping[str, Array]):
             shape = array.shape[1:] if site.layered else array.shape
             where = f"{len(layers)} layers" if site.layered else ""
             rows.append(f"  {site.name:<34} {where:<10} {list(shape)}")
-        batch = len(self.lengths)
-        head = f"Run of {batch} sequence{'s' if batch != 1 else ''}, {int(self.lengths.sum())} tokens"
+        batch, n = len(self.lengths), int(self.lengths.sum())
+        head = f"Run of {batch} sequence{'s' if batch != 1 else ''}, {n} token{'s' if n != 1 else ''}"
         return "\n".join([head, *rows])
 
     def _repr_html_(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -53,6 +54,8 @@ class Sweep:
     site: str
     metric: str
     keep_batch: bool = field(default=False, repr=False)
+    receivers: str = ""
+    """Of path patching: who listens."""
 
     @property
     def values(self) -> Array:
@@ -66,13 +69,17 @@ class Sweep:
 
     @property
     def recovered(self) -> Array:
-        """Share of the way from baseline to reference, of the means over examples [*axes]; NaN where the two agree.
+        """Share of the way from baseline to reference, of the means over examples [*axes].
+
+        NaN, with a warning, where the two give the metric the same value: there is nothing to recover.
 
         Raises ConfigError for sweeps that have no reference run.
         """
         if self.reference is None:
             raise ConfigError("this sweep has no reference run: its variants are edits, not values of another run")
         gap = self.reference.mean() - self.baseline.mean()
+        if gap == 0:
+            warnings.warn(f"clean and corrupted give the same {self.metric}: nothing to recover, NaN", stacklevel=2)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(self.effect / np.where(gap == 0, np.nan, gap))
 
@@ -97,7 +104,8 @@ class Sweep:
     def __repr__(self) -> str:
         shape = " × ".join(f"{n} {a}" for n, a in zip(self.per_example.shape, self.axes, strict=False))
         batch = self.per_example.shape[-1]
-        return f"Sweep of {self.site} over {shape}, {self.metric}, {batch} example{'s' if batch != 1 else ''}"
+        to = f" to {self.receivers}" if self.receivers else ""
+        return f"Sweep of {self.site}{to} over {shape}, {self.metric}, {batch} example{'s' if batch != 1 else ''}"
 
 
 # ---- Variants -------------------------------------------------------------------------------------------------------
@@ -240,7 +248,7 @@ def axis_labels(model: Model, base: Base, axis: str, entries: list[int]) -> list
     """What an axis' entries are: numbers, and for positions of one text its tokens."""
     if axis != "pos" or len(base.lengths) > 1 or base.inputs.ndim > 1:
         return list(entries)
-    if model.tokenizer is None:
+    if model._labeller is None:
         return [int(base.inputs[i]) for i in entries]
     return model.to_str_tokens(base.inputs[entries])
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .config import ModelConfig
-from .errors import ShapeError, TokenError
+from .errors import MissingPackageError, ShapeError, TokenError
 from .inputs import as_array
 
 if TYPE_CHECKING:
@@ -27,8 +27,19 @@ class TextAccess:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that the model's files hold, loaded on first use; None where there is none."""
+        """The tokenizer that the model's files hold, loaded on first use; None where there is none.
+
+        Raises LoadError where its files are damaged or need a package that is not installed.
+        """
         return None if self._make_tokenizer is None else self._make_tokenizer()
+
+    @functools.cached_property
+    def _labeller(self) -> Tokenizer | None:
+        """The tokenizer for labels and texts beside ids: None, too, where its package is not installed."""
+        try:
+            return self.tokenizer
+        except MissingPackageError:
+            return None
 
     def _needs_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -63,6 +74,14 @@ class TextAccess:
             raise ShapeError(f"to_tokens: a text or a list of texts, not {type(text).__name__}")
         rows = [self._encode(t, bos) for t in ([text] if isinstance(text, str) else text)]
         return np.array(rows, np.int64) if len({len(r) for r in rows}) == 1 else rows
+
+    def to_string(self, ids: ArrayLike) -> str:
+        """The text of ids [pos], or [1, pos] as a run holds them; padding (-1) is left out."""
+        tokenizer = self._needs_tokenizer()
+        array = as_array(ids, "to_string: ids")
+        if array.ndim > 2 or (array.ndim == 2 and len(array) != 1) or (array.size and array.dtype.kind not in "iu"):
+            raise ShapeError(f"to_string: integer ids [pos] of one text, not {array.dtype} {list(array.shape)}")
+        return tokenizer.decode([int(i) for i in array.ravel() if i != -1])
 
     def to_str_tokens(self, text: str | ArrayLike) -> list[str]:
         """The text of each token of a string or of ids [pos]; of one id a list of one."""

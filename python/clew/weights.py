@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 from .config import ModelConfig
+from .elsewhere import no_attribute
 from .engine import WEIGHTS
-from .errors import ConfigError, SiteError
+from .errors import ConfigError, ShapeError, SiteError
 from .factored import FactoredMatrix
-from .inputs import nearest
+from .inputs import as_array, check_type, in_precision, nearest
 from .inputs import whole as whole  # where others look for it
 from .sites import SiteTable
+
+if TYPE_CHECKING:
+    from .loaders.checkpoint import Checkpoint
+    from .model import Model
 
 Array = NDArray[Any]
 
@@ -81,6 +86,7 @@ class WeightAccess:
     dtype: np.dtype[Any]
     weights: Weights
     _table: SiteTable
+    _checkpoint: Callable[[], Checkpoint]
 
     @functools.cached_property
     def n_params(self) -> int:
@@ -98,7 +104,33 @@ class WeightAccess:
             for full, axes, layered in WEIGHTS:
                 if full.rsplit(".", 1)[-1] == name:
                     return self._stacked(full, axes, layered)
-        raise AttributeError(f"Model has no attribute {name!r}")
+        raise AttributeError(no_attribute(name, dir(self) if name[:1] != "_" else []))
+
+    def with_weights(self, weights: Mapping[str, ArrayLike]) -> Model:
+        """A second model in which some weights are others; this one, and what the two share, stays as it is.
+
+        weights: full name → array in classic layout, converted to the model's dtype. Raises SiteError for a name that
+        is no weight of this model, ShapeError (both shapes), ConfigError (no mapping, values beyond the dtype). Tied
+        embeddings part: of W_E and W_U only the one that is named changes.
+
+        >>> import clew
+        >>> model = clew.load("stories260K")
+        >>> W_O = model.weights["blocks.0.attn.W_O"].copy()
+        >>> W_O[2] = 0                                                      # what head 2 writes
+        >>> other = model.with_weights({"blocks.0.attn.W_O": W_O})
+        >>> float(other.weights["blocks.0.attn.W_O"][2].max()), bool(model.weights["blocks.0.attn.W_O"][2].any())
+        (0.0, True)
+        """
+        check_type(Mapping, "{full name: array}", weights=weights)
+        made = self._checkpoint()
+        for name, value in weights.items():
+            old, new = self.weights[name], as_array(value, name)
+            if new.shape != old.shape or new.dtype.kind not in "fiu":
+                raise ShapeError(f"{name}: {new.dtype} {list(new.shape)} for a weight {list(old.shape)}")
+            made.weights[name] = in_precision(new, self.dtype, name).copy()
+        if {"embed.W_E", "unembed.W_U"} & set(weights):
+            made.config = made.config.replace(tie_word_embeddings=False)
+        return type(self)(made)  # type: ignore[call-arg, return-value]
 
     def _stacked(self, name: str, axes: str, layered: bool) -> Array:
         lengths = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import clew
 import numpy as np
 import pytest
-from clew import cli, demo
+from clew import cli, demo, tables
 from clew.lens import logit_lens
 
 IDS = [1, 403, 407, 261]
@@ -161,7 +161,7 @@ def test_run_text(worded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ids = model.to_tokens("word, a")[0]
     assert out.startswith(f"{len(ids)} tokens: '<s>' ' word' ',' ")
     view = logit_lens(model, "word, a")
-    assert all(line in out for line in demo.lens_lines(view, range(len(ids) - 2, len(ids))))
+    assert all(line in out for line in tables.lens_lines(view, range(len(ids) - 2, len(ids))))
 
 
 def test_run_reads_standard_input(worded: Path) -> None:
@@ -172,9 +172,9 @@ def test_run_reads_standard_input(worded: Path) -> None:
 def test_lens_table_marks_what_is_right(worded: Path) -> None:
     model = clew.load(worded)
     view = logit_lens(model, IDS)
-    lines = demo.lens_lines(view, [0, 1, 2, 3])[2:]
+    lines = tables.lens_lines(view, [0, 1, 2, 3])[2:]
     assert [line.count("*") for line in lines] == [int(n) for n in (view.ranks[:, 0] == 0).sum(0)]
-    assert all(demo.token_texts(model, [i])[0] in line for i, line in zip(IDS, lines, strict=True))
+    assert all(tables.token_texts(model, [i])[0] in line for i, line in zip(IDS, lines, strict=True))
     assert " ? " in lines[-1]
 
 
@@ -182,8 +182,8 @@ def test_lens_table_marks_what_is_right(worded: Path) -> None:
     ("text", "width"), [("abc", 5), ("abcdefgh", 5), ("中文字符", 5), ("e\u0301e\u0301", 5), ("", 3)]
 )
 def test_padding(text: str, width: int) -> None:
-    padded = demo.pad(text, width)
-    assert demo._wide(padded) == width
+    padded = tables.pad(text, width)
+    assert tables._wide(padded) == width
     assert padded.rstrip() == text or (padded.rstrip().endswith("…") and text.startswith(padded.rstrip()[:-1]))
 
 
@@ -193,7 +193,8 @@ def test_padding(text: str, width: int) -> None:
 def test_errors_are_one_line(bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such directory or file" in failing(capsys, "info", str(tmp_path / "none.gguf"))
     assert "vocabulary has ids 0 to 511" in failing(capsys, "run", "stories260K", "--ids", "1,512")
-    assert "matches no capture site" in failing(capsys, "run", "stories260K", "--ids", "1", "--capture", "resid_pos")
+    told = failing(capsys, "run", "stories260K", "--ids", "1", "--capture", "resid_pos")
+    assert "matches no capture site; nearest: " in told and told.endswith("clew info MODEL lists all")
     assert "bare.bin has no tokenizer: give token ids with --ids" in failing(capsys, "run", str(bare), "hi")
     assert failing(capsys, "run", str(bare)) == "give a text or --ids, one of them"
     assert failing(capsys, "run", str(bare), "hi", "--ids", "1") == "give a text or --ids, one of them"
@@ -326,7 +327,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = lines.index(f"It reads {count} tokens:") + 1
     shown = demo.TEXT.splitlines()
     assert [line.removeprefix("  ") for line in lines[start : start + len(shown)]] == shown
-    assert set(demo.lens_lines(view, range(1, 21))) <= set(lines)
+    assert set(tables.lens_lines(view, range(1, 21))) <= set(lines)
     right = next(line for line in lines if line.startswith("first guess right")).split()[-4:]
     assert right == [f"{(view.ranks[n, 0, :-1] == 0).mean():.0%}" for n in range(4)]
     ships = "maze-6x6" in clew.bundled()
@@ -385,7 +386,10 @@ def test_demo_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "clew.plot", raising=False)
     monkeypatch.delattr(clew, "plot", raising=False)
-    assert failing(capsys, "demo", "--out", str(tmp_path)) == "clew.plot needs matplotlib: pip install 'clew[plot]'"
+    assert (
+        failing(capsys, "demo", "--out", str(tmp_path))
+        == "clew.plot needs matplotlib: pip install '.[plot]' in the checkout"
+    )
 
 
 def test_demo_without_tokenizers(
@@ -395,7 +399,7 @@ def test_demo_without_tokenizers(
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
-    told = r"clew: error: \S*tokenizer\.json needs the tokenizers package: pip install 'clew\[text\]'\n"
+    told = r"clew: error: \S*tokenizer\.json needs the tokenizers package: pip install '\.\[text\]' in the checkout\n"
     assert out == "" and re.fullmatch(told, err)
     assert not (tmp_path / "out").exists()
 

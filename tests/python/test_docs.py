@@ -139,7 +139,10 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
                     assert eval(text, namespace) == shape, line  # noqa: S307
                     checked += 1
     assert checked >= 5
-    assert {"head.png", "lens.png", "norms.png", "small"} <= {p.name for p in tmp_path.iterdir()}
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}  # a checkout's root stays as it is
+    assert {"head.png", "lens.png", "norms.png", "small"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert namespace["parts"].logit.item() > 1  # the answer wins
+    assert namespace["result"].recovered.max() > 0.9 and namespace["result"].effect.min() > -0.05
 
 
 def test_commands_of_the_readme(
@@ -153,7 +156,7 @@ def test_commands_of_the_readme(
     for line in lines:
         assert cli.main(shlex.split(line, comments=True)[1:]) == 0, line
         assert capsys.readouterr().out
-    with np.load(tmp_path / "run.npz") as saved:
+    with np.load(tmp_path / "out" / "run.npz") as saved:
         assert "blocks.3.attn.hook_pattern" in saved
     assert (tmp_path / "out" / "logit_lens.png").is_file()
 

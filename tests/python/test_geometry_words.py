@@ -187,7 +187,7 @@ def test_umap_is_an_extra() -> None:
     try:
         import umap  # noqa: F401
     except ImportError:
-        with pytest.raises(ImportError, match=r"needs umap-learn: pip install 'clew\[umap\]'"):
+        with pytest.raises(ImportError, match=r"needs umap-learn: pip install '\.\[umap\]' in the checkout"):
             geometry.fit_projection(rows, 2, "umap")
         pytest.skip("umap-learn is not installed: its projection is not fitted")
     once, again = (geometry.fit_projection(rows, 2, "umap", seed=3)(rows[:4]) for _ in range(2))

@@ -402,7 +402,7 @@ def test_without_the_gguf_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "gguf", None)
     store = GGUFStore(tmp_path / "a.gguf")
     np.testing.assert_array_equal(store.get("b"), np.ones(3))
-    with pytest.raises(LoadError, match=r"'a': Q8_0 needs the gguf package: pip install 'clew\[gguf\]'"):
+    with pytest.raises(LoadError, match=r"'a': Q8_0 needs the gguf package: pip install '\.\[gguf\]' in the checkout"):
         store.get("a")
 
 

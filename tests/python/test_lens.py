@@ -237,3 +237,19 @@ def test_a_model_that_writes_vectors_has_no_lens() -> None:
     model, _ = make(vector_zoo()["tokens_to_vectors"])
     with pytest.raises(clew.ConfigError, match="writes vectors, d_out = 4"):
         logit_lens(model, [1, 2, 3])
+
+
+def test_the_lens_as_a_table() -> None:
+    model = clew.load("shakespeare")
+    lens = logit_lens(model, ["God save you, gentle", "Good my"], layers=[1, 3])
+    head, rule, *rows = lens.table(batch=1).splitlines()
+    assert head.split() == ["token", "follows", "layer", "1", "layer", "3"] and set(rule) == {"─"}
+    assert len(rows) == 3 and rows[-1].startswith("' my'") and " ?  " in rows[-1]
+    assert repr(model.to_str_tokens([lens.top_tokens[1, 1, 2, 0]])[0]) in rows[-1]
+    assert lens.table([2], batch=1).splitlines()[2:] == rows[2:] == lens.table(slice(2, None), batch=1).splitlines()[2:]
+    bare = logit_lens(model, model.run(embeddings=np.ones((2, 128)), capture="resid_post"))
+    assert bare.table().splitlines()[3].startswith("at 1        ?  ")
+    with pytest.raises(clew.ShapeError, match="positions 0 to"):
+        lens.table([99])
+    with pytest.raises(clew.ShapeError, match="batch = 2: the lens has 2 sequences"):
+        lens.table(batch=2)

@@ -186,7 +186,7 @@ def test_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *args, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(LoadError, match=r"owner/x: .*pip install 'clew\[hub\]'"):
+    with pytest.raises(LoadError, match=r"owner/x: .*pip install '\.\[hub\]' in the checkout"):
         open_checkpoint("owner/x")
 
 

@@ -539,3 +539,111 @@ def test_a_weight_that_there_is_not() -> None:
         model.gradients([1, 2], clew.metrics.log_prob(1), wrt=["resid_pre", "W_X"])
     with pytest.raises(clew.SiteError, match=r"nearest: .*resid_pre[^;]*; model.sites\(\) lists all$"):
         model.gradients([1, 2], clew.metrics.log_prob(1), wrt="resid_prx")
+
+
+# ---- Coming from elsewhere, or nearly right -------------------------------------------------------------------------
+
+
+def test_names_of_other_libraries_lead_here(model: clew.Model) -> None:
+    for name, message in [
+        ("cfg", r"here it is model\.config"),
+        ("run_with_cache", r"model\.run\(tokens, capture=\"\*\"\)"),
+        ("genrate", "nearest: generate"),
+    ]:
+        with pytest.raises(AttributeError, match=message):
+            getattr(model, name)
+    assert not hasattr(model, "__array__")
+    with pytest.raises(TypeError, match=r"model\.run\(tokens\)\.logits"):
+        model("text")
+    with pytest.raises(TypeError, match=r"Model\.to_tokens\(\) got an unexpected keyword argument 'prepend_bos'"):
+        model.to_tokens("text", prepend_bos=True)  # type: ignore[call-arg]
+
+
+def test_ids_as_text() -> None:
+    model = clew.load("shakespeare")
+    text = "God save you,\n gentle"
+    assert model.to_string(model.to_tokens(text)) == text
+    run = model.run(["God save", "God save you, gentle"])
+    assert [model.to_string(row) for row in run.tokens] == ["God save", "God save you, gentle"]  # type: ignore[union-attr]
+    with pytest.raises(ShapeError, match="of one text"):
+        model.to_string(run.tokens)  # type: ignore[arg-type]
+
+
+def test_a_name_of_several_sites_lists_them(model: clew.Model) -> None:
+    run = model.run(IDS, capture="scale")
+    with pytest.raises(SiteError, match="means blocks.0.ln1.hook_scale, blocks.0.ln2.hook_scale: give one") as told:
+        run["scale", 0]
+    for name in str(told.value).split(" means ")[1].split(":")[0].split(", "):  # and the advice works
+        assert run[name].shape == (2, 6, 1)
+    with pytest.raises(SiteError, match="means") as told:
+        run.stack("scale")
+    for name in str(told.value).split(" means ")[1].split(":")[0].split(", "):
+        assert run.stack(name).shape == (2, 2, 6, 1)
+
+
+def test_nearly_right_requests(model: clew.Model) -> None:
+    with pytest.raises(SiteError, match=r"one head of a site is named \('q_input', 1, 0\)"):
+        model.path_patch(IDS, OTHER, receivers="q_input.1.0", metric=DIFF)
+    with pytest.raises(ConfigError, match=r"edit\.call of 'z\.1': .* takes \(a\), but is called as fn\(array, site_na"):
+        edit.call("z.1", lambda a: a)  # type: ignore[arg-type, misc]
+
+    def wrong(array: Any, name: str) -> Any:
+        raise TypeError("its own")
+
+    for function in (wrong, lambda *both: wrong(*both), lambda array, name, more=1: wrong(array, name)):
+        with pytest.raises(TypeError, match="its own"):  # what the function itself raises stays what it is
+            model.run(IDS, edits=[edit.call("z.1", function)])
+    with pytest.warns(UserWarning, match="clean and corrupted give the same"):
+        assert np.isnan(model.sweep(IDS, IDS, metric=DIFF).recovered).all()
+
+
+def test_other_weights(model: clew.Model, tmp_path: Path) -> None:
+    name = "blocks.1.attn.W_O"
+    changed = model.weights[name].copy()
+    changed[2] = 0
+    other = model.with_weights({name: changed})
+    changed[:] = 9  # the caller's own
+    without = model.run(IDS, edits=[edit.zero("z.1", heads=[2])]).logits
+    np.testing.assert_allclose(other.run(IDS).logits, without, rtol=1e-12)
+    assert model.weights[name][2].any() and not other.weights[name].flags.writeable
+    other.save(tmp_path / "other")
+    assert np.array_equal(clew.load(tmp_path / "other").run(IDS).logits, other.run(IDS).logits)
+    with pytest.raises(SiteError, match=r"nearest: blocks\.0\.attn\.W_O"):
+        model.with_weights({"W_O": changed})
+    with pytest.raises(ShapeError, match=r"\[4, 12\] for a weight \[3, 4, 12\]"):
+        model.with_weights({name: changed[0]})
+
+
+def test_other_weights_of_tied_embeddings(tmp_path: Path) -> None:
+    model = clew.load("shakespeare")
+    other = model.with_weights({"embed.W_E": 2 * model.W_E})
+    assert not other.config.tie_word_embeddings and np.array_equal(other.W_U, model.W_U)
+    assert np.array_equal(other.W_E, 2 * model.W_E)
+    other.save(tmp_path / "other")
+    assert np.array_equal(clew.load(tmp_path / "other").run([1, 2]).logits, other.run([1, 2]).logits)
+
+
+def test_modules_show_what_is_public() -> None:
+    assert dir(edit) == sorted(["Edit", "add", "call", "freeze", "mean_ablate", "scale", "set", "zero"])
+    assert {"logit_diff", "loss"} <= set(dir(metrics)) and "np" not in dir(metrics)
+    vectors = importlib.import_module("clew.adaptive.function_vectors")
+    assert {"extract", "transfer"} <= set(dir(vectors)) and "ArrayLike" not in dir(vectors)
+
+
+def test_a_run_on_disk(model: clew.Model, tmp_path: Path) -> None:
+    run = model.run(IDS, capture=["z", "pattern.1"])
+    run.save(tmp_path / "new" / "run")
+    with np.load(tmp_path / "new" / "run") as saved:
+        assert sorted(saved) == sorted([*run, "tokens"])
+        assert all(np.array_equal(saved[name], array) for name, array in run.items())
+        assert np.array_equal(saved["tokens"], IDS)
+
+
+def test_one_token_is_one(model: clew.Model) -> None:
+    assert repr(model.run([3])).startswith("Run of 1 sequence, 1 token\n")
+    assert "(1 token, length)" in repr(model.generate([3], max_new_tokens=1))
+
+
+def test_a_bundled_name_that_is_nearly_right() -> None:
+    with pytest.raises(clew.LoadError, match="no hub id .*; nearest: shakespeare$"):
+        clew.load("shakespear")

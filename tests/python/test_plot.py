@@ -116,6 +116,47 @@ def test_attention_labels_fit(n: int) -> None:
     assert_readable(figure)
 
 
+def test_attention_of_every_head(run: clew.Run, model: clew.Model) -> None:
+    pattern = run["pattern", 0][0, :, :8, :8]
+    figure = plot.attention(pattern, plot.token_labels(model, PROMPT), title="layer 0")
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == [f"head {i}" for i in range(len(pattern))]
+    for weights, ax in zip(pattern, panels, strict=True):
+        assert np.array_equal(ax.images[0].get_array(), weights)  # type: ignore[arg-type]
+        assert ax.images[0].get_clim() == (0, pattern.max())
+    assert_readable(figure)
+
+
+def test_any_numbers_by_layer_and_head() -> None:
+    values = np.arange(6.0).reshape(2, 3) - 2
+    figure = plot.heatmap(values, bar="score", title="Heads")
+    image = image_of(figure)
+    assert np.array_equal(image.get_array(), values) and image.get_clim() == (-3, 3)  # type: ignore[arg-type]
+    assert image.origin == "lower" and figure.axes[0].get_ylabel() == "layer"
+    assert_readable(figure)
+
+
+def bar_inside(figure: Figure) -> bool:
+    """Is the colour bar's label, which stands upright, within the figure?"""
+    figure.draw_without_rendering()
+    box = figure.axes[1].yaxis.label.get_window_extent()
+    return bool(box.y0 > -1 and box.y1 < figure.bbox.y1 + 1)
+
+
+def test_sweeps_say_what_they_are(model: clew.Model) -> None:
+    other = [*PROMPT[:2], PROMPT[2] + 1, *PROMPT[3:]]
+    metric = clew.metrics.logit_diff(7, 9)
+    worded = clew.load("shakespeare").sweep(
+        [3, 1, 4], [3, 5, 4], metric=clew.metrics.logit_diff(300, 700), method="attribution"
+    )
+    assert bar_inside(plot.sweep(worded))
+    result = model.path_patch(PROMPT, other, receivers=[("q_input", 1, 0), "resid_post.-1"], metric=metric)
+    title = plot.sweep(result).axes[0].get_title().replace("\u00a0", " ").replace("\n", " ")
+    last = model.config.n_layers - 1
+    assert title == f"Paths from attn.hook_z to q_input.1 head 0, resid_post.{last}"
+    assert "to q_input.1 head 0" in repr(result) and " to " not in repr(model.sweep(PROMPT, other, metric=metric))
+
+
 def test_attention_without_room_for_labels() -> None:
     figure = plot.attention(np.eye(65), ["x"] * 65)
     assert "x" not in {t.get_text() for t in texts(figure)}
@@ -228,7 +269,10 @@ def test_refused(model: clew.Model, run: clew.Run) -> None:
     refuse(lambda: plot.residual_norms(run, batch=2), clew.ShapeError, "batch = 2: the run has 2 sequences")
     bare = model.run(PROMPT, capture="z")
     refuse(lambda: plot.residual_norms(bare), clew.SiteError, "resid_post")
-    refuse(lambda: plot.attention(np.zeros((2, 2, 2))), clew.ShapeError, r"\[query, key\] of one head, not \[2, 2, 2\]")
+    refuse(lambda: plot.attention(np.zeros(2)), clew.ShapeError, r"\[query, key\] of one head, .*, not \[2\]")
+    ax = Figure().subplots()
+    refuse(lambda: plot.attention(np.zeros((2, 2, 2)), ax=ax), clew.ShapeError, r"in one ax, not \[2, 2, 2\]")
+    refuse(lambda: plot.heatmap(np.zeros(3)), clew.ShapeError, r"\[layer, head\], not float64 \[3\]")
     refuse(lambda: plot.attention(np.zeros((0, 0))), clew.ShapeError, r"not \[0, 0\]")
     refuse(lambda: plot.attention(np.eye(3), ["a"]), clew.ShapeError, "1 labels for a pattern of 3 queries and 3 keys")
     refuse(lambda: plot.lens_table(lens, batch=1), clew.ShapeError, "batch = 1: the lens has 1 sequence")
@@ -259,7 +303,7 @@ def test_without_matplotlib() -> None:
         "try:\n"
         "    import clew.plot\n"
         "except ImportError as error:\n"
-        "    assert str(error) == \"clew.plot needs matplotlib: pip install 'clew[plot]'\", error\n"
+        "    assert str(error) == \"clew.plot needs matplotlib: pip install '.[plot]' in the checkout\", error\n"
         "    print('fine')\n"
     )
 

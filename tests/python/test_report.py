@@ -140,7 +140,10 @@ def test_a_command_makes_a_new_folder_by_itself(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
     assert cli.main(["geometry", "stories260K"]) == 0
     shown = capsys.readouterr()
-    assert "only printed: figures need matplotlib: pip install 'clew[plot]'" in shown.err and "paper:" in shown.out
+    assert (
+        "only printed: figures need matplotlib: pip install '.[plot]' in the checkout" in shown.err
+        and "paper:" in shown.out
+    )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["geometry", "geometry-2"]
 
 

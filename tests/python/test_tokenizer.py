@@ -858,11 +858,28 @@ def test_without_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     byte_level().save(str(tmp_path / "tokenizer.json"))
     metadata = bpe_metadata(byte_level(), "gpt-2")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    said = r"needs the tokenizers package: pip install 'clew\[text\]'"
+    said = r"needs the tokenizers package: pip install '\.\[text\]' in the checkout"
     with pytest.raises(LoadError, match=said):
         from_directory(tmp_path)
     with pytest.raises(LoadError, match=said):
         from_gguf(metadata)
+
+
+def test_a_model_without_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids work, and what would be labelled with texts has ids; only text and the tokenizer itself are refused."""
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    model = clew.load("shakespeare")
+    ids, other = [3, 1, 4], [3, 5, 4]
+    assert model.run(ids).logits.shape == (1, 3, 1024)
+    sweep = model.sweep(ids, other, metric=clew.metrics.logit_diff(7, 9))
+    assert sweep.labels[1] == (3, 5, 4) and sweep.metric == "logit_diff(7, 9)"
+    made = model.generate(ids, max_new_tokens=2)
+    assert len(made.tokens[0]) == 2 and made.text is None
+    assert [step.texts for step in model.generate_stream(ids, max_new_tokens=2)] == [("",), ("",)]
+    said = r"needs the tokenizers package: pip install '\.\[text\]' in the checkout"
+    for ask in (lambda: model.tokenizer, lambda: model.run("hi"), lambda: model.generate(ids, stop="x")):
+        with pytest.raises(LoadError, match=said):
+            ask()
 
 
 def test_importing_clew_imports_no_extra() -> None:

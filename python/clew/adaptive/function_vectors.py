@@ -445,3 +445,22 @@ def transfer(
     base = measure([])
     measured = np.array([measure([edit.add(("resid_post", i), scale * direction, positions=[-1])]) for i in chosen])
     return Transfer(chosen, measured[:, 0], measured[:, 1], *base, n)
+
+
+__all__ = [
+    "FunctionVectors",
+    "Task",
+    "TaskPrompts",
+    "Template",
+    "Transfer",
+    "extract",
+    "function_vector",
+    "indirect_effects",
+    "make_prompts",
+    "mean_heads",
+    "transfer",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

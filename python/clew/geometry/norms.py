@@ -261,9 +261,9 @@ class TokenScores(Brief):
 def texts(model: Model, ids: ArrayLike) -> list[str]:
     """Tokens as quoted text, or their numbers where the model has no tokenizer."""
     numbers = [int(i) for i in np.asarray(ids).reshape(-1)]
-    if model.tokenizer is None:
+    if model._labeller is None:
         return [f"#{i}" for i in numbers]
-    return [repr(t) for t in model.tokenizer.to_str_tokens(numbers)]
+    return [repr(t) for t in model._labeller.to_str_tokens(numbers)]
 
 
 def token_scores(model: Model) -> TokenScores:

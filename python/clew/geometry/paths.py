@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import corpus, lens, norm
 from ..brief import Brief
-from ..errors import ConfigError, ShapeError, TokenError
+from ..errors import ConfigError, ShapeError, TokenError, install
 from ..inputs import check_counts, check_numbers, check_seed, is_word, real_array, whole
 from ..model import Model, check_model
 from .norms import cosines, embeddings, texts
@@ -56,7 +56,7 @@ def fit_projection(
     """Fits principal components, or UMAP, to rows [n, d], at most `max_rows` of them drawn by the seed.
 
     The defaults are those of the paper's figure, which used UMAP. Axes of PCA point to where their largest coordinate
-    is positive. UMAP needs umap-learn (`pip install 'clew[umap]'`).
+    is positive. UMAP needs umap-learn (`pip install '.[umap]'` in the checkout).
 
     Raises ShapeError, ConfigError (dims out of range, another method), ImportError.
 
@@ -86,7 +86,7 @@ def fit_projection(
         try:
             import umap
         except ImportError as error:
-            raise ImportError("method = 'umap' needs umap-learn: pip install 'clew[umap]'") from error
+            raise ImportError(f"method = 'umap' needs umap-learn: {install('umap')}") from error
         reducer = umap.UMAP(n_neighbors=neighbours, min_dist=min_dist, n_components=dims, random_state=seed, n_jobs=1)
         return Projection("umap", dims, None, np.zeros(x.shape[1]), reducer.fit(x))
     mean = x.mean(0)

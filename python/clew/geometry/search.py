@@ -37,7 +37,7 @@ class Nearest(Brief):
     def tokens(self) -> Array:
         """Texts of the ids, an array of str [..., k]; the ids as text without a tokenizer."""
         flat = [int(i) for i in self.ids.reshape(-1)]
-        tokenizer = None if self.model is None else self.model.tokenizer
+        tokenizer = None if self.model is None else self.model._labeller
         texts = [str(i) for i in flat] if tokenizer is None else list(tokenizer.to_str_tokens(flat))
         return np.array(texts, dtype=object).reshape(self.ids.shape)
 

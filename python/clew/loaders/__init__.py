@@ -11,8 +11,8 @@ from typing import Any
 
 from numpy.typing import DTypeLike
 
-from ..errors import LoadError, UnsupportedModelError
-from ..inputs import check_type
+from ..errors import LoadError, UnsupportedModelError, install
+from ..inputs import check_type, nearest
 from .checkpoint import TOKENIZER_FILES as TOKENIZER_FILES  # where others look for it
 from .checkpoint import Checkpoint, Files, check_files, found_files
 from .classic import is_classic, load_classic
@@ -86,7 +86,7 @@ def open_checkpoint(path: str | os.PathLike[str], dtype: DTypeLike | None = None
     if _HUB_ID.fullmatch(text):
         return _open_directory(_from_hub(text), dtype)
     names = ", ".join(bundled()) or "none"
-    hint = f"; on the hub it is {_OWNERS[text]!r}" if text in _OWNERS else ""
+    hint = f"; on the hub it is {_OWNERS[text]!r}" if text in _OWNERS else nearest(text, bundled())
     raise LoadError(f"{text}: no such directory or file, no bundled model ({names}), and no hub id (owner/name){hint}")
 
 
@@ -189,7 +189,7 @@ def _from_hub(repository: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise LoadError(
-            f"{repository}: no such directory; to fetch it as a hub id install the extra: pip install 'clew[hub]'"
+            f"{repository}: no such directory; to fetch it as a hub id install the extra: {install('hub')}"
         ) from None
     try:
         directory = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(_HUB_FILES)))

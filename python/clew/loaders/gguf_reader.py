@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .. import memory
-from ..errors import LoadError, UnsupportedModelError
+from ..errors import LoadError, UnsupportedModelError, install
 from .safetensors import MIN_SLACK, TensorInfo, TensorStore, weights_dtype
 
 Array = NDArray[Any]
@@ -387,7 +387,7 @@ class GGUFStore(TensorStore):
             from gguf import GGMLQuantizationType, dequantize
         except ImportError as error:
             raise LoadError(
-                f"{self.where}: tensor {name!r}: {kind} needs the gguf package: pip install 'clew[gguf]'"
+                f"{self.where}: tensor {name!r}: {kind} needs the gguf package: {install('gguf')}"
             ) from error
         with np.errstate(all="ignore"):  # a damaged file's scales may be anything
             out: Array = dequantize(np.ascontiguousarray(rows), GGMLQuantizationType(_NUMBERS[kind]))

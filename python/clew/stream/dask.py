@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, install
 from ..inputs import check_counts, check_type
 from ..model import Model, load
 from ..threads import set_num_threads
@@ -60,7 +60,7 @@ def distributed(model: str | os.PathLike[str], source: Any, watches: Mapping[str
     try:
         import distributed as dask
     except ImportError as error:
-        raise ImportError("clew.stream.distributed needs Dask: pip install 'clew[dist]'") from error
+        raise ImportError(f"clew.stream.distributed needs Dask: {install('dist')}") from error
 
     if not isinstance(model, str | os.PathLike):
         raise ConfigError(f"model: a name or path that every worker can load, not {type(model).__name__}")

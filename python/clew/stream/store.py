@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, SiteError
+from ..errors import ConfigError, SiteError, install
 from ..info import __version__
 from ..inputs import check_flags, check_folder, check_path
 from ..model import Model, check_model
@@ -43,7 +43,7 @@ def to_zarr(model: Model, source: Any, sites: Any, path: str | os.PathLike[str],
     try:
         import zarr
     except ImportError as error:
-        raise ImportError("clew.stream.to_zarr needs Zarr: pip install 'clew[dist]'") from error
+        raise ImportError(f"clew.stream.to_zarr needs Zarr: {install('dist')}") from error
 
     check_model(model)
     check_path(path=path)

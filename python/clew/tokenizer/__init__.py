@@ -3,7 +3,7 @@
 A tokenizer comes from a Hugging Face directory (:func:`from_directory`), from a GGUF file's vocabulary
 (:func:`from_gguf`) or from a llama2.c `tokenizer.bin` (:func:`from_llama2c`). SentencePiece vocabularies need nothing
 but clew; `tokenizer.json`, `vocab.json` with `merges.txt` and byte-level vocabularies of GGUF files need the
-`tokenizers` package (`pip install clew[text]`), which is imported when the first of them is opened.
+`tokenizers` package (`pip install '.[text]'` in the checkout), which is imported when the first of them is opened.
 """
 
 from __future__ import annotations

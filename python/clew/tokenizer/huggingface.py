@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LoadError
+from ..errors import LoadError, MissingPackageError, install
 from ..loaders.safetensors import LFS_POINTER, read_json, refuse_pointer
 from .base import Tokenizer
 from .sentencepiece import SPACE, from_model_file
@@ -39,7 +39,7 @@ def require_tokenizers(what: str) -> Any:
 
     Raises
     ------
-    LoadError
+    MissingPackageError
         It is not installed; the message says what needs it.
     """
     try:
@@ -50,7 +50,7 @@ def require_tokenizers(what: str) -> Any:
         import tokenizers.pre_tokenizers
         import tokenizers.processors
     except ImportError as error:
-        raise LoadError(f"{what} needs the tokenizers package: pip install 'clew[text]'") from error
+        raise MissingPackageError(f"{what} needs the tokenizers package: {install('text')}") from error
     return tokenizers
 
 

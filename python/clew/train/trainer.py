@@ -496,7 +496,12 @@ _ELSEWHERE = {
 
 
 def fit(model: Model, data: Any, steps: int, batch: int, **settings: Any) -> Curve:
-    """Trains a model in place and gives the loss curve; the settings are those of :class:`Trainer`.
+    """Trains a model in place and gives the loss curve.
+
+    data: a text, a stream of ids, sequences, (tokens, targets), (tokens, targets, loss_mask), or a function that makes
+    batches. settings, each described at :class:`Trainer`: lr, betas, eps, weight_decay, clip, decay, context,
+    micro_batch, memory, recompute, held_out, eval_every, eval_batch, directory, checkpoint_every, keep, snapshots,
+    resume, seed, progress, callback.
 
     Raises what it raises, and ConfigError for a setting that there is not, with the nearest. Without progress, what
     resuming found (`Trainer.notes`) comes as warnings.

@@ -99,7 +99,7 @@ class Walk(Steps):
 
 
 def _labels(model: Model, ids: Array) -> tuple[str, ...]:
-    if model.tokenizer is None:
+    if model._labeller is None:
         return tuple(str(int(i)) for i in ids)
     return tuple(repr(t) for t in model.to_str_tokens(ids))
 
