@@ -197,8 +197,8 @@ class LogitLens:
         >>> print(lens.table([1, 2]))
         token       follows     layer 0         layer 4
         ────────────────────────────────────────────────────────
-        #403        #407        #261        52% #407        92%*
-        #407        #261        #261        69% #261       100%*
+        #403        #407        #403      100%  #407       98%*
+        #407        #261        #407      100%  #261       99%*
         """
         n_batch, n_pos = self._real.shape
         if not -n_batch <= batch < n_batch:

@@ -469,6 +469,9 @@ def curves(
         )  # fmt: skip
     if texts:
         _ticks(ax.xaxis, [str(t) for t in where], False)
+        if sum(len(str(t)) + 1 for t in where) > 40:  # side by side they would touch
+            for tick in ax.get_xticklabels():
+                tick.set(rotation=45, ha="right", rotation_mode="anchor")
     elif where.dtype.kind in "iu":
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.set_xlabel(xlabel)
@@ -481,7 +484,7 @@ def curves(
     return figure
 
 
-def _legend(figure: Figure, ax: Axes, own: bool, inside: int = 3) -> None:
+def _legend(figure: Figure, ax: Axes, own: bool, inside: int = 2) -> None:
     """Names of the lines: up to `inside` in a corner, more below the axes of its own figure, which grows."""
     handles, names = ax.get_legend_handles_labels()
     if len(names) < 2:

@@ -162,5 +162,5 @@ def draw(prediction: Prediction, *, ax: Axes | None = None) -> Figure:
     figure, axes = _axes(ax, 6.4, 4.2)
     _DRAWERS[prediction.key](axes, prediction.numbers)
     axes.spines[["top", "right"]].set_visible(False)
-    _legend(figure, axes, ax is None, inside=0 if prediction.key == "b" else 3)  # (b) has a picture in its corner
+    _legend(figure, axes, ax is None, inside=0 if prediction.key in ("b", "ordinary") else 3)  # their corners are full
     return figure

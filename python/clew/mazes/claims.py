@@ -141,9 +141,10 @@ def _adjacency(parts: Parts, say: Say) -> None:
         "adjacency heads look at the cells that one step reaches",
         "Figs. 6, 7: attention of hallway's L5H3 sits at path length 1 (the score is ours: × uniform attention to "
         "connected neighbours less × to neighbours behind walls, in the adjacency list)",
-        f"{head_name(head)}, chosen on other mazes: {near:.2f} × uniform at path length 1, {wall:.2f} × behind walls, "
+        f"{head_name(head)}, chosen on other mazes, from every cell of the paths: {near:.2f} × uniform at path length "
+        f"1, {wall:.2f} × behind walls, "
         f"score {found.score[head]:+.2f} [{found.low[head]:+.2f}, {found.high[head]:+.2f}]; attention to the list "
-        f"{found.mass_by_place[0][head]:.0%}",
+        f"{found.mass_by_place[0][head]:.0%}. The picture is one cell of one maze, and all of its tokens",
         found.low[head] > 0 and near > 1,
         "adjacency_head",
     )

@@ -59,6 +59,7 @@ def draw(
     walls: ArrayLike | None = None,
     ax: Axes | None = None,
     title: str | None = None,
+    path_label: str = "the model's path",
 ) -> Figure:
     """A maze as a matplotlib figure, with what is known of it over it. Needs matplotlib (`clew[plot]`).
 
@@ -86,6 +87,8 @@ def draw(
         Axes to draw into.
     title
         Above it.
+    path_label
+        What the path is, in the legend, which stands below a figure of its own.
 
     Returns a figure; nothing opens a window.
 
@@ -116,11 +119,12 @@ def draw(
     walked = None if path is None else as_walked(path_within(path, maze, "draw: path"), maze)
     words = _labels(cell_labels, maze)
     check_flags(solution=solution)
-    for name, word in (("title", title), ("values_label", values_label)):
+    for name, word in (("title", title), ("values_label", values_label), ("path_label", path_label)):
         if word is not None and not isinstance(word, str):
             raise ConfigError(f"draw: {name} = {word!r}: a text")
     if ax is not None and not hasattr(ax, "get_figure"):
         raise ConfigError(f"draw: ax: matplotlib's axes, not {type(ax).__name__}")
+    own = ax is None
     figure, ax = _axes(ax, 1.2 + 0.55 * n, 0.9 + 0.55 * n)
     ax.set_xlim(-0.6, n - 0.4)
     ax.set_ylim(n - 0.4, -0.6)
@@ -148,7 +152,31 @@ def draw(
         ax.text(c, r, word, ha="center", va="center", fontsize=7, zorder=5)
     if title:
         ax.set_title(title, fontsize=10)
+    if own:
+        legend(figure, said is not None, solution and len(maze.solution) > 0, path_label if walked is not None else "")
     return figure
+
+
+def legend(figure: Figure, walls: bool, solution: bool, path_label: str) -> None:
+    """What the colours of drawn mazes mean, below them; the figure grows by it."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=(1, 0, 0), lw=6, label="the probe says: wall"),
+        Line2D([], [], color=(1, 0.75, 0.75), lw=6, label="the paler, the likelier open"),
+        Line2D([], [], color="black", lw=2, label="black edge: the probe is wrong"),
+    ] if walls else []  # fmt: skip
+    if solution:
+        handles.append(Line2D([], [], color="#E69F00", lw=5, alpha=0.6, label="solution"))
+    if path_label:
+        dotted = " (dotted: through a wall)" if path_label == "the model's path" else ""
+        handles.append(Line2D([], [], color="#0072B2", lw=2, marker="o", ms=4, label=path_label + dotted))
+    if not handles:
+        return
+    width, height = figure.get_size_inches()
+    columns = 2 if width > 4 and len(handles) > 1 else 1
+    figure.set_size_inches(width, height + 0.22 * -(-len(handles) // columns))
+    figure.legend(handles=handles, frameon=False, fontsize=8.5, loc="outside lower center", ncols=columns)
 
 
 def as_walked(path: Array, maze: Maze) -> Array:

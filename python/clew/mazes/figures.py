@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..plot import _axes, _bar, _Figure, curves
-from .draw import draw
+from .draw import draw, legend
 from .evaluate import PAPER, TASKS
 from .prompts import place_name
 
@@ -51,10 +51,11 @@ def _panels(n: int, width: float, height: float, sharey: bool = False) -> tuple[
 def solved(shown: Shown) -> Figure:
     """Mazes with their solutions (orange) and the paths that the model walked (blue; dotted through walls)."""
     n = len(shown.paths)
-    figure, axes = _panels(n, 0.6 + 3.2 * n, 3.6)
+    figure, axes = _panels(n, 0.6 + 3.2 * n, 4.0)
     for ax, maze, path, kind, exact in zip(axes, shown.mazes, shown.paths, shown.kinds, shown.exact, strict=True):
         draw(maze, path=path, ax=ax)
         ax.set_title(f"{kind}: {'solved' if exact else 'not solved'}", fontsize=14)  # legible on a telephone too
+    legend(figure, False, True, "the model's path")
     return figure
 
 
@@ -141,7 +142,7 @@ def adjacency_scores(found: AdjacencyHeads) -> Figure:
 
 
 def adjacency_head(shown: Shown) -> Figure:
-    """Attention of a head, from the cell that a ring marks, over the maze.
+    """Attention of a head, from the cell that a ring marks, over the maze: where most of it goes along open edges.
 
     A head looks at its own cell most, which would leave the rest pale: that cell is hatched, and has no colour.
     """
@@ -150,8 +151,9 @@ def adjacency_head(shown: Shown) -> Figure:
     values[shown.here] = np.ma.masked
     figure = draw(
         shown.maze, values=values, values_label="attention to the cell's tokens",
-        path=shown.maze.solution[: shown.step + 1], solution=False,
-        title=f"Layer {layer}, head {head}: where it looks from the ring\n"
+        path=shown.maze.solution[: shown.step + 1], path_label="the path so far" if shown.step else "",
+        solution=False,
+        title=f"Layer {layer}, head {head}: a clear example, from the ring\n"
         f"(its own cell, hatched: {shown.attention[shown.here]:.0%}, left out)",
     )  # fmt: skip
     figure.axes[0].plot(shown.here[1], shown.here[0], "o", color="#D55E00", ms=13, mfc="none", mew=2, zorder=6)

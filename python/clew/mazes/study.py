@@ -157,7 +157,9 @@ def picture(model: Model, walls: WallProbes, head: Head, grid: int, seed: int, t
     paths = solve(model, ms, tokenizer=tok)
     some = generate(20, grid, "rdfs", seed + 3, split="test")
     maze = some[int(some.path_lengths.argmax())]
-    step = (len(maze.solution) - 1) // 2
+    looks = [attention_over(model, maze, head, k, tokenizer=tok) for k in range(len(maze.solution) - 1)]
+    # an example of what the head does: the cell from which most of its attention goes to cells that one step reaches
+    step = int(np.argmax([sum(look[b] for b in _reached(maze, k)) for k, look in enumerate(looks)]))
     scores = walls.scores
     method = max(scores, key=lambda name: float(scores[name].accuracy.max()))
     layer = scores[method].best
@@ -165,9 +167,16 @@ def picture(model: Model, walls: WallProbes, head: Head, grid: int, seed: int, t
     return Shown(
         ms, KINDS, tuple(paths), tuple(judge(paths, ms).exact.tolist()), maze, head, step,
         (int(maze.solution[step][0]), int(maze.solution[step][1])),
-        attention_over(model, maze, head, step, tokenizer=tok), walls.position, layer,
+        looks[step], walls.position, layer,
         walls.openness(stream[layer], layer, method)[0],
     )  # fmt: skip
+
+
+def _reached(maze: Maze, step: int) -> list[tuple[int, int]]:
+    """Cells that one step reaches from a cell of the path."""
+    r, c = (int(i) for i in maze.solution[step])
+    around = ((r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1))
+    return [(a, b) for a, b in around if 0 <= a < maze.grid and 0 <= b < maze.grid and maze.connected((r, c), (a, b))]
 
 
 def _lens(model: Model, train: Mazes, test: Mazes) -> LensMasses:
