@@ -587,7 +587,7 @@ def test_a_plan_lists_its_steps(deep: clew.Model) -> None:
         (dict(batch="1"), ConfigError, "batch = '1'"),
         (dict(pos=25), clew.TokenError, "25 tokens, but the model has 24 learned positions"),
         (dict(pos=2**40), clew.TokenError, "at most 2147483647"),
-        (dict(batch=2**31), clew.TokenError, "at most 2147483647"),
+        (dict(batch=2**22 + 1), clew.TokenError, "at most 4194304 sequences"),
         (dict(pos=5, positions=[5]), ShapeError, "5 of a prompt of 5"),
     ],
 )

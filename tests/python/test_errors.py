@@ -165,7 +165,7 @@ R = "the vocabulary has ids 0 to 30"
         ([2**63], TokenError, f"token {2**63} at position 0"),
         ([-(2**31) - 1], TokenError, f"token {-(2**31) - 1} at position 0"),
         ([2**32 + 1], TokenError, f"token {2**32 + 1} at position 0"),
-        ([2**64], ShapeError, r"must be integers, not object \[1\]"),
+        ([2**64], TokenError, "token 18446744073709551616 is outside the vocabulary"),
         (list(range(25)), TokenError, "prompt 0 has 25 tokens, but the model has 24 learned positions"),
         ([[1], list(range(26))], TokenError, "prompt 1 has 26 tokens, but the model has 24"),
         ([], TokenError, "the prompt is empty"),

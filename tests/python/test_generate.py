@@ -366,7 +366,7 @@ def test_decoders_that_undo_a_run_of_bytes(trained: clew.Model) -> None:
         _encode = _str_token = _lookup = None  # type: ignore[assignment]
 
     class Reader:
-        tokenizer = Bytes()
+        tokenizer = _labeller = Bytes()
 
     for end in ("x", "é"):
         ids = [256, *"€€".encode(), 256, *"é".encode(), *end.encode()[:1]]
@@ -476,7 +476,7 @@ def test_models_that_cannot_generate() -> None:
 def test_printing(trained: clew.Model) -> None:
     got = trained.generate("A <b>", max_new_tokens=3)
     ended = trained.generate("ROMEO:", max_new_tokens=9, stop="\n")
-    assert r"tokens, '\n')" in repr(ended) and len(repr(ended).splitlines()) == 2
+    assert r"(1 token, '\n')" in repr(ended) and len(repr(ended).splitlines()) == 2
     assert "3 tokens, length" in repr(got) and "<td>3</td>" in got._repr_html_()
     with pytest.raises(clew.ConfigError, match="nothing was captured"):
         got["z", 0]

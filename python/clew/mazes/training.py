@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -234,8 +235,10 @@ class Stage:
 
 
 def _is_share(value: Any) -> bool:
-    known = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
-    return known and bool(0 < value <= float(np.finfo(np.float64).max))
+    with suppress(OverflowError):  # of an int beyond float64
+        known = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+        return known and 0 < float(value) < np.inf
+    return False
 
 
 class Curriculum:

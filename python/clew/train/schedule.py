@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError
+from ..inputs import number
 
 _KINDS = ("constant", "linear", "cosine")
 
@@ -37,11 +37,7 @@ class Schedule:
         if self.kind not in _KINDS:
             raise ConfigError(f"Schedule: kind = {self.kind!r}; known: {', '.join(_KINDS)}")
         for name in ("rate", "floor"):
-            value = getattr(self, name)
-            kinds = int | float | np.integer | np.floating
-            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= sys.float_info.max:
-                raise ConfigError(f"Schedule: {name} = {value!r}, must be a finite number, at least 0")
-            object.__setattr__(self, name, float(value))
+            object.__setattr__(self, name, number(getattr(self, name), f"Schedule: {name}"))
         for name in ("steps", "warmup"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
