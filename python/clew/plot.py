@@ -138,6 +138,7 @@ def residual_norms(
     real = run._real()[seq]
     if not real.any():
         raise ShapeError(f"batch = {batch}: the sequence has none of the positions that the run kept")
+    own = ax is None
     figure, ax = _axes(ax, 6.4, 4.2)
     first = 1 if length > 1 and run.positions is None else 0
 
@@ -173,7 +174,7 @@ def residual_norms(
     ax.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=True, framealpha=1.0, edgecolor="none", fontsize=9)  # no grid behind words
+    _legend(figure, ax, own)
     return figure
 
 

@@ -128,7 +128,8 @@ class Moments:
             )
         else:
             self._rescale(ex, ey)
-        X, Y = np.ldexp(X, -self._ex), np.ldexp(Y, -self._ey)
+        if self._ex.any() or self._ey.any():
+            X, Y = np.ldexp(X, -self._ex), np.ldexp(Y, -self._ey)
         if self.n == 0:  # sums are taken around the first block's means, so that no large numbers cancel
             self._x0, self._y0 = X.mean(-2, keepdims=True), Y.mean(-2, keepdims=True)
             self._x, self._y = np.zeros_like(self._x0), np.zeros_like(self._y0)
@@ -209,10 +210,14 @@ class Moments:
 _EPS = float(np.finfo(np.float64).eps)
 
 
-def _exponent(array: Array) -> Array:
-    """The power of two above the largest magnitude of each layer [..., 1, 1]."""
+def _exponent(array: Array, ordinary: int = HEADROOM) -> Array:
+    """The power of two above the largest magnitude of each layer [..., 1, 1]; 0 up to `ordinary`, which needs no unit.
+
+    Of zeros it is below that of every other number.
+    """
     largest = np.abs(array).max((-2, -1), keepdims=True, initial=0)
-    return np.asarray(np.where(largest > 0, np.frexp(largest)[1], -1074))  # zeros: below every other number
+    exponent = np.where(largest > 0, np.frexp(largest)[1], -1074)
+    return np.asarray(np.where(np.abs(exponent) <= ordinary, 0, exponent))
 
 
 def _as_given(scaled: Array, exponent: Array | int, what: str) -> Array:
@@ -292,7 +297,7 @@ def logistic(x: ArrayLike, y: ArrayLike, lam: float = 1e-3, *, steps: int = 500,
 def _logistic(X: Array, Y: Array, lam: float, steps: int, tol: float) -> tuple[Array, Array, bool]:
     """Weights [d, t] and biases [t] of one layer, and whether the steps led there."""
     n, d = X.shape
-    exponent = _exponent(X)  # of products of activations as they are, float32 may hold none
+    exponent = _exponent(X, HEADROOM if X.dtype == np.float64 else 20)  # float32 may hold no products of X as it is
     X = np.ldexp(X, -exponent)
     mean = X.mean(0, dtype=np.float64)
     centred = X - mean.astype(X.dtype)
