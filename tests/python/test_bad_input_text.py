@@ -166,6 +166,7 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: walk.compare(CHOICES, CHOICES, resamples=0), ConfigError, "resamples = 0: at least 1"),
     (lambda: only(CHOICES, -1), ConfigError, "n = -1: at least 1"),
     (lambda: walk.next_sentence_tasks("A b c. " * 20, n=0), ConfigError, "n = 0: at least 1"),
+    (lambda: walk.next_sentence_tasks("A b c. " * 20, alike="zz"), ConfigError, "alike = 'zz'"),  # type: ignore[arg-type]
     (lambda: walk.word_similarity(VECTORS, PAIRS, min_count=1.5), ConfigError, "min_count = 1.5"),  # type: ignore[arg-type]
     (lambda: geometry.probe_nouns(TALKER, layers=[]), ConfigError, "layers: none were given"),
     (lambda: geometry.probe_nouns(TALKER, layers="zz"), ConfigError, "layer = 'zz'"),  # type: ignore[arg-type]

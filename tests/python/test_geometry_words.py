@@ -179,6 +179,8 @@ def test_principal_components_against_sklearn() -> None:
         geometry.fit_projection(rows, 2, "umap", neighbours=1)
     with pytest.raises(clew.ConfigError, match=r"min_dist = 1\.5: from 0 to 1"):
         geometry.fit_projection(rows, 2, "umap", min_dist=1.5)
+    one, same = geometry.fit_projection(rows, 1), geometry.fit_projection(rows, np.uint64(1))  # type: ignore[arg-type]
+    assert np.array_equal(one(rows), same(rows)) and same.dims == 1
 
 
 @pytest.mark.filterwarnings("ignore")  # umap-learn warns of what it does without

@@ -69,7 +69,7 @@ def fit_projection(
         raise ShapeError(f"rows {list(x.shape)}: [n, d] with n at least 2")
     if not is_word(method, ("pca", "umap")):
         raise ConfigError(f"method = {method!r}: 'pca' or 'umap'")
-    if not 1 <= whole(dims, "dims") <= x.shape[1]:
+    if not 1 <= (dims := whole(dims, "dims")) <= x.shape[1]:
         raise ConfigError(f"dims = {dims} of {x.shape[1]}")
     if not np.isfinite(x).all():
         raise ConfigError("rows hold NaN or infinity: there are no directions of largest variance")

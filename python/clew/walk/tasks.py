@@ -18,7 +18,7 @@ import numpy as np
 
 from ..brief import Brief
 from ..errors import ConfigError, LoadError, TokenError
-from ..inputs import check_counts, check_path, check_seed, check_type, is_word, whole
+from ..inputs import check_counts, check_flags, check_path, check_seed, check_type, is_word, whole
 
 N_CHOICES = 4
 
@@ -196,14 +196,17 @@ def next_sentence_tasks(text: str, n: int = 100, seed: int = 0, sentences: int =
     """An easier four-way task for small models: the true next sentence against three random ones of the same text.
 
     Contexts are `sentences` sentences long. alike: the random endings are as many words long as the true one, give or
-    take one; tasks that find no three of them are left out. Raises TokenError for a text of fewer than ten sentences.
+    take one; tasks that find no three of them are left out. Raises TokenError for a text of fewer than ten sentences,
+    ConfigError for `alike` that is no flag.
 
     >>> tasks = next_sentence_tasks(" ".join(f"This is sentence {i}." for i in range(30)), n=5)
     >>> len(tasks), tasks[0].endings[tasks[0].gold] != tasks[0].context
     (5, True)
     """
     check_type(str, "a text", text=text)
+    check_flags(alike=alike)
     check_counts(n=n, sentences=sentences)
+    n, sentences = int(n), int(sentences)
     found = [s.strip() for s in _SENTENCE.findall(text) if 3 <= len(s.split()) <= 40]
     if len(found) < 10:
         raise TokenError(f"next_sentence_tasks: {len(found)} sentences of 3 to 40 words: at least 10 are needed")
