@@ -65,7 +65,7 @@ class Probe:
         if self.weight.ndim < 3:
             raise ConfigError(f"layer = {index}: this probe is of one layer")
         n = len(self.weight)
-        if isinstance(index, bool) or not -n <= whole(index, "layer") < n:
+        if not -n <= whole(index, "layer") < n:
             raise ConfigError(f"layer = {index}: the probe has layers 0 to {n - 1}")
         return self.layers(index)
 

@@ -158,11 +158,11 @@ class WeightAccess:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weights" and "weights" in self.__dict__ and not isinstance(value, Weights):
-            raise AttributeError("model.weights cannot be set: edits change runs, and train_step the weights")
+            raise AttributeError("model.weights cannot be set: model.with_weights makes a model of others")
         if name in _STACKED:
             raise AttributeError(
                 f"model.{name} cannot be set, it is a view or a copy of model.weights: edits change runs, "
-                "and clew.Model(checkpoint) makes a model of other weights"
+                "and model.with_weights makes a model of others"
             )
         object.__setattr__(self, name, value)
 
