@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -737,6 +738,36 @@ def test_damaged_values_in_a_checkpoint(tensor: str, value: float, message: str,
         clew.train.load_model(last)
     again = trainer(tmp_path, checkpoint_every=2, held_out=None)
     assert again.optimizer.steps == 2 and any(message in note for note in again.notes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", -1),
+        ("steps", 10**30),
+        ("steps", True),
+        ("tied", "no"),
+        ("tied", None),
+        ("dtype", "float16"),
+        ("dtype", 4),
+    ],
+)
+def test_damaged_state_of_a_checkpoint(key: str, value: Any, tmp_path: Path) -> None:
+    """Another value than any that is written, or None: the key is missing."""
+    trainer(tmp_path, checkpoint_every=2, held_out=None).run(until=4)
+    last = tmp_path / "step-000000004.safetensors"
+    file = SafetensorsFile(last)
+    state = json.loads(file.metadata["clew"])
+    if value is None:
+        del state[key]
+    else:
+        state[key] = value
+    arrays = {name: np.array(file.raw(name)) for name in file.tensors}
+    write_file(last, arrays, {**file.metadata, "clew": json.dumps(state)})
+    with pytest.raises(clew.LoadError, match=r"step-000000004\.safetensors: no checkpoint of training"):
+        clew.train.load_model(last)
+    again = trainer(tmp_path, checkpoint_every=2, held_out=None)
+    assert again.optimizer.steps == 2 and any("step-000000004" in note for note in again.notes)
 
 
 def test_each_loader_points_to_the_other(tmp_path: Path) -> None:

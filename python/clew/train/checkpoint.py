@@ -134,7 +134,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
         if state["version"] != VERSION:
             raise LoadError(f"{path}: a checkpoint of version {state['version']!r}; supported: {VERSION}")
         complete = type(state["steps"]) is int and type(state["tied"]) is bool
-        complete = complete and state["steps"] >= 0 and state["dtype"] in ("float32", "float64")
+        complete = complete and 0 <= state["steps"] < 2**63 and state["dtype"] in ("float32", "float64")
         complete = complete and all(isinstance(state[key], dict) for key in ("config", "settings", "schedule"))
     except (KeyError, TypeError, ValueError) as error:
         raise LoadError(f"{path}: no checkpoint of training: {error!r}") from None
