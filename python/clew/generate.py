@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import _core
 from .edit import CoreEdit, Edit, _Frozen, _positions, _resolve_one, as_edits, check_last, indices, resolve
 from .errors import ConfigError, ShapeError, TokenError, UnsupportedModelError
-from .inputs import MOST_TOKENS, as_array, check_counts, check_seed, sliced
+from .inputs import MOST_TOKENS, as_array, check_counts, check_seed, padded, sliced
 from .replay import LOGITS_ALL, LOGITS_LAST, core_plan
 from .run import Run
 from .sites import LOGITS, SITES, Site, capture_list
@@ -47,6 +47,8 @@ class Step:
     tokenizer."""
     log_probs: tuple[float, ...]
     """Its log-probability under the model's own logits, nats."""
+    run: Run | None = None
+    """The captured sites over what was read to choose them: the prompts, later a token of each. None without any."""
 
 
 class Generation:
@@ -399,6 +401,17 @@ class _Decoder:
             last = np.ascontiguousarray(last[np.arange(len(lengths)), lengths - 1][:, None])
         return last
 
+    def newest(self, rows: list[int], tokens: Ints) -> Run | None:
+        """Captured sites of some rows of the step that was just run, which are not kept for whole texts."""
+        if not self.capture:
+            return None
+        _, _, lengths, outputs = self.kept.pop()
+        if len(rows) < len(lengths):
+            outputs = [(i, layers, array.take(rows, 1 if SITES[i].layered else 0)) for i, layers, array in outputs]
+            for _, _, array in outputs:
+                array.flags.writeable = False
+        return Run(outputs, self.model.sites(), lengths[rows], padded(tokens, lengths)[rows], self.model)
+
     def whole(self, texts: list[Array]) -> Run:
         """Captured sites over whole texts."""
         lengths = np.array([len(t) for t in texts], np.int32)
@@ -427,10 +440,7 @@ class _Decoder:
                     array[tuple(to)] = part[tuple(at)]
             array.flags.writeable = False
             out.append((index, layers, array))
-        padded = np.full((len(texts), longest), -1, np.int32)
-        for row, text in enumerate(texts):
-            padded[row, : len(text)] = text
-        return Run(out, self.model.sites(), lengths, padded)
+        return Run(out, self.model.sites(), lengths, padded(np.concatenate(texts), lengths), self.model)
 
 
 @dataclass
@@ -494,8 +504,11 @@ def _chosen(logits: Array, decoder: _Decoder, active: Ints, step: int) -> tuple[
         raise
 
 
-def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> Iterator[Step]:
-    """Grows the texts, a token each at a time, until all have stopped."""
+def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text], stream: bool = False) -> Iterator[Step]:
+    """Grows the texts, a token each at a time, until all have stopped.
+
+    stream: each step takes the captured values with it. Otherwise the decoder keeps them, those of last tokens too.
+    """
     how = decoder.how
     assert batch.tokens is not None
     active = np.arange(len(texts), dtype=np.int32)
@@ -515,14 +528,14 @@ def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> 
             text.log_probs.append(float(log_probs[row]))
             pieces.append(_ended(model, text, how))
         said, chosen, likely = (tuple(values[grown].tolist()) for values in (active, ids, log_probs))
-        yield Step(said, chosen, tuple(pieces), likely)
+        yield Step(said, chosen, tuple(pieces), likely, decoder.newest(grown, tokens) if stream else None)
         going = np.array([texts[seq].stopped is None for seq in active])
         if decoder.edits and going.any():  # edits count sequences: those that have ended stay
             going[:] = True
         if decoder.edits and step > 0:  # one that has no room for another token is shown its last one again
             full = past == decoder.ends
             ids, past = np.where(full, tokens, ids), past - full
-        if decoder.capture and not going.all():  # the last token of a text is looked at as well
+        if decoder.capture and not stream and not going.all():  # the last token of a text is looked at as well
             ended = ~going
             n = np.ones(int(ended.sum()), np.int32)
             if not decoder.edits:

@@ -43,13 +43,15 @@ class Batch:
 
     def padded_tokens(self) -> NDArray[np.int32] | None:
         """Ids [batch, pos], -1 behind a sequence's end."""
-        if self.tokens is None:
-            return None
-        longest = int(self.lengths.max())
-        real = np.arange(longest) < self.lengths[:, None]
-        out = np.full(real.shape, -1, np.int32)
-        out[real] = self.tokens
-        return out
+        return None if self.tokens is None else padded(self.tokens, self.lengths)
+
+
+def padded(tokens: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Ids of sequences [batch, pos], -1 behind each one's end; tokens [sum of lengths]."""
+    real = np.arange(int(lengths.max())) < lengths[:, None]
+    out = np.full(real.shape, -1, np.int32)
+    out[real] = tokens
+    return out
 
 
 def whole(number: Any, what: str) -> int:

@@ -373,17 +373,18 @@ class Model(WeightAccess, TextAccess):
         top_p: float | None = None,
         seed: int | None = None,
         stop: int | str | Sequence[int | str] | None = None,
+        capture: Capture = (),
         edits: Edit | Iterable[Edit] = (),
     ) -> Iterator[Step]:
         """The same, a :class:`clew.generate.Step` at a time: `for step in …: print(step.texts[0], end="")`.
 
-        The pieces of a sequence make up `generate(…).text`. It captures nothing: :meth:`generate` does, over the whole
-        text, and an `edit.call` is shown each step's values as they come.
+        The pieces of a sequence make up `generate(…).text`. `step.run` holds the captured sites over what was read to
+        choose its tokens: the prompts first, then a position of each text that still grows.
         """
         from .generate import prepare, settings, steps
 
         how = settings(self, max_new_tokens, temperature, top_k, top_p, seed, stop)
-        return steps(self, *prepare(self, tokens, how, (), edits))
+        return steps(self, *prepare(self, tokens, how, capture, edits), stream=True)
 
     def gradients(
         self,

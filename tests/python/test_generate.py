@@ -51,6 +51,33 @@ def test_equals_repeated_passes(name: str) -> None:
     assert np.array_equal(got.run.tokens, whole.tokens) and np.array_equal(got.run.lengths, whole.lengths)
 
 
+@pytest.mark.parametrize("changes", [(), (edit.scale("z", 1.0),)], ids=["plain", "edited"])
+def test_stream_captures_what_each_step_reads(changes: tuple[clew.Edit, ...]) -> None:
+    model, _ = make(ZOO["gpt2"])
+    given = prompts(model.config)
+    how: dict[str, Any] = dict(max_new_tokens=9, temperature=2.0, seed=0, stop=list(range(5)), edits=changes)
+    sites = ["resid_post", "pattern", "logits", "ln_final.hook_scale"]
+    whole = model.generate(given, capture=sites, **how)
+    lengths = [len(p) for p in given]
+    assert len({len(t) for t in whole.tokens}) > 1, "some end before others"
+    for number, step in enumerate(model.generate_stream(given, capture=sites, **how)):
+        run = step.run
+        assert run is not None and list(run) == list(whole.run) and run.model is model
+        for row, seq in enumerate(step.sequences):
+            begin = lengths[seq] + number - 1 if number else 0
+            n = 1 if number else lengths[seq]
+            assert run.lengths[row] == n and run.tokens[row, :n].tolist() == whole.run.tokens[seq, begin:][:n].tolist()
+            for name in run:
+                got, expected = run[name][row], whole.run[name][seq]
+                if name.endswith("hook_pattern"):
+                    assert np.array_equal(got[:, :n, : begin + n], expected[:, begin : begin + n, : begin + n])
+                else:
+                    assert np.array_equal(got[:n], expected[begin : begin + n]), name
+                assert not run[name].flags.writeable
+    assert all(step.run is None for step in model.generate_stream(given, **how))
+    assert whole.run.model is model
+
+
 @pytest.fixture(scope="module")
 def model() -> clew.Model:
     return make(ZOO["llama"])[0]
