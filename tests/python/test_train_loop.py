@@ -33,7 +33,8 @@ def trainer(directory: Path | None = None, seed: int = 3, **settings: Any) -> Tr
         directory=directory, checkpoint_every=3, micro_batch=2, weight_decay=0.1, clip=0.5, progress=False,
     )  # fmt: skip
     dtype = settings.pop("dtype", "float32")
-    return Trainer(clew.Model.from_config(CONFIG, seed=1, dtype=dtype), **{**given, **settings})
+    model = settings.pop("model", None) or clew.Model.from_config(CONFIG, seed=1, dtype=dtype)
+    return Trainer(model, **{**given, **settings})
 
 
 def same_bits(one: Trainer, other: Trainer) -> None:
@@ -641,6 +642,24 @@ def test_other_held_out_data_are_noted(tmp_path: Path) -> None:
     assert trainer(tmp_path).notes == []
     (note,) = trainer(tmp_path, held_out=HELD[::-1]).notes
     assert "step-000000006.safetensors was made with other held-out data: losses up to step 6" in note
+
+
+def test_other_weights_than_those_a_run_began_with_are_noted(tmp_path: Path) -> None:
+    first = trainer(tmp_path)
+    first.run(until=6)
+    assert trainer(tmp_path).notes == [], "the weights that it began with"
+    assert trainer(tmp_path, model=first.model).notes == [], "those that it has reached"
+    other = clew.Model.from_config(CONFIG, seed=2)
+    (note,) = trainer(tmp_path, model=other).notes
+    assert "step-000000006.safetensors is of a run that began with other weights than this model had" in note
+    assert "replaced by its own of step 6" in note
+    trainer(tmp_path).run(until=9)
+    assert trainer(tmp_path).notes == [], "it still knows what it began with"
+    assert len(trainer(tmp_path, model=clew.Model.from_config(CONFIG, seed=2)).notes) == 1
+    with pytest.warns(UserWarning, match="began with other weights"):
+        given = dict(batch=3, lr=1e-2, seed=3, directory=tmp_path / "fit", checkpoint_every=3, progress=False)
+        fit(clew.Model.from_config(CONFIG, seed=1), STREAM, 3, **given)
+        fit(clew.Model.from_config(CONFIG, seed=2), STREAM, 4, **given)
 
 
 @pytest.mark.parametrize(

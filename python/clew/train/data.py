@@ -50,7 +50,7 @@ def generator(seed: int, *place: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=place)))
 
 
-def _digest(*arrays: Any) -> str:
+def digest(*arrays: Any) -> str:
     """Names the contents of arrays."""
     total = hashlib.sha256()
     for array in arrays:
@@ -134,7 +134,7 @@ class Windows:
 
     def identity(self) -> str:
         """Kind, seed, order and contents."""
-        return f"windows of {self.context} {self.order} seed {self.seed} {_digest(self.stream)}"
+        return f"windows of {self.context} {self.order} seed {self.seed} {digest(self.stream)}"
 
 
 class Sequences:
@@ -175,7 +175,7 @@ class Sequences:
         """Kind, seed and contents."""
         held = [v for v in (self.tokens, self.targets, self.loss_mask) if v is not None]
         rows = [v if isinstance(v, np.ndarray) else _text(v) for v in held]
-        return f"sequences {'shuffled' if self.shuffle else 'in order'} seed {self.seed} {_digest(*rows)}"
+        return f"sequences {'shuffled' if self.shuffle else 'in order'} seed {self.seed} {digest(*rows)}"
 
 
 def _text(values: Any) -> Array:

@@ -21,7 +21,7 @@ from ..inputs import check_flags, check_folder, nearest
 from . import checkpoint
 from .adamw import AdamW, Decay
 from .curve import Curve
-from .data import Sequences, Source, as_held_out, as_source, check_seed
+from .data import Sequences, Source, as_held_out, as_source, check_seed, digest
 from .progress import Progress
 from .schedule import Schedule
 from .step import Examples, Packed, batched, evaluate, gradients_for, loss_and_gradients, pack
@@ -212,10 +212,17 @@ class Trainer:
         data = self.held_out
         return None if data is None else Sequences(data.tokens, data.targets, data.loss_mask).identity()
 
+    def _weights_are(self) -> str:
+        """Names the weights as they are now."""
+        return digest(*(value for name, value in self.optimizer.state().items() if name.startswith("weights/")))
+
     def _open(self, directory: Path, resume: bool) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         checkpoint.clean(directory)
         saved = checkpoint.newest(directory, self.notes)
+        own = self._weights_are()
+        self._began: str | None = own
+        """Names the weights before the run's first step; None where its checkpoints do not tell."""
         if saved is None:
             if checkpoint.found(directory):
                 raise ConfigError(f"Trainer: no checkpoint of {directory} can be read: {'; '.join(self.notes)}")
@@ -252,6 +259,12 @@ class Trainer:
             self.notes.append(f"{saved.path} was made with another schedule, {rates}: from here on this run's counts")
         self.optimizer.load_state(saved.arrays, saved.steps)
         self.curve = saved.curve
+        self._began = saved.state["settings"].get("weights")
+        if self._began not in (None, own) and own != self._weights_are():
+            self.notes.append(
+                f"{saved.path} is of a run that began with other weights than this model had: they are replaced by its "
+                f"own of step {saved.steps}"
+            )
         if saved.steps > self.steps:
             self.notes.append(f"{saved.path} is at step {saved.steps} already: nothing to train until {self.steps}")
 
@@ -264,7 +277,7 @@ class Trainer:
             return None
         self.curve.cut(self.optimizer.steps)
         path = checkpoint.path_of(self.directory, self.optimizer.steps)
-        settings = {**self._settings(), "held_out": self._held_out_is}
+        settings = {**self._settings(), "held_out": self._held_out_is, "weights": self._began}
         checkpoint.write(path, self.optimizer, self.curve, settings, self.schedule.to_dict())
         best = self.curve.best
         if best is not None and best[0] == self.optimizer.steps:
