@@ -14,21 +14,18 @@
 #include "kernels_tile.h"
 #include "kernels_transpose.h"
 
-/* A tile of c, as large as leaves registers for a row of b and one value of a. Where the registers are 16, a wide tile
- * takes fewer instructions than a high one: 7 loads for its 12 products, not 8. */
+/* A tile of c, as large as leaves registers for a row of b and one value of a: high, or, where the registers are 16,
+ * wide, which takes 7 loads for its 12 products and not 8. */
+#define HIGH_WIDTH ((size_t)2) /* registers, of TILE_ROWS rows */
 #if VEC_BYTES == 64
-#define ROWS_OF_TILE TILE_ROWS
-#define HEIGHTS_OF_TILE EACH_HEIGHT
-#define WIDTH ((size_t)2) /* registers */
+#define WIDE_ROWS TILE_ROWS
+#define WIDE_WIDTH HIGH_WIDTH
 #else
-#define ROWS_OF_TILE 4
-#define HEIGHTS_OF_TILE FOUR_HEIGHTS
-#define WIDTH ((size_t)3)
+#define WIDE_ROWS 4
+#define WIDE_WIDTH ((size_t)3)
 #endif
-#define TILE_COLS (WIDTH * LANES)
 /* Rows of a that are turned: whole registers, in which as many tiles lie as fit. */
-#define PANEL_ROWS ((ROWS_OF_TILE + LANE_COUNT - 1) / LANE_COUNT * LANE_COUNT)
-#define ROWS_OF_PANEL (PANEL_ROWS / ROWS_OF_TILE * ROWS_OF_TILE)
+#define PANEL_ROWS ((TILE_ROWS + LANE_COUNT - 1) / LANE_COUNT * LANE_COUNT)
 
 #define DEPTH ((size_t)(1536 / REAL_BYTES)) /* of k at a time: a panel of rows leaves room in 32 KiB */
 #define ROWS ((size_t)1024)
@@ -39,9 +36,9 @@
 #define ROWS_AHEAD 8  /* of what is copied */
 #define STEPS_AHEAD 8 /* of k, that b is fetched before it is used */
 /* Rows of a at these distances meet in one or two sets of the first cache, which hold eight lines each. */
-#define CONFLICT(bytes) (ROWS_OF_TILE > 8 && (bytes) % 2048 == 0)
-#define A_VALUES (APART(DEPTH * PANEL_ROWS) * (ROWS / ROWS_OF_PANEL + 2))
-#define B_VALUES (APART(DEPTH * TILE_COLS) * (COLUMNS / TILE_COLS))
+#define CONFLICT(bytes) (TILE_ROWS > 8 && (bytes) % 2048 == 0)
+#define A_VALUES (APART(DEPTH * PANEL_ROWS) * (ROWS / TILE_ROWS + 2))
+#define B_VALUES (APART(DEPTH * HIGH_WIDTH * LANES) * (COLUMNS / (HIGH_WIDTH * LANES)))
 
 _Static_assert((A_VALUES + B_VALUES) * REAL_BYTES <= CLEW_PACK_BYTES, "room for the panels");
 
@@ -57,18 +54,31 @@ typedef struct rows_of {
   ptrdiff_t row, step;
 } rows_of;
 
+/* Rows of a tile, and registers of each. */
+typedef struct shape {
+  size_t rows, width;
+} shape;
+
+/* Tiles of so many columns. Few of them that fill high tiles would leave wide ones a rest of one register, which is
+ * slow as it waits for its own sums: 6 % of 128 columns, a quarter of 32. */
+INLINE shape shape_of(size_t n) {
+  const size_t registers = (n + LANES - 1) / LANES;
+  const bool high = WIDE_WIDTH == HIGH_WIDTH || (registers <= 16 && registers % 6 == 4);
+  return high ? (shape){TILE_ROWS, HIGH_WIDTH} : (shape){WIDE_ROWS, WIDE_WIDTH};
+}
+
 /* What is fetched while a tile is computed: two runs of lines, of as many bytes as a row of the tile. */
 typedef struct runs_of {
   const char *at;
   ptrdiff_t next;
 } runs_of;
 
-/* c [rows, width registers] = Σ_p a[p] b[p] + beta · c. a: [rows, k], b: [k, TILE_COLS]
+/* c [rows, width registers] = Σ_p a[p] b[p] + beta · c. a: [rows, k], b: [k, step]
  * Rows are addressed three by three, as an instruction adds no, one or two times a register: five pointers for 14. */
 INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, real beta, runs_of ahead,
-                 const size_t rows, const size_t width) {
-  vec sum[ROWS_OF_TILE][WIDTH];
-  const char *three[(ROWS_OF_TILE + 2) / 3];
+                 const size_t rows, const size_t width, const size_t step) {
+  vec sum[TILE_ROWS][WIDE_WIDTH];
+  const char *three[(TILE_ROWS + 2) / 3];
 #pragma GCC unroll 14
   for (size_t i = 0; i < rows; i++) {
     for (size_t v = 0; v < width; v++) {
@@ -84,14 +94,14 @@ INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, re
 #if VEC_BYTES == 32
 #pragma GCC unroll 8 /* buys 2 % over 2, 7 % over 1, on Zen 3 */
 #endif
-    for (const size_t end = least(p + LINE / sizeof(real), k); p < end; p++, b += TILE_COLS) {
-      vec of_b[WIDTH];
+    for (const size_t end = least(p + LINE / sizeof(real), k); p < end; p++, b += step) {
+      vec of_b[WIDE_WIDTH];
 #pragma GCC unroll 3
       for (size_t v = 0; v < width; v++)
         of_b[v] = load(b + v * LANES);
 #if VEC_BYTES == 64
-      __builtin_prefetch(b + STEPS_AHEAD * TILE_COLS);
-      __builtin_prefetch(b + STEPS_AHEAD * TILE_COLS + LANES);
+      __builtin_prefetch(b + STEPS_AHEAD * step);
+      __builtin_prefetch(b + STEPS_AHEAD * step + LANES);
 #endif
 #pragma GCC unroll 14
       for (size_t i = 0; i < rows; i++) {
@@ -116,43 +126,58 @@ INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, re
 
 /* The same for n columns of c, whose panels of b follow one another. What of a is fetched: two rows for each tile. */
 INLINE void tiles(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, runs_of behind,
-                  const size_t rows) {
-  real part[ROWS_OF_TILE * TILE_COLS] __attribute__((aligned(64)));
-  for (size_t j = 0, row = 0; j < n; j += TILE_COLS, b += APART(k * TILE_COLS), row = row + 2 < rows ? row + 2 : 0) {
-    const size_t left = least(TILE_COLS, n - j), width = (left + LANES - 1) / LANES;
+                  const size_t rows, const size_t widest) {
+  const size_t step = widest * LANES;
+  real part[WIDE_ROWS * WIDE_WIDTH * LANES] __attribute__((aligned(64)));
+  for (size_t j = 0, row = 0; j < n; j += step, b += APART(k * step), row = row + 2 < rows ? row + 2 : 0) {
+    const size_t left = least(step, n - j), width = (left + LANES - 1) / LANES;
     const bool whole = left == width * LANES; /* registers: else they go through a buffer */
     real *to = whole ? c + j : part;
-    const ptrdiff_t ld = whole ? ld_c : (ptrdiff_t)TILE_COLS;
+    const ptrdiff_t ld = whole ? ld_c : (ptrdiff_t)step;
     const real old = whole ? beta : (real)0;
     const runs_of ahead = {behind.at + (ptrdiff_t)row * behind.next, behind.next};
-    if (width == WIDTH)
-      tile(to, ld, a, b, k, old, ahead, rows, WIDTH);
+    if (width == widest)
+      tile(to, ld, a, b, k, old, ahead, rows, widest, step);
     else if (width == 1)
-      tile(to, ld, a, b, k, old, ahead, rows, 1);
-    else if (WIDTH > 2) /* two of three */
-      tile(to, ld, a, b, k, old, ahead, rows, 2);
+      tile(to, ld, a, b, k, old, ahead, rows, 1, step);
+    else if (widest > 2) /* two of three */
+      tile(to, ld, a, b, k, old, ahead, rows, 2, step);
     for (size_t i = 0; i < rows && !whole; i++)
       for (size_t l = 0; l < left; l++) {
         real *x = c + (ptrdiff_t)i * ld_c + (ptrdiff_t)(j + l);
-        const real sum = part[i * TILE_COLS + l];
+        const real sum = part[i * step + l];
         *x = beta == (real)0 ? sum : fma_real(beta, *x, sum);
       }
   }
 }
 
-/* The same; the number of rows becomes a constant. */
+/* The same; the numbers of rows and registers become constants. */
 static void tiles_of(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, runs_of behind,
-                     size_t rows) {
-#define TILE(count)                                                                                                    \
+                     shape of) {
+#define TILES(count, width)                                                                                            \
   case count:                                                                                                          \
-    tiles(c, ld_c, a, b, k, n, beta, behind, count);                                                                   \
+    tiles(c, ld_c, a, b, k, n, beta, behind, count, width);                                                            \
     break
-  switch (rows) {
-    HEIGHTS_OF_TILE(TILE)
+#define HIGH(count) TILES(count, HIGH_WIDTH)
+#define WIDE(count) TILES(count, WIDE_WIDTH)
+#if VEC_BYTES != 64
+  if (of.width == WIDE_WIDTH) {
+    switch (of.rows) {
+      FOUR_HEIGHTS(WIDE)
+    default:
+      break;
+    }
+    return;
+  }
+#endif
+  switch (of.rows) {
+    EACH_HEIGHT(HIGH)
   default:
     break;
   }
-#undef TILE
+#undef WIDE
+#undef HIGH
+#undef TILES
 }
 
 /* ---- Panels --------------------------------------------------------------------------------------------------- */
@@ -216,30 +241,34 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
     for (size_t first = 0; first < m; first += ROWS) {
       const size_t n_rows = least(ROWS, m - first);
       const char *rows = (const char *)(a + (ptrdiff_t)first * rs_a + (ptrdiff_t)p * cs_a);
+      shape of = shape_of(n);
+      const size_t rows_of_panel = PANEL_ROWS / of.rows * of.rows;
       if (!in_rows) {
-        fill(rows_of_a, (const real *)rows, cs_a, rs_a, depth, n_rows, ROWS_OF_PANEL, PANEL_ROWS);
-        const size_t values = (n_rows + ROWS_OF_PANEL - 1) / ROWS_OF_PANEL * APART(PANEL_ROWS * depth);
+        fill(rows_of_a, (const real *)rows, cs_a, rs_a, depth, n_rows, rows_of_panel, PANEL_ROWS);
+        const size_t values = (n_rows + rows_of_panel - 1) / rows_of_panel * APART(PANEL_ROWS * depth);
         for (size_t t = 0; t < values && alpha != (real)1; t++)
           rows_of_a[t] *= alpha;
       }
       for (size_t j = 0; j < n; j += COLUMNS) {
         const size_t n_cols = least(COLUMNS, n - j);
-        fill(columns_of_b, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p * rs_b, rs_b, cs_b, depth, n_cols, TILE_COLS,
-             TILE_COLS);
-        for (size_t i = 0; i < n_rows; i += ROWS_OF_TILE) {
-          const size_t height = least(ROWS_OF_TILE, n_rows - i);
+        if (in_rows)
+          of = shape_of(n_cols);
+        fill(columns_of_b, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p * rs_b, rs_b, cs_b, depth, n_cols, of.width * LANES,
+             of.width * LANES);
+        for (size_t i = 0; i < n_rows; i += of.rows) {
+          const size_t height = least(of.rows, n_rows - i);
           rows_of here = {rows + (ptrdiff_t)i * rs_a * item, rs_a * item, item};
-          runs_of behind = {here.at + ROWS_OF_TILE * here.row, here.row};
+          runs_of behind = {here.at + (ptrdiff_t)of.rows * here.row, here.row};
           if (!in_rows) {
-            const size_t panel = i / ROWS_OF_PANEL * APART(PANEL_ROWS * depth);
-            here = (rows_of){(const char *)(rows_of_a + panel + i % ROWS_OF_PANEL), item, PANEL_ROWS * item};
+            const size_t panel = i / rows_of_panel * APART(PANEL_ROWS * depth);
+            here = (rows_of){(const char *)(rows_of_a + panel + i % rows_of_panel), item, PANEL_ROWS * item};
             behind = (runs_of){(const char *)(rows_of_a + panel + APART(PANEL_ROWS * depth)), (ptrdiff_t)depth * item};
           } else if (!as_it_is) {
             copy_rows(rows_of_a, ld, (const real *)here.at, rs_a, height, depth, alpha);
             here = (rows_of){(const char *)rows_of_a, (ptrdiff_t)ld * item, item};
           }
           tiles_of(c + (ptrdiff_t)(first + i) * ld_c + (ptrdiff_t)j, ld_c, here, columns_of_b, depth, n_cols, old,
-                   behind, height);
+                   behind, (shape){height, of.width});
         }
       }
     }

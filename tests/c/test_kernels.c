@@ -342,7 +342,8 @@ static void F(gemm_case)(const char *isa, F(way) way, size_t m, size_t n, size_t
   free(room);
 }
 
-/* Sizes around every edge of tiles (14 x 32, 4 x 24), blocks of k (384), of columns (512, 96) and of rows (1024). */
+/* Sizes around every edge of tiles (14 x 32; 4 x 24 and 6 x 16), blocks of k (384), of columns (512, 96) and of rows
+ * (1024). */
 static void F(test_packed)(const char *isa) {
   if (F(kernels)->gemm_packed == NULL)
     return;
@@ -360,6 +361,10 @@ static void F(test_packed)(const char *isa) {
     F(gemm_case)(isa, F(packed_turned), 29, 321, 1153, columns, 2, (T)0.5);
     F(gemm_case)(isa, F(packed), 15, 1041, 390, columns, 1, 1);
     F(gemm_case)(isa, F(packed), 1, 1, 1, columns, 1, 0);
+    for (size_t n = 96; n <= 256; n += 32) { /* the last block of high tiles, or all of them, or none */
+      F(gemm_case)(isa, F(packed), 23, n, 400, columns, 1, 1);
+      F(gemm_case)(isa, F(packed_turned), 23, n, 400, columns, 1, 1);
+    }
   }
 }
 
