@@ -241,8 +241,8 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
     for (size_t first = 0; first < m; first += ROWS) {
       const size_t n_rows = least(ROWS, m - first);
       const char *rows = (const char *)(a + (ptrdiff_t)first * rs_a + (ptrdiff_t)p * cs_a);
-      shape of = shape_of(n);
-      const size_t rows_of_panel = PANEL_ROWS / of.rows * of.rows;
+      const shape turned = shape_of(n); /* of panels of a, which serve all columns */
+      const size_t rows_of_panel = PANEL_ROWS / turned.rows * turned.rows;
       if (!in_rows) {
         fill(rows_of_a, (const real *)rows, cs_a, rs_a, depth, n_rows, rows_of_panel, PANEL_ROWS);
         const size_t values = (n_rows + rows_of_panel - 1) / rows_of_panel * APART(PANEL_ROWS * depth);
@@ -251,8 +251,7 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
       }
       for (size_t j = 0; j < n; j += COLUMNS) {
         const size_t n_cols = least(COLUMNS, n - j);
-        if (in_rows)
-          of = shape_of(n_cols);
+        const shape of = in_rows ? shape_of(n_cols) : turned;
         fill(columns_of_b, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p * rs_b, rs_b, cs_b, depth, n_cols, of.width * LANES,
              of.width * LANES);
         for (size_t i = 0; i < n_rows; i += of.rows) {

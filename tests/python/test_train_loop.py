@@ -580,6 +580,20 @@ def test_learning_shows_on_held_out_data() -> None:
 # ---- What it refuses -------------------------------------------------------------------------------------------
 
 
+def test_a_checkpoint_that_does_not_tell_what_its_run_began_with(tmp_path: Path) -> None:
+    trainer(tmp_path).run(until=3)
+    path = tmp_path / "step-000000003.safetensors"
+    file = SafetensorsFile(path)
+    state = json.loads(file.metadata["clew"])
+    del state["settings"]["weights"]
+    arrays = {name: np.array(file.raw(name)) for name in file.tensors}
+    write_file(path, arrays, {**file.metadata, "clew": json.dumps(state)})
+    for _ in range(2):  # nor does one that the run writes later
+        again = trainer(tmp_path, model=clew.Model.from_config(CONFIG, seed=2))
+        assert again.notes == []
+        again.run(until=6)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
