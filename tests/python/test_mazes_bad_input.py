@@ -295,6 +295,18 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: mazes.embedding_distances(MODEL, WORDS), ConfigError, "metric = array(['a', 'b']"),
     (lambda: mazes.logit_attribution(MODEL, TEST, position=WORDS), ConfigError, "position = array(['a', 'b']"),
     (lambda: mazes.wall_probes(MODEL, TRAIN, TEST, position=WORDS), ConfigError, "position = array(['a', 'b']"),
+    (lambda: mazes.wall_probes(MODEL, TRAIN, TEST, site=WORDS), ConfigError, "wall_probes: site = array(['a', 'b']"),
+    (
+        lambda: mazes.wall_probes_along(MODEL, TRAIN, TEST, site=wrong),
+        ConfigError,
+        "wall_probes_along: site = 'z': one",
+    ),
+    (lambda: mazes.route_probes(MODEL, TRAIN, TEST, site="z"), ConfigError, "resid_post, resid_mid, resid_pre"),
+    (
+        lambda: mazes.wall_probes("bag of tokens", TRAIN, TEST, site="resid_mid", tokenizer=mazes.Tokenizer(4)),
+        ConfigError,
+        "wall_probes: site = 'resid_mid': a bag of tokens has no sites",
+    ),
     (lambda: mazes.path_steps(MODEL, TEST, WORDS), ConfigError, "paths = array(['a', 'b']"),
     (lambda: mazes.experiment(MODEL, quick=wrong), ConfigError, "quick = 'z': True or False"),
 ]

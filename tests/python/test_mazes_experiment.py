@@ -48,12 +48,17 @@ def test_what_it_holds(model: clew.Model, result: mazes.MazeExperiment) -> None:
     before = mazes.wall_probes(model, train, test, position="origin_start", methods=["ridge"])["ridge"]
     assert np.allclose(result.walls_along["origin_start"]["ridge"].accuracy, before.accuracy, atol=1e-4)
     assert result.walls is result.walls_along["path_start"]
-    for flips, walls in ((result.flips, result.walls), (result.flips_before, result.walls_along["origin_start"])):
-        assert flips.position == walls.position and flips.layers == (walls["ridge"].best,)
+    assert result.walls_within is not None
+    gathered = result.walls_within["origin_start"]
+    within = mazes.wall_probes(model, train, test, position="origin_start", site="resid_mid", methods=["ridge"])
+    assert np.allclose(gathered["ridge"].accuracy, within["ridge"].accuracy, atol=1e-4)
+    assert np.abs(gathered["ridge"].accuracy - before.accuracy).max() > 1e-3
+    for flips, walls in ((result.flips, result.walls), (result.flips_before, gathered)):
+        assert (flips.position, flips.site) == (walls.position, walls.site) and flips.layers == (walls["ridge"].best,)
     shown, tok = result.shown, mazes.tokenizer_of(model)
-    read = model.run(tok.encode(shown.maze, path=False)[:-5], capture="resid_post")["resid_post", shown.layer][:, -1]
-    assert shown.position == "origin_start" and shown.layer == before.best
-    assert np.allclose(shown.openness, result.walls_along["origin_start"].openness(read, shown.layer)[0], atol=1e-4)
+    read = model.run(tok.encode(shown.maze, path=False)[:-5], capture="resid_mid")["resid_mid", shown.layer][:, -1]
+    assert (shown.position, shown.site, shown.layer) == ("origin_start", "resid_mid", gathered["ridge"].best)
+    assert np.allclose(shown.openness, gathered.openness(read, shown.layer)[0], atol=1e-4)
     evaluated = mazes.evaluate(model, mazes.generate(150, 3, "prdfs", 4, split="test"), seed=4)
     assert result.rows["prdfs"] == dict(evaluated)
     assert result.embedding["l1"].r == mazes.embedding_distances(model, grid=3).r
@@ -74,13 +79,14 @@ def test_files_and_figures(result: mazes.MazeExperiment, tmp_path: Path) -> None
     assert numbers["rows"]["rdfs"]["exact"]["n"] == 150
     assert numbers["walls"]["scores"]["ridge"]["accuracy"] == result.walls["ridge"].accuracy.tolist()
     assert {"lens", "adjacency", "ablation", "patching", "flips", "flips_before", "start", "route"} <= set(numbers)
-    assert set(numbers["walls_along"]) == set(FIXED)
+    assert set(numbers["walls_along"]) == set(numbers["walls_within"]) == set(FIXED)
+    assert numbers["walls_within"]["path_start"]["site"] == "resid_mid"
     assert "shown" not in numbers and "nan" not in (tmp_path / "table.txt").read_text(encoding="utf-8")
     assert {claim.figure for claim in result.claims} - {None} <= set(result.figures())
     assert all(claim.paper == 5 and claim.says and claim.measured for claim in result.claims)
     details = result.details()
-    assert "at <PATH_START>, 2,000 mazes" in details and "from <ORIGIN_START> on" in details
-    assert "ridge probes by the token they read" in details
+    assert "at <PATH_START>, 2,000 mazes" in details and "from <ORIGIN_START> (resid_mid) on" in details
+    assert all(f"ridge probes by the token whose {site} they read" in details for site in ("resid_post", "resid_mid"))
     assert "150 mazes of 3 × 3" in details and "minimal pairs" in details and LINE in details
 
 
@@ -137,11 +143,21 @@ def test_verdicts_follow_the_numbers(result: mazes.MazeExperiment) -> None:
                                      low=np.array([0.7, accuracy - 0.01]))  # fmt: skip
         found = judged(result, walls=dataclasses.replace(walls, scores={"ridge": better}))[text]
         assert found.verdict == want and f"{accuracy:.1%}" in found.measured and "majority" in found.measured
-    along = {at: dataclasses.replace(one, scores={"ridge": dataclasses.replace(
-        one["ridge"], accuracy=np.array([0.5, 0.92 if at == "target_end" else 0.6]))})
-        for at, one in result.walls_along.items()}  # fmt: skip
-    found = judged(result, walls_along=along)[text]
-    assert found.verdict == "does not hold" and "before it (ours) is <TARGET_END>: 92.0%" in found.measured
+
+    def best_at(walls: dict[str, mazes.WallProbes], best: str) -> dict[str, mazes.WallProbes]:
+        """As if 92 % were read at one token, and less elsewhere."""
+        return {at: dataclasses.replace(one, scores={"ridge": dataclasses.replace(
+            one["ridge"], accuracy=np.array([0.5, 0.92 if at == best else 0.6]))})
+            for at, one in walls.items()}  # fmt: skip
+
+    assert result.walls_within is not None
+    for behind, within, place in (("target_end", "", "<TARGET_END>"), ("", "origin_end", "<ORIGIN_END> (resid_mid)")):
+        parts = {
+            "walls_along": best_at(result.walls_along, behind),
+            "walls_within": best_at(result.walls_within, within),
+        }
+        found = judged(result, **parts)[text]
+        assert found.verdict == "does not hold" and f"before it (ours) is {place}: 92.0%" in found.measured
     bag = dataclasses.replace(result.walls_bag["ridge"], accuracy=np.array([0.96]))
     better = dataclasses.replace(better, accuracy=np.array([0.8, 0.95]), low=np.array([0.79, 0.94]))
     parts = {"walls": dataclasses.replace(walls, scores={"ridge": better}),
@@ -226,7 +242,7 @@ def test_verdicts_of_causal_tests(result: mazes.MazeExperiment) -> None:
     for here, there, words in ((10, 40, "better (open, close): open +60.0 ["), (40, 10, "less (open, close)"),
                                (20, 20, "no better: open +0.0 [+0.0, +0.0] points")):  # fmt: skip
         found = judged(result, flips=moved(result.flips, here), flips_before=moved(result.flips_before, there))[text]
-        assert f"Walls read at <ORIGIN_START> steer the walk {words}" in found.measured
+        assert f"Walls read at <ORIGIN_START> (resid_mid) steer the walk {words}" in found.measured
 
 
 def test_the_demonstration(model: clew.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,3 +268,18 @@ def test_what_is_refused(model: clew.Model) -> None:
         mazes.experiment(model, grid=4)
     with pytest.raises(TokenError, match="none of mazes"):
         mazes.experiment(clew.load("stories260K"))
+
+
+def test_models_without_a_stream_between_attention_and_mlp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both read the same stream: walls are read and flipped behind the layers alone."""
+    pytest.importorskip("matplotlib")
+    parallel = clew.Model.from_config(CONFIG.replace(parallel_attn_mlp=True), seed=0)
+    found = mazes.experiment(parallel, seed=4)
+    assert found.walls_within is None and found.flips_before.site == found.shown.site == "resid_post"
+    assert {"probes", "probe_positions", "flips_before"} <= set(found.figures()) and "resid_mid" not in found.details()
+    parallel.save(tmp_path / "parallel")
+    assert len(maze_demo.main(tmp_path / "out", tmp_path / "parallel", mazes=5, train=50)) == len(maze_demo.FIGURES)
+    assert "at <ORIGIN_START>,\nlayer" in capsys.readouterr().out
+    train, test = (mazes.generate(n, 3, split=part) for n, part in ((50, "train"), (9, "test")))
+    with pytest.raises(SiteError, match="resid_mid"):
+        mazes.wall_probes(parallel, train, test, site="resid_mid")

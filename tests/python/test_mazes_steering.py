@@ -34,14 +34,14 @@ def train() -> mazes.Mazes:
     return mazes.generate(20, 4, seed=2, split="train")
 
 
-@pytest.fixture(scope="module")
-def along(model: clew.Model, test: mazes.Mazes) -> dict[str, mazes.WallProbes]:
-    return mazes.wall_probes_along(model, mazes.generate(150, 4, seed=4, split="train"), test)
+@pytest.fixture(scope="module", params=["resid_post", "resid_mid"])
+def along(model: clew.Model, test: mazes.Mazes, request: pytest.FixtureRequest) -> dict[str, mazes.WallProbes]:
+    return mazes.wall_probes_along(model, mazes.generate(150, 4, seed=4, split="train"), test, site=request.param)
 
 
 @pytest.fixture(scope="module")
-def probes(along: dict[str, mazes.WallProbes]) -> mazes.WallProbes:
-    return along["path_start"]
+def probes(model: clew.Model, test: mazes.Mazes) -> mazes.WallProbes:
+    return mazes.wall_probes_along(model, mazes.generate(150, 4, seed=4, split="train"), test)["path_start"]
 
 
 BACK = {"path_start": 0, "origin_end": 4, "adjlist_end": 7}  # tokens before <PATH_START>
@@ -118,14 +118,14 @@ def test_changes_of_the_stream(
     begin = [int(np.flatnonzero(row == TOK.ids["<PATH_START>"])[0]) - back for row in tokens]
     assert all(TOK.decode(row[[at]]) == [f"<{position.upper()}>"] for row, at in zip(tokens, begin, strict=True))
     probe = probes.probes["ridge"].layer(layer)
-    plain_run = model.run(tokens, capture=[("resid_post", layer)])
+    plain_run = model.run(tokens, capture=[(probes.site, layer)])
     rows = np.arange(n)
     lengths = [np.linalg.norm(flips.vectors(layer, c), axis=1) for c in ("flip", "other wall", "random")]
     assert np.allclose(lengths[0], lengths[1]) and np.allclose(lengths[0], lengths[2])
     assert np.allclose(lengths[0], 1.5 / np.linalg.norm(probe.weight[:, case.wall], axis=0))
     for change, edits in zip(steering.CHANGES, flips.prompted(layer, steering.CHANGES, slice(0, n)), strict=True):
-        x = model.run(tokens, capture=[("resid_post", layer)], edits=edits)["resid_post", layer]
-        before = plain_run["resid_post", layer]
+        x = model.run(tokens, capture=[(probes.site, layer)], edits=edits)[probes.site, layer]
+        before = plain_run[probes.site, layer]
         said, was = (probe(s)[rows, :, case.wall] for s in (x, before))
         flipped = []
         for i in range(n):
@@ -144,8 +144,8 @@ def test_changes_of_the_stream(
         assert flips.read(layer, change) == pytest.approx(np.mean(flipped))
     # with its bias as the level, the direction is projected out and the probe reads its bias exactly
     w, b = probe.weight[:, 0], probe.bias[0]
-    out = steering.with_reading(plain_run["resid_post", layer], w, b, b)
-    assert np.abs(out @ w).max() < 1e-12 * max(1, np.abs(plain_run["resid_post", layer] @ w).max())
+    out = steering.with_reading(plain_run[probes.site, layer], w, b, b)
+    assert np.abs(out @ w).max() < 1e-12 * max(1, np.abs(plain_run[probes.site, layer] @ w).max())
 
 
 @POSITIONS
@@ -156,7 +156,7 @@ def test_levels_are_mean_readings(
     flips = steering._Flips(model, case, probes, [1], 1.0, TOK, 0)
     starts, ways, above = [], [], []
     for i, (tokens, k) in enumerate(zip(TOK.encode_batch(case.mazes), case.mazes.path_lengths, strict=True)):
-        said = probes.probes["ridge"].layer(1)(model.run(tokens, capture=[("resid_post", 1)])["resid_post", 1][0])
+        said = probes.probes["ridge"].layer(1)(model.run(tokens, capture=[(probes.site, 1)])[probes.site, 1][0])
         starts.append(said[-k - 2 - back : -k - 1])
         ways.append(said[-k - 1 : -1].mean(0))
         above.append((said[-k - 1 : -1, case.wall[i]] > 0.5).mean())
@@ -187,7 +187,7 @@ def test_flipped_walks_are_walked_token_after_token(
                         x[0, at] += (level - x[0, at] @ v - b[case.wall[i]]) * v / (v @ v)
                 return x
 
-            want = slow_walk(model, prompt, 16, lambda n, fn=fn: {"blocks.0.hook_resid_post": fn})
+            want = slow_walk(model, prompt, 16, lambda n, fn=fn: {f"blocks.0.hook_{probes.site}": fn})
             assert [tuple(c) for c in path.tolist()] == want
 
 
@@ -237,7 +237,7 @@ def test_margins_of_flips_are_numpys(
             x[0, begin:] += 2 * v / (v @ v)
             return x
 
-        for name, edits in (("plain", None), ("flip", {"blocks.0.hook_resid_post": fn})):
+        for name, edits in (("plain", None), ("flip", {f"blocks.0.hook_{probes.site}": fn})):
             logits = logits_of(model, [tokens], edits)
             right = case.prompts.targets[i]
             margins[name].append(logits[right] - np.delete(logits, right).mean())
@@ -245,7 +245,9 @@ def test_margins_of_flips_are_numpys(
     assert np.allclose(found.row("close", 0, "flip").changes, change, atol=1e-9)
     assert found.margin["close"].value == pytest.approx(np.mean(margins["plain"]))
     assert found.push[0] > 0 and found.accuracy["close"].shape == (1, 2)
-    assert found.position == position and f"from <{position.upper()}> on" in found.table()
+    within = " (resid_mid)" if probes.site == "resid_mid" else ""
+    assert (found.position, found.site) == (position, probes.site)
+    assert f"from <{position.upper()}>{within} on" in found.table()
 
 
 # ---- Walls that never vary -----------------------------------------------------------------------------------------

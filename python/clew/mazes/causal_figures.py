@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from ..plot import _MORE_SERIES, _axes
 from .checks import Head
 from .figures import _panels
-from .prompts import place_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +35,7 @@ def _rates(ax: Axes, layers: Sequence[int], series: Mapping[str, Sequence[Rate]]
             np.asarray(layers) + shift, value, yerr=np.maximum(around, 0), color=colour, marker=marker, markersize=5,
             capsize=2, linestyle="--" if name.startswith("control") else "-", label=name,
         )  # fmt: skip
-    ax.set_xlabel("changed after layer")
+    ax.set_xlabel("layer where the stream is changed")
     ax.set_xticks(list(layers))
     ax.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
     ax.set_ylabel(ylabel)
@@ -103,7 +102,7 @@ def wall_flips(found: WallFlips) -> Figure:
         series = {names[c]: [found.row(kind, layer, c).moved for layer in found.layers] for c in changes}
         what = "walks through the wall, %" if kind == "open" else "walks that avoid the edge, %"
         title = "A wall looks open" if kind == "open" else "An edge looks like a wall"
-        _rates(ax, found.layers, series, what, f"{title},\nfrom {place_name(found.position)} on")
+        _rates(ax, found.layers, series, what, f"{title},\nfrom {found.place} on")
     handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     return figure

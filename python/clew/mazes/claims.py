@@ -16,7 +16,7 @@ from .checks import head_name
 from .embedding import PAPER_R
 from .evaluate import PAPER, TASKS, Rate
 from .probes import WallProbes, best_position
-from .prompts import bootstrap, place_name
+from .prompts import bootstrap
 from .steering import WallFlips
 
 Parts = Mapping[str, Any]
@@ -180,7 +180,7 @@ def _walls(parts: Parts, say: Say) -> None:
         f"Baselines on inner walls: majority of each wall {walls.majority:.1%}, untrained model "
         f"{parts['walls_untrained']['ridge'].accuracy.max():.1%}, bag of tokens "
         f"{parts['walls_bag']['ridge'].accuracy.max():.1%}, other mazes' walls {best.control.max():.1%}. "
-        f"{_elsewhere(parts['walls_along'])}. "
+        f"{_elsewhere(parts['walls_along'], parts['walls_within'])}. "
         "Judged: 90 % of inner walls at <PATH_START>, and above every baseline",
         best.accuracy[layer] >= 0.9 and best.low[layer] > baseline,
         "probe_picture",
@@ -206,13 +206,14 @@ def _walls(parts: Parts, say: Say) -> None:
     )
 
 
-def _elsewhere(along: Mapping[str, WallProbes]) -> str:
+def _elsewhere(along: Mapping[str, WallProbes], within: Mapping[str, WallProbes] | None) -> str:
     """Where else walls are read best, which the paper does not ask."""
-    walls = along[best_position(along)]
+    best = [one[best_position(one)] for one in (along, within) if one is not None]
+    walls = max(best, key=lambda found: float(found["ridge"].accuracy.max()))
     one, paper = walls["ridge"], walls.paper_accuracy("ridge")
     i = one.best
     return (
-        f"The best token before it (ours) is {place_name(walls.position)}: {one.accuracy[i]:.1%} [{one.low[i]:.1%}, "
+        f"The best token before it (ours) is {walls.place}: {one.accuracy[i]:.1%} [{one.low[i]:.1%}, "
         f"{one.high[i]:.1%}], ridge, layer {i}, as the paper counts {paper[i]:.3f}; majority {walls.majority:.1%}, "
         f"other mazes' walls {one.control[i]:.1%}"
     )
@@ -294,13 +295,14 @@ def _causal(parts: Parts, say: Say) -> None:
     # The layer is chosen by what probes read, not by what the edits do: the best of several has effects by chance.
     flipped = _readable(parts["walls"], flips.layers)
     before = parts["flips_before"]
-    i = _readable(parts["walls_along"][before.position], before.layers)
+    read = parts["walls_along" if before.site == "resid_post" else "walls_within"]
+    i = _readable(read[before.position], before.layers)
     say(
         "the model walks by the walls that its probes read",
         beyond
         + "one wall's probe direction is flipped at every position from <PATH_START> on: does the model now walk "
         "through the wall, or avoid the edge?",
-        f"{_moved(flips, flipped)}. By probes at {place_name(before.position)}, from there on: {_moved(before, i)}. "
+        f"{_moved(flips, flipped)}. By probes at {before.place}, from there on: {_moved(before, i)}. "
         f"{_better(flips, flipped, before, i)}. Judged at <PATH_START>",
         any(all(flips.contrast[kind][c][flipped].low > 0 for c in ("other wall", "random")) for kind in flips.kinds),
         "flips",
@@ -363,7 +365,7 @@ def _better(flips: WallFlips, i: int, before: WallFlips, j: int) -> str:
     less = [kind for kind, gain in gained.items() if gain.high < 0]
     answer = f"better ({', '.join(more)})" if more else f"less ({', '.join(less)})" if less else "no better"
     points = "; ".join(f"{kind} {share(gain)} points" for kind, gain in gained.items()) or "no walk to move"
-    return f"Walls read at {place_name(before.position)} steer the walk {answer}: {points} more walks moved"
+    return f"Walls read at {before.place} steer the walk {answer}: {points} more walks moved"
 
 
 def _readable(walls: Any, layers: Any) -> int:

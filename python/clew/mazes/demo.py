@@ -12,10 +12,9 @@ from .draw import text
 from .evaluate import PAPER, table
 from .generate import generate
 from .heads import adjacency_heads
-from .probes import wall_probes_along
-from .prompts import place_name
+from .probes import wall_probes
 from .rollout import tokenizer_of
-from .study import GATHERED, KINDS, LEAST_MASS, picture
+from .study import GATHERED, KINDS, LEAST_MASS, has_mid, picture
 
 MODEL = "maze-6x6"
 FIGURES = ("maze_paths.png", "maze_probes.png", "maze_adjacency_head.png", "maze_table.png")
@@ -48,20 +47,22 @@ def main(out: str | os.PathLike[str] = "out", name: str | os.PathLike[str] = MOD
         print(f"  {row:<20}" + "".join(cells))
     learn = generate(train, side, "rdfs", 1, split="train")
     held = generate(_TEST, side, "rdfs", 2, split="test")
-    walls = wall_probes_along(model, learn, held, positions=[GATHERED, "path_start"])
+    site = "resid_mid" if has_mid(model) else "resid_post"
+    here = wall_probes(model, learn, held, methods=["ridge"])
+    gathered = wall_probes(model, learn, held, position=GATHERED, site=site, methods=["ridge"])
     heads = adjacency_heads(model, learn[:_TEST], draws=2)
     head = heads.ranked(LEAST_MASS)[0]
-    best = {position: one["ridge"].best for position, one in walls.items()}
-    share = {position: one["ridge"].accuracy[best[position]] for position, one in walls.items()}
-    layer = best["path_start"]
-    print(f"\nAt <PATH_START>, before the first step, linear probes on layer {layer} read {share['path_start']:.1%} of")
-    print(f"inner walls of {_TEST} other mazes; at {place_name(GATHERED)}, before it knows where from and where to,")
-    print(f"on layer {best[GATHERED]}, {share[GATHERED]:.1%}. What is commoner for each wall gives", end=" ")
-    print(f"{walls[GATHERED].majority:.1%}.")
+    (layer, share), (layer_before, share_before) = (
+        (one["ridge"].best, one["ridge"].accuracy.max()) for one in (here, gathered)
+    )
+    print(f"\nAt <PATH_START>, before the first step, linear probes behind layer {layer} read {share:.1%} of the inner")
+    print(f"walls of {_TEST} other mazes. Before it knows where from and where to, at {gathered.place},")
+    print(f"layer {layer_before}, they read {share_before:.1%}. What is commoner for each wall gives", end=" ")
+    print(f"{here.majority:.1%}.")
     near, behind = heads.connected_over_uniform[head], heads.walled_over_uniform[head]
     print(f"Layer {head[0]}, head {head[1]} looks most along open edges: {near:.1f} × as much as spread evenly at")
     print(f"cells that one step reaches, {behind:.1f} × at neighbours behind a wall.")
-    shown = picture(model, walls[GATHERED], head, side, 0, tok)
+    shown = picture(model, gathered, head, side, 0, tok)
     for maze, path, kind, exact in zip(shown.mazes, shown.paths, shown.kinds, shown.exact, strict=True):
         print(f"\nA maze, {kind}, and the path that the model walked: {'solved' if exact else 'not solved'}")
         print(text(maze, path))

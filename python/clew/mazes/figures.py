@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -181,13 +181,11 @@ def adjacency_lengths(found: AdjacencyHeads, layer: int, head: int) -> Figure:
 
 
 def probes(
-    walls: WallProbes, untrained: WallProbes | None, bag: WallProbes | None, before: WallProbes | None = None
+    walls: WallProbes, untrained: WallProbes | None, bag: WallProbes | None, elsewhere: Sequence[WallProbes] = ()
 ) -> Figure:
-    """Accuracy of wall probes on inner walls by layer, and baselines; `before`: of ridge probes at another token."""
-    here = place_name(walls.position)
-    series: dict[str, Any] = {f"{method} at {here}": scores.accuracy for method, scores in walls.scores.items()}
-    if before is not None:
-        series[f"ridge at {place_name(before.position)}"] = before["ridge"].accuracy
+    """Accuracy of wall probes on inner walls by layer, and baselines; `elsewhere`: of ridge probes at other places."""
+    series: dict[str, Any] = {f"{method} at {walls.place}": scores.accuracy for method, scores in walls.scores.items()}
+    series |= {f"ridge at {other.place}": other["ridge"].accuracy for other in elsewhere}
     first = next(iter(walls.scores.values()))
     n = len(first.accuracy)
     series["whole mazes, as trees"] = first.tree_exact
@@ -200,17 +198,25 @@ def probes(
     return curves(series, ylabel="share of inner walls right", title="Walls read off one token")
 
 
-def probe_positions(along: Mapping[str, WallProbes]) -> Figure:
-    """Accuracy of ridge probes on inner walls by layer, at every token before the path."""
+def probe_positions(along: Mapping[str, WallProbes], within: Mapping[str, WallProbes] | None = None) -> Figure:
+    """Accuracy of ridge probes on inner walls by layer, at every token before the path; `within`: between attention and
+    MLP, half a layer before."""
     series: dict[str, Any] = {place_name(position): walls["ridge"].accuracy for position, walls in along.items()}
     first = next(iter(along.values()))
-    series["control: majority of each wall"] = np.full(len(first["ridge"].accuracy), first.majority)
-    return curves(series, ylabel="share of inner walls right", title="Where the walls are gathered")
+    x, xlabel = np.arange(len(first["ridge"].accuracy), dtype=float), "layer"
+    if within is not None:
+        series = {
+            place_name(at): np.stack([within[at]["ridge"].accuracy, walls["ridge"].accuracy], axis=1).ravel()
+            for at, walls in along.items()
+        }
+        x, xlabel = np.stack([x - 0.5, x], axis=1).ravel(), "layer (half a layer before: between its attention and MLP)"
+    series["control: majority of each wall"] = np.full(len(x), first.majority)
+    return curves(series, x, xlabel=xlabel, ylabel="share of inner walls right", title="Where the walls are gathered")
 
 
 def probe_picture(shown: Shown) -> Figure:
     """What the probes of a layer say of every inner wall of one maze: red a wall, black edges where they are wrong."""
-    title = f"Walls as layer {shown.layer} has them at {place_name(shown.position)}"
+    title = f"Walls as layer {shown.layer} has them at {place_name(shown.position, shown.site)}"
     return draw(shown.maze, walls=shown.openness, title=title)
 
 

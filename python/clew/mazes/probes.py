@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError
-from ..inputs import check_seed, check_type, real_array
+from ..inputs import check_seed, check_type, is_word, real_array
 from ..model import check_model
 from ..probe import Moments, Probe, logistic
 from .checks import names_of, one_size, place_in
 from .maze import Maze, Mazes, cell_pair, check_grid, way_of
-from .prompts import BEFORE, FIXED, NORMAL_95, Prompts, place_name, reading_prompts, residuals
+from .prompts import BEFORE, FIXED, NORMAL_95, STREAMS, Prompts, place_name, reading_prompts, residuals
 from .rollout import tokenizer_of
 from .tokens import Tokenizer
 
@@ -102,8 +102,15 @@ def bags(prompts: Prompts, vocab: int) -> Features:
         yield rows, np.array([np.bincount(row, minlength=vocab) for row in tokens], np.float64)[None]
 
 
-def _stream(source: Model | str, prompts: Prompts, *, vocab: int) -> Features:
-    return bags(prompts, vocab) if isinstance(source, str) else residuals(source, prompts)
+def _stream(source: Model | str, prompts: Prompts, *, vocab: int, site: str) -> Features:
+    return bags(prompts, vocab) if isinstance(source, str) else residuals(source, prompts, site=site)
+
+
+def _site(site: str, what: str) -> str:
+    """Raises ConfigError for what is no site of the residual stream."""
+    if not is_word(site, STREAMS):
+        raise ConfigError(f"{what}: site = {site!r}: one of {', '.join(STREAMS)}")
+    return site
 
 
 def untrained(model: Model, seed: int = 0) -> Model:
@@ -207,6 +214,8 @@ class WallProbes:
 
     grid: int
     position: str
+    site: str
+    """Of the stream: "resid_post", after each layer, "resid_mid" or "resid_pre"."""
     n_train: int
     n_test: int
     walls: Array
@@ -224,8 +233,8 @@ class WallProbes:
     def table(self) -> str:
         """Accuracy of every method and layer as text, in percent."""
         lines = [
-            f"walls of {self.grid} × {self.grid} mazes at {place_name(self.position)}, {self.n_train:,} mazes to learn "
-            f"from, {self.n_test:,} held out; % of inner walls:",
+            f"walls of {self.grid} × {self.grid} mazes at {self.place}, {self.n_train:,} mazes to learn from, "
+            f"{self.n_test:,} held out; % of inner walls:",
             f"what is commoner for each wall {100 * self.majority:.1f}, always a wall {100 * self.always_wall:.1f}",
             "method    layer  right [95 %]         other mazes' walls  whole mazes, raw  as a spanning tree",
         ]
@@ -246,6 +255,11 @@ class WallProbes:
         if method is None:
             raise ConfigError(f"method = None: there are {', '.join(self.scores)}")
         return self.scores[self._method(method)]
+
+    @property
+    def place(self) -> str:
+        """Where the stream is read, as tables and figures name it."""
+        return place_name(self.position, self.site)
 
     def _method(self, method: str | None) -> str:
         """A method by its name; None: the better one."""
@@ -332,12 +346,13 @@ def wall_probes(
     test: Mazes | Iterable[Maze],
     *,
     position: str = "path_start",
+    site: str = "resid_post",
     methods: Sequence[str] = ("ridge", "logistic"),
     lam: float = 1e-3,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> WallProbes:
-    """Fits a linear probe for every inner wall on one token's residual stream after every layer, and tests it on other
+    """Fits a linear probe for every inner wall on one token's residual stream at every layer, and tests it on other
     mazes.
 
     Parameters
@@ -351,6 +366,9 @@ def wall_probes(
         "path_start": the stream at <PATH_START>, as the paper's; "origin", "path": at a cell of the path, its first or
         a random one; "adjlist_end", "origin_start", "origin_end", "target_start", "target_end": at that token before
         it. The bundled model gathers walls at <ORIGIN_START>.
+    site
+        Where in a layer: "resid_post", behind it; "resid_mid", between its attention and its MLP, where the bundled
+        model's walls are read best; "resid_pre", before it.
     methods
         "ridge" (on 0 and 1, boundary ½) from streamed moments; "logistic", from at most KEPT mazes.
     lam
@@ -363,8 +381,10 @@ def wall_probes(
     Raises
     ------
     ConfigError
-        Empty splits, walls in both of them, no such method or position; mazes to learn from that all have the same
-        walls.
+        Empty splits, walls in both of them, no such method, position or site; a site for a bag of tokens; mazes to
+        learn from that all have the same walls.
+    SiteError
+        A model without the site: one whose attention and MLP read the same stream has no "resid_mid".
     ShapeError
         Mazes of several sizes.
     TokenError
@@ -381,18 +401,20 @@ def wall_probes(
     ((2,), (2, 24), True)
     """
     methods = names_of(methods, "wall_probes: methods", METHODS)
-    seed = check_seed(seed)
+    site, seed = _site(site, "wall_probes"), check_seed(seed)
     if isinstance(model, str):
         if model != "bag of tokens" or tokenizer is None:
             raise ConfigError(f'{model!r}: a model, or "bag of tokens" and a tokenizer')
         check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
+        if site != STREAMS[0]:
+            raise ConfigError(f"wall_probes: site = {site!r}: a bag of tokens has no sites")
         tok = tokenizer
     else:
         tok = tokenizer_of(model, tokenizer)
     splits = _splits(train, test, "wall_probes")
     learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate(splits))
-    streams = partial(_stream, model, vocab=len(tok.vocab))
-    return _probed("wall_probes", streams, learn, held, [position], methods, lam)[position]
+    streams = partial(_stream, model, vocab=len(tok.vocab), site=site)
+    return _probed("wall_probes", streams, learn, held, [position], site, methods, lam)[position]
 
 
 def wall_probes_along(
@@ -401,6 +423,7 @@ def wall_probes_along(
     test: Mazes | Iterable[Maze],
     *,
     positions: Sequence[str] = FIXED,
+    site: str = "resid_post",
     methods: Sequence[str] = ("ridge",),
     lam: float = 1e-3,
     tokenizer: Tokenizer | None = None,
@@ -423,11 +446,11 @@ def wall_probes_along(
     """
     what = "wall_probes_along"
     positions = names_of(positions, f"{what}: positions", FIXED)
-    methods = names_of(methods, f"{what}: methods", METHODS)
+    methods, site = names_of(methods, f"{what}: methods", METHODS), _site(site, what)
     tok = tokenizer_of(model, tokenizer)
     learn, held = (reading_prompts(ms, tok, "path_start") for ms in _splits(train, test, what))
     back = [BEFORE.get(position, 0) for position in positions]
-    return _probed(what, partial(residuals, model, back=back), learn, held, positions, methods, lam)
+    return _probed(what, partial(residuals, model, back=back, site=site), learn, held, positions, site, methods, lam)
 
 
 def by_position(found: Mapping[str, WallProbes], method: str = "ridge") -> str:
@@ -435,8 +458,8 @@ def by_position(found: Mapping[str, WallProbes], method: str = "ridge") -> str:
     first = next(iter(found.values()))
     layers = range(len(first[method].accuracy))
     lines = [
-        f"{method} probes by the token they read, {first.n_train:,} mazes to learn from, {first.n_test:,} held out; % "
-        f"of inner walls (what is commoner for each wall {100 * first.majority:.1f}):",
+        f"{method} probes by the token whose {first.site} they read, {first.n_train:,} mazes to learn from, "
+        f"{first.n_test:,} held out; % of inner walls (what is commoner for each wall {100 * first.majority:.1f}):",
         f"{'':<15}" + "".join(f"{f'layer {i}':>9}" for i in layers) + "  best [95 %]          other mazes' walls",
     ]
     for position, walls in found.items():
@@ -460,6 +483,7 @@ def _probed(
     learn: Prompts,
     held: Prompts,
     positions: Sequence[str],
+    site: str,
     methods: Sequence[str],
     lam: float,
 ) -> dict[str, WallProbes]:
@@ -481,7 +505,7 @@ def _probed(
     def at(i: int, position: str) -> WallProbes:
         own = slice(i * n_layers, (i + 1) * n_layers)
         return WallProbes(
-            grid, position, len(learn), len(held), inner_walls(grid),
+            grid, position, site, len(learn), len(held), inner_walls(grid),
             {name: _scores([column[own] for column in found]) for name, found in columns.items()},
             float(per_wall.mean()), per_wall, float(other.mean()),
             {name: one.layers(own) for name, one in fit.probes.items()},
@@ -521,6 +545,7 @@ class RouteProbes:
     """What one token's stream tells of the way; made by :func:`route_probes`. Arrays by layer, on held-out mazes."""
 
     position: str
+    site: str
     n_train: int
     n_test: int
     path_auc: Array
@@ -546,7 +571,8 @@ class RouteProbes:
     def table(self) -> str:
         """Every layer as text."""
         lines = [
-            f"the way at {place_name(self.position)}, {self.n_train:,} mazes to learn from, {self.n_test:,} held out",
+            f"the way at {place_name(self.position, self.site)}, {self.n_train:,} mazes to learn from, "
+            f"{self.n_test:,} held out",
             "layer  cells of the way, AUC  cells right  length, R²  next step right",
         ]
         for i, auc in enumerate(self.path_auc):
@@ -593,6 +619,7 @@ def route_probes(
     test: Mazes | Iterable[Maze],
     *,
     position: str = "path_start",
+    site: str = "resid_post",
     lam: float = 1e-3,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
@@ -612,7 +639,7 @@ def route_probes(
     (2,)
     """
     tok = tokenizer_of(model, tokenizer)
-    seed = check_seed(seed)
+    site, seed = _site(site, "route_probes"), check_seed(seed)
     splits = _splits(train, test, "route_probes")
     learn, held = (reading_prompts(ms, tok, position, seed + i) for i, ms in enumerate(splits))
     enough = [p.mazes.path_lengths > 1 for p in (learn, held)]
@@ -626,8 +653,8 @@ def route_probes(
         return np.concatenate([on, steps[:, None], way[:, None] == np.arange(4)], axis=1).astype(np.float64)
 
     y, truth = targets(learn), targets(held)
-    fit = _fit(residuals(model, learn), y, ["ridge"], lam, "route_probes")
-    both = [(fit.probes["ridge"](x), fit.controls["ridge"](x)) for _, x in residuals(model, held)]
+    fit = _fit(residuals(model, learn, site=site), y, ["ridge"], lam, "route_probes")
+    both = [(fit.probes["ridge"](x), fit.controls["ridge"](x)) for _, x in residuals(model, held, site=site)]
     made, control = (np.concatenate(part, axis=1) for part in zip(*both, strict=True))
     on, steps, way = truth[:, :cells] > 0.5, truth[:, cells], truth[:, cells + 1 :].argmax(1)
     ends = held.mazes.ends @ [grid, 1]
@@ -646,7 +673,7 @@ def route_probes(
     greedy = np.where(vertical, np.where(apart[:, 0] < 0, 0, 3), np.where(apart[:, 1] < 0, 1, 2))
     commonest = y[:, cells + 1 :].sum(0).argmax()
     return RouteProbes(
-        position, len(learn), len(held),
+        position, site, len(learn), len(held),
         np.array([_auc(layer[:, :cells][between], on[between]) for layer in made]),
         ((made[..., :cells] > 0.5) == on).mean((1, 2)),
         float(((y[:, :cells].mean(0) > 0.5) == on).mean()),

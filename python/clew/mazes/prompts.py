@@ -29,6 +29,8 @@ BEFORE = {"adjlist_end": 7, "origin_start": 6, "origin_end": 4, "target_start": 
 """Other tokens where it may be read, and how far each stands before <PATH_START>."""
 FIXED = (*BEFORE, "path_start")
 """Tokens that stand in every prompt at the same place from <PATH_START>, in their order."""
+STREAMS = ("resid_post", "resid_mid", "resid_pre")
+"""Sites of the residual stream: after a layer, between its attention and its MLP, before it."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,14 @@ def reading_prompts(
     return replace(start, tokens=[row[:-back] for row in start.tokens], step=start.step - back)
 
 
-def place_name(position: str) -> str:
-    """A position as tables and figures name it.
+def place_name(position: str, site: str = STREAMS[0]) -> str:
+    """A position as tables and figures name it, and the site where the stream is not read after a layer.
 
-    >>> place_name("origin_end"), place_name("path")
-    ('<ORIGIN_END>', 'a cell of the path')
+    >>> place_name("origin_end"), place_name("path"), place_name("origin_end", "resid_mid")
+    ('<ORIGIN_END>', 'a cell of the path', '<ORIGIN_END> (resid_mid)')
     """
     cells = {"origin": "the path's first cell", "path": "a cell of the path"}
-    return cells.get(position, f"<{position.upper()}>")
+    return cells.get(position, f"<{position.upper()}>") + (f" ({site})" if site != STREAMS[0] else "")
 
 
 def tokens_until(ms: Mazes, tok: Tokenizer, step: Array) -> list[Array]:
@@ -135,17 +137,17 @@ def tokens_until(ms: Mazes, tok: Tokenizer, step: Array) -> list[Array]:
 
 
 def residuals(
-    model: Model, prompts: Prompts, size: int = BATCH, back: Sequence[int] = (0,)
+    model: Model, prompts: Prompts, size: int = BATCH, back: Sequence[int] = (0,), site: str = STREAMS[0]
 ) -> Iterator[tuple[slice, Array]]:
-    """(rows, the stream after every layer at each prompt's last token [layer, rows, d_model]), piece by piece.
+    """(rows, the stream at one site of every layer, at each prompt's last token [layer, rows, d_model]), in pieces.
 
     back: how many tokens before the last one instead; of several all layers at the first come first,
     [place · layer, rows, d_model].
     """
     check_length(model, prompts)
     for rows, tokens in prompts.batches(size):
-        run = model.run(tokens, capture="resid_post", positions=[-1 - b for b in back], logits=None)
-        x = np.moveaxis(run.stack("resid_post"), 2, 0)  # [place, layer, rows, d_model]
+        run = model.run(tokens, capture=site, positions=[-1 - b for b in back], logits=None)
+        x = np.moveaxis(run.stack(site), 2, 0)  # [place, layer, rows, d_model]
         yield rows, x.reshape(-1, *x.shape[2:])
 
 

@@ -100,6 +100,8 @@ class WallFlips:
     """Of the probes."""
     position: str
     """Where they read, and where the changes begin."""
+    site: str
+    """What they read of each layer, and what is changed."""
     scale: float
     """By how much a reading is moved: 1 is the way from "open" to "wall"."""
     n: dict[str, int]
@@ -121,6 +123,11 @@ class WallFlips:
     """Walls that are not flipped, int [walls, 2, 2]: they never vary in the mazes that the probes learned from, so that
     their probe is 0 at one of the layers, and has no direction."""
 
+    @property
+    def place(self) -> str:
+        """Position and site, as tables and figures name them."""
+        return place_name(self.position, self.site)
+
     def row(self, kind: str, layer: int, change: str) -> WallFlip:
         """One row. Raises ConfigError for one that there is not."""
         for row in self.rows:
@@ -134,7 +141,7 @@ class WallFlips:
         for kind in self.kinds:
             what = "walks through the wall" if kind == "open" else "avoids the edge"
             lines += [
-                f"{kind}: {self.n[kind]} mazes, from {place_name(self.position)} on, scale {self.scale:g}; unchanged: "
+                f"{kind}: {self.n[kind]} mazes, from {self.place} on, scale {self.scale:g}; unchanged: "
                 f"crosses {self.crossed[kind]}, valid {100 * self.valid[kind].value:.1f} %, margin "
                 f"{self.margin[kind].value:+.2f}",
                 f"layer  change      {what + ' [95 %], %':<38} valid  valid if so  exact if so  legal steps  "
@@ -272,12 +279,13 @@ def flip_walls(
 ) -> WallFlips:
     """Makes one wall look open, or one edge look like a wall, along a probe's direction, and lets the model walk.
 
-    "flip" adds ±scale · p / ‖p‖² to the stream after one layer, at the token that the probes read and at every position
-    behind it, those that are still to be generated included: the probe reads ±scale more. Of probes at <PATH_START>
-    these are the way's positions; of probes at a token before it, <ORIGIN_END> say, the tokens between are changed as
-    well. "erase" moves each of these positions along p to the probe's mean reading of that place, one for each token up
-    to <PATH_START> and one for cells of the way: nothing of the wall is left for the probe to read there. "open" takes,
-    of the walls between two cells of the way, the one whose opening shortens it most; "close" a random edge of the way.
+    "flip" adds ±scale · p / ‖p‖² to the stream where the probes read it (after a layer, or within it: `site` of
+    :func:`clew.mazes.wall_probes`), at the token that they read and at every position behind it, those that are still
+    to be generated included: the probe reads ±scale more. Of probes at <PATH_START> these are the way's positions; of
+    probes at a token before it, <ORIGIN_END> say, the tokens between are changed as well. "erase" moves each of these
+    positions along p to the probe's mean reading of that place, one for each token up to <PATH_START> and one for cells
+    of the way: nothing of the wall is left for the probe to read there. "open" takes, of the walls between two cells of
+    the way, the one whose opening shortens it most; "close" a random edge of the way.
 
     Confounds that are controlled here:
 
@@ -298,7 +306,7 @@ def flip_walls(
     probes
         Ridge probes of this model at <PATH_START>, or at a token before it: the changes begin where they read.
     layers
-        After which the stream is changed, one at a time; None: all.
+        Where the stream is changed, one at a time; None: at all.
     kinds, changes
         Of WALL_KINDS and of CHANGES.
     scale
@@ -387,8 +395,8 @@ def flip_walls(
                 gained = found["flip"].moved_each.astype(float) - found[control].moved_each
                 estimates.append(bootstrap(gained, seed=seed) if len(gained) else Estimate(np.nan, np.nan, np.nan, 0))
     return WallFlips(
-        tuple(chosen), tuple(kinds), "ridge", probes.position, float(scale), n, crossed, valid, margin, accuracy,
-        push.mean(0), tuple(rows), contrast, probes.walls[~directed],
+        tuple(chosen), tuple(kinds), "ridge", probes.position, probes.site, float(scale), n, crossed, valid, margin,
+        accuracy, push.mean(0), tuple(rows), contrast, probes.walls[~directed],
     )  # fmt: skip
 
 
@@ -400,7 +408,7 @@ class _Flips:
         directed: Array | bool = True,
     ) -> None:  # fmt: skip
         self.model, self.case, self.scale, self.tok, self.layers = model, case, scale, tok, layers
-        self.probe, self.back = probes.probes["ridge"], BEFORE.get(probes.position, 0)
+        self.probe, self.back, self.site = probes.probes["ridge"], BEFORE.get(probes.position, 0), probes.site
         self.sign = np.where(walls_of(case.mazes)[np.arange(len(case.wall)), case.wall], -1.0, 1.0)
         self.other = _others(case, probes.grid, seed, directed)
         noise = generator(seed, 4).standard_normal((len(case.wall), model.config.d_model))
@@ -409,7 +417,7 @@ class _Flips:
 
     def _read(self) -> None:
         n, n_layers, n_walls = len(self.case.wall), len(self.layers), self.probe.weight.shape[2]
-        site = [("resid_post", layer) for layer in self.layers]
+        sites = [(self.site, layer) for layer in self.layers]
         self.first = np.zeros((n_layers, n))
         """Reading of each maze's wall at the probes' token."""
         self.above = np.zeros((n_layers, n))
@@ -421,10 +429,10 @@ class _Flips:
         for rows in pieces(n):
             part = self.case.mazes[rows]
             texts, maze, at, place = along_the_way(part, self.tok, self.back)
-            run = self.model.run(texts, capture=site, logits=None)
+            run = self.model.run(texts, capture=sites, logits=None)
             k, wall = part.path_lengths, self.case.wall[rows][maze]
             for i, layer in enumerate(self.layers):
-                x = run["resid_post", layer][maze, at].astype(np.float64)
+                x = run[self.site, layer][maze, at].astype(np.float64)
                 said = self.probe.layer(layer)(x)
                 start, way = place == 0, place > self.back
                 own = said[np.arange(len(maze)), wall]
@@ -459,7 +467,7 @@ class _Flips:
 
     def _edits(self, layer: int, change: str, rows: Array, positions: Array, real: Array) -> list[Edit]:
         """At positions [n, room] from the probes' token on, of mazes `rows`; only where `real`."""
-        site = ("resid_post", layer)
+        site = (self.site, layer)
         if change != "erase":
             value = self.vectors(layer, change)[rows][:, None] * real[..., None]
             return [edit.add(site, value, positions=positions)]

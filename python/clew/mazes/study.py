@@ -63,6 +63,7 @@ class Shown:
     """[grid, grid]"""
     position: str
     """Of the probes."""
+    site: str
     layer: int
     openness: Array
     """[2, grid, grid]"""
@@ -89,6 +90,8 @@ class MazeExperiment(Experiment):
     """At <PATH_START>, as the paper's."""
     walls_along: dict[str, WallProbes]
     """Ridge probes at every token from <ADJLIST_END> to <PATH_START>."""
+    walls_within: dict[str, WallProbes] | None
+    """The same between attention and MLP; None for models where both read the same stream."""
     walls_untrained: WallProbes
     walls_bag: WallProbes
     route: RouteProbes
@@ -99,7 +102,7 @@ class MazeExperiment(Experiment):
     flips: WallFlips
     """By probes at <PATH_START>, from there on."""
     flips_before: WallFlips
-    """By probes at <ORIGIN_START>, from there on."""
+    """By probes at <ORIGIN_START>, from there on; between attention and MLP where there is a stream between them."""
     start: PathStartPatching
     dynamics: Dynamics | None
     """Of the training of "maze-6x6", as it is stored with the package; None for other models."""
@@ -111,6 +114,7 @@ class MazeExperiment(Experiment):
         """Figures by name; needs matplotlib (`clew[plot]`)."""
         from . import figures
 
+        elsewhere = [one[GATHERED] for one in (self.walls_along, self.walls_within) if one is not None]
         out = {
             "evaluation": figures.evaluation(self.table1),
             "solved": figures.solved(self.shown),
@@ -120,8 +124,8 @@ class MazeExperiment(Experiment):
             "adjacency_scores": figures.adjacency_scores(self.adjacency),
             "adjacency_lengths": figures.adjacency_lengths(self.adjacency, *self.adjacency_head),
             "adjacency_head": figures.adjacency_head(self.shown),
-            "probes": figures.probes(self.walls, self.walls_untrained, self.walls_bag, self.walls_along[GATHERED]),
-            "probe_positions": figures.probe_positions(self.walls_along),
+            "probes": figures.probes(self.walls, self.walls_untrained, self.walls_bag, elsewhere),
+            "probe_positions": figures.probe_positions(self.walls_along, self.walls_within),
             "probe_picture": figures.probe_picture(self.shown),
             "lens": figures.lens(self.lens),
         }
@@ -142,6 +146,7 @@ class MazeExperiment(Experiment):
         """The tables of all parts, one after the other."""
         parts = [
             repr(self.table1), self.adjacency.table(8), self.walls.table(), by_position(self.walls_along),
+            *([by_position(self.walls_within)] if self.walls_within is not None else []),
             self.route.table(), self.lens.table(),
         ]  # fmt: skip
         more = (
@@ -163,11 +168,11 @@ def picture(model: Model, walls: WallProbes, head: Head, grid: int, seed: int, t
     scores = walls.scores
     method = max(scores, key=lambda name: float(scores[name].accuracy.max()))
     layer = scores[method].best
-    _, stream = next(residuals(model, reading_prompts(maze, tok, walls.position)))
+    _, stream = next(residuals(model, reading_prompts(maze, tok, walls.position), site=walls.site))
     return Shown(
         ms, KINDS, tuple(paths), tuple(judge(paths, ms).exact.tolist()), maze, head, step,
         (int(maze.solution[step][0]), int(maze.solution[step][1])),
-        looks[step], walls.position, layer,
+        looks[step], walls.position, walls.site, layer,
         walls.openness(stream[layer], layer, method)[0],
     )  # fmt: skip
 
@@ -177,6 +182,11 @@ def _reached(maze: Maze, step: int) -> list[tuple[int, int]]:
     r, c = (int(i) for i in maze.solution[step])
     around = ((r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1))
     return [(a, b) for a, b in around if 0 <= a < maze.grid and 0 <= b < maze.grid and maze.connected((r, c), (a, b))]
+
+
+def has_mid(model: Model) -> bool:
+    """Is there a stream between attention and MLP?"""
+    return "blocks.0.hook_resid_mid" in model.sites()
 
 
 def _lens(model: Model, train: Mazes, test: Mazes) -> LensMasses:
@@ -201,8 +211,8 @@ def experiment(
     quick
         The small version: 150 mazes of each kind for Table 1, 2,000 for the probes to learn from, 60 for causal tests
         at the layer of the best probes alone; else 1,000, 15,000 (as the paper), 500, and every layer. Walls are read
-        and flipped at <PATH_START>, as the paper's, and beside it at <ORIGIN_START>, where the bundled model gathers
-        them.
+        and flipped at <PATH_START> behind each layer, as the paper's, and beside it at <ORIGIN_START>, where the
+        bundled model gathers them, between attention and MLP.
     seed
         Of mazes, random cells, shuffles and resampling. Probes and lenses learn on mazes of the split "train", all is
         measured on "test".
@@ -242,8 +252,10 @@ def experiment(
     table1 = evaluations(model, n_table, side, kinds=KINDS, seed=seed)
     tell("wall probes")
     along = wall_probes_along(model, train, test[:n_test])
+    within = wall_probes_along(model, train, test[:n_test], site="resid_mid") if has_mid(model) else None
     walls = along["path_start"] if quick else wall_probes(model, train, test[:n_test], seed=seed)
-    layers, layers_before = ([one["ridge"].best] if quick else None for one in (walls, along[GATHERED]))
+    gathered = (along if within is None else within)[GATHERED]
+    layers, layers_before = ([one["ridge"].best] if quick else None for one in (walls, gathered))
     spare = model.config.n_layers * (model.config.n_heads // 2)
     asked, reference = test[:n_causal], train[: max(100, n_causal)]
     settings: dict[str, Any] = dict(heads=min(2, spare), draws=1 if quick else 3, least_mass=LEAST_MASS, seed=seed)
@@ -257,6 +269,7 @@ def experiment(
         adjacency_head=head,
         walls=walls,
         walls_along=along,
+        walls_within=within,
     )  # fmt: skip
     blank: Any = dict(methods=["ridge"], seed=seed, tokenizer=tok)
     parts |= measured({
@@ -270,14 +283,14 @@ def experiment(
         "ablation": lambda: ablate_heads(model, asked, reference, **settings) if spare else None,
         "patching": lambda: patch_heads(model, asked, reference, **settings) if spare else None,
         "flips": lambda: flip_walls(model, asked, walls, layers=layers, seed=seed),
-        "flips_before": lambda: flip_walls(model, asked, along[GATHERED], layers=layers_before, seed=seed),
+        "flips_before": lambda: flip_walls(model, asked, gathered, layers=layers_before, seed=seed),
         "start": lambda: patch_path_start(model, asked, reference, layers=layers, seed=seed),
         "dynamics": lambda: stored_dynamics() if model.config.model_name == "maze-6x6" else None,
         "consistency": stored_consistency,
-        "shown": lambda: picture(model, along[GATHERED], head, side, seed, tok),
+        "shown": lambda: picture(model, gathered, head, side, seed, tok),
     })  # fmt: skip
     title = "Structured world representations in maze-solving transformers"
     return MazeExperiment(5, title, model.config.model_name, seed, quick, claims(parts), **parts)
 
 
-__all__ = ["GATHERED", "KINDS", "LEAST_MASS", "MazeExperiment", "Shown", "experiment", "picture"]
+__all__ = ["GATHERED", "KINDS", "LEAST_MASS", "MazeExperiment", "Shown", "experiment", "has_mid", "picture"]

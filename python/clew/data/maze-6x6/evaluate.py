@@ -1,10 +1,11 @@
 """Measures the bundled model "maze-6x6" on held-out mazes: python evaluate.py
 
-Every row of the paper's Table 1 on 1,000 mazes of each kind; probes for every inner wall at <PATH_START>, learned from
-15,000 mazes as the paper's, and at <ORIGIN_START>; ridge probes at every token before the path, from 5,000 of them; and
-what walks do once one wall is flipped along the probes' directions at these two tokens, in 300 mazes, at every layer.
-Writes evaluation.json beside this file, with the seeds, and prints the tables that README.md shows; takes about ten
-minutes, and starts again from nothing when it is stopped. `clew mazes --full` measures all the rest.
+Every row of the paper's Table 1 on 1,000 mazes of each kind; probes for every inner wall behind each layer at
+<PATH_START>, learned from 15,000 mazes as the paper's, and at <ORIGIN_START>, there also between attention and MLP;
+ridge probes at every token before the path, from 5,000 of them; and what walks do once one wall is flipped along the
+probes' directions at these places, in 300 mazes, at every layer. Writes evaluation.json beside this file, with the
+seeds, and prints the tables that README.md shows; takes about fifteen minutes, and starts again from nothing when it is
+stopped. `clew mazes --full` measures all the rest.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from clew import mazes
 from clew.experiment import plain
 from clew.mazes.probes import by_position
 
-SEED, N_TABLE, N_TRAIN, N_TEST, N_FLIPS = 0, 1000, 15000, 2000, 300
+SEED, N_TABLE, N_TRAIN, N_TEST, N_FLIPS = 0, 1000, 15000, 10000, 300
 N_ALONG = 5000, 1000
 READ = ("path_start", "origin_start")
+WITHIN = "resid_mid"
 HERE = Path(__file__).parent
 
 
@@ -57,27 +59,29 @@ def main() -> None:
     train, test = (
         mazes.generate(n, 6, seed=seed, split=part) for n, seed, part in ((n_train, 1, "train"), (n_test, 2, "test"))
     )
-    walls = mazes.wall_probes_along(model, train, test, positions=READ, methods=["ridge", "logistic"])
-    along = mazes.wall_probes_along(model, train[: n_along[0]], test[: n_along[1]])
-    flips = {at: mazes.flip_walls(model, test[:n_flips], walls[at], seed=SEED) for at in READ}
+    found = mazes.wall_probes_along(model, train, test, positions=READ, methods=["ridge", "logistic"])
+    walls = [*found.values(), mazes.wall_probes(model, train, test, position=READ[1], site=WITHIN)]
+    fewer = train[: n_along[0]], test[: n_along[1]]
+    along = {site: mazes.wall_probes_along(model, *fewer, site=site) for site in ("resid_post", WITHIN)}
+    flips = [mazes.flip_walls(model, test[:n_flips], probes, seed=SEED) for probes in walls]
     said = f"rdfs, 6 × 6: {n_train} of split train, seed 1; {n_test} of split test, seed 2"
-    majority = walls[READ[0]].majority
     result = {
         "model": model.config.model_name, "version": clew.__version__, "table 1": table.to_dict(),
         "below the paper's hallway model": table.below(),
-        "walls": {"mazes": said, "majority of each wall": majority, **walls_json(walls["path_start"])},
-        "walls at <ORIGIN_START>": {
-            "mazes": said, "majority of each wall": majority, **walls_json(walls["origin_start"])
+        "walls": {
+            "mazes": said, "majority of each wall": walls[0].majority, **{one.place: walls_json(one) for one in walls}
         },
-        "walls by token, ridge": {"mazes": f"the first {n_along[0]} and {n_along[1]} of them",
-                                  "majority of each wall": along["path_start"].majority,
-                                  **{at: walls_json(one)["ridge"] for at, one in along.items()}},
+        "walls by token, ridge": {
+            "mazes": f"the first {n_along[0]} and {n_along[1]} of them",
+            "majority of each wall": along[WITHIN][READ[0]].majority,
+            **{site: {at: walls_json(one)["ridge"] for at, one in read.items()} for site, read in along.items()},
+        },
         "flips": {"mazes": f"the first {n_flips} of those of split test", "seed": SEED,
-                  **{at: rounded(one) for at, one in flips.items()}},
+                  **{one.place: rounded(one) for one in flips}},
     }  # fmt: skip
     lines = [f" {json.dumps(key)}: {json.dumps(plain(value), ensure_ascii=False)}" for key, value in result.items()]
     args.out.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    parts = [table, *walls.values(), by_position(along), *flips.values()]
+    parts = [table, *walls, *map(by_position, along.values()), *flips]
     print("\n\n".join(map(str, parts)))
     print(f"\nbelow the paper's hallway model: {table.below() or 'none'}")
 
