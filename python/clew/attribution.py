@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import norm
 from .errors import ConfigError, ShapeError, SiteError, TokenError
-from .inputs import as_array, check_flags, is_word, whole
+from .inputs import as_array, check_flags, is_word, nearest, sliced, whole
 
 if TYPE_CHECKING:
     from .model import Model
@@ -46,10 +46,35 @@ Tokens = int | str | Sequence[int] | Sequence[str] | NDArray[Any]
 # ---- Parts of a run -------------------------------------------------------------------------------------------------
 
 
+_SIZES = ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "d_vocab_out")
+_AXES = {"d_model": "d_model", "head": "n_heads", "d_head": "d_head", "d_mlp": "d_mlp", "d_vocab": "d_vocab_out"}
+
+
+def check_same_sizes(run: Run, model: Model) -> None:
+    """Raises ConfigError for what is no model, ShapeError for one of other sizes than ran; weights may be others."""
+    from .model import check_model
+
+    check_model(model)
+    if run.model is not None:
+        sizes = {name: getattr(run.model.config, name) for name in _SIZES}
+    else:  # what its arrays tell
+        sizes = {"n_layers": run._table.n_layers}
+        for site, (_, array) in run._stacks.items():
+            lengths = array.shape[1:] if site.layered else array.shape
+            sizes |= {_AXES[a]: n for a, n in zip(site.axes, lengths, strict=True) if a in _AXES}
+    for name, size in sizes.items():
+        if size != (own := getattr(model.config, name)):
+            raise ShapeError(f"the run is of a model with {name} = {size}; this model has {own}")
+    if run.tokens is not None and run.tokens.max(initial=-1) >= model.config.d_vocab:
+        raise ShapeError(f"the run holds token {run.tokens.max()}, the model has ids 0 to {model.config.d_vocab - 1}")
+
+
 def _model(run: Run, model: Model | None) -> Model:
     found = run.model if model is None else model
     if found is None:
         raise ConfigError("this run does not know its model (it was pickled or made by hand): give model=")
+    if found is not run.model:
+        check_same_sizes(run, found)
     return found
 
 
@@ -188,6 +213,23 @@ def _neurons(run: Run, model: Model, layer: int, pos: Position, which: Any = sli
     return _behind(run, model, layer, 2, out, pos)
 
 
+def _chosen(neurons: Any, d_mlp: int) -> Array:
+    """Numbers of the neurons of a layer that an argument means; ShapeError for what means none."""
+    if isinstance(neurons, slice):
+        numbers = sliced(neurons, d_mlp, "neurons")
+    else:
+        which = as_array(neurons, "neurons")
+        if which.size and (which.ndim != 1 or which.dtype.kind not in "iub"):
+            raise ShapeError(f"neurons: a slice, a list of integers or a mask, not {which.dtype} {list(which.shape)}")
+        try:
+            numbers = np.arange(d_mlp)[which if which.size else []]
+        except IndexError as error:
+            raise ShapeError(f"neurons: {error}; the model has {d_mlp}") from None
+    if not numbers.size:
+        raise ShapeError(f"neurons = {neurons!r:.40} selects nothing")
+    return numbers
+
+
 def _finish(
     run: Run,
     parts: list[Array],
@@ -245,9 +287,10 @@ def accumulated_resid(
     return_labels
         Also the labels: "0_pre", "0_mid", ..., "final_post".
     model
-        For a run that does not know its model.
+        For a run that does not know its model, or another one of the same sizes.
 
-    Raises SiteError for layers that are not there or sites that were not captured, ShapeError for positions.
+    Raises SiteError for layers that are not there or sites that were not captured, ShapeError for positions and for a
+    model of other sizes.
 
     Example
     -------
@@ -474,7 +517,8 @@ def stack_neuron_results(
 
     neurons: a slice or list of those of each layer. `project_output_onto` [d_model] or [d_model, n] gives the products
     with these directions instead, [..., n], one layer's stack in memory at a time. The other parameters, and the
-    errors, are those of :func:`stack_head_results` (needs `mlp.hook_post`).
+    errors, are those of :func:`stack_head_results` (needs `mlp.hook_post`); ShapeError for neurons that are not there,
+    or none, and directions that do not fit.
 
     >>> import clew
     >>> model = clew.load("stories260K")
@@ -486,14 +530,14 @@ def stack_neuron_results(
     upto, found = _upto(run, layer), _model(run, model)
     if not _has(run, "mlp.hook_post"):
         raise SiteError("stack_neuron_results: this model has no MLPs")
-    onto = None if project_output_onto is None else np.asarray(project_output_onto)
+    onto = None if project_output_onto is None else as_array(project_output_onto, "project_output_onto")
+    if onto is not None and onto.dtype.kind not in "fiu":
+        raise ShapeError(f"project_output_onto must be real numbers, not {onto.dtype} {list(onto.shape)}")
     if onto is not None and (onto.ndim not in (1, 2) or onto.shape[0] != found.config.d_model):
         raise ShapeError(f"project_output_onto {list(onto.shape)}: expected [{found.config.d_model}] or [.., n]")
-    which: Any = slice(None) if neurons is None else neurons if isinstance(neurons, slice) else np.asarray(neurons)
-    try:
-        numbers = np.arange(found.config.d_mlp)[which]
-    except IndexError as error:
-        raise ShapeError(f"neurons: {error}; the model has {found.config.d_mlp}") from None
+    every = slice(None) if neurons is None else neurons
+    numbers = _chosen(every, found.config.d_mlp)
+    which = every if isinstance(every, slice) else numbers  # a slice copies no weights
 
     def finish(part: Array) -> Array:
         if apply_ln:
@@ -544,22 +588,24 @@ def apply_ln_to_stack(
     pos
         As in :func:`accumulated_resid`: where the stack stands.
 
-    A model without the norm gives the stack as it is. Raises ShapeError for a stack of another shape, SiteError when
-    the scale is not known.
+    A model without the norm gives the stack as it is. Raises ShapeError for a stack of another shape or of what is no
+    real number, SiteError when the scale is not known.
     """
     found = _model(run, model)
-    upto, array = _upto(run, layer), np.asarray(stack)
+    upto, array = _upto(run, layer), as_array(stack, "stack")
+    if array.dtype.kind not in "fiu":
+        raise ShapeError(f"stack must be real numbers, not {array.dtype} {list(array.shape)}")
+    kind = array.dtype if array.dtype.kind == "f" else found.dtype
     _check_mlp_input(run, upto, mlp_input)
     name, scale = _scale(run, found, upto, mlp_input)
     if not name:
         if array.ndim < 2 or array.shape[-1] != found.config.d_model:
             raise ShapeError(f"stack {list(array.shape)}: the last axis must be d_model = {found.config.d_model}")
-        return array
+        return array.astype(kind, copy=False)
     here = _at(run, scale, pos)
     shape = [*here.shape[:-1], found.config.d_model]
     if list(array.shape[1:]) != shape:
         raise ShapeError(f"stack {list(array.shape)} at pos = {pos!r}: expected [component, {str(shape)[1:]}")
-    kind = array.dtype if array.dtype.kind == "f" else found.dtype
     return norm.linear_part(found, name, array, here).astype(kind)
 
 
@@ -572,7 +618,7 @@ def _token_ids(model: Model, tokens: Tokens, what: str) -> Array:
         return np.asarray(model.to_single_token(tokens))
     if isinstance(tokens, Sequence) and any(isinstance(t, str) for t in tokens):
         tokens = [model.to_single_token(t) if isinstance(t, str) else t for t in tokens]
-    ids = np.asarray(tokens)
+    ids = as_array(tokens, what)
     if ids.dtype.kind not in "iu" or ids.ndim > 2:
         raise ShapeError(f"{what}: token ids, at most [batch, pos], not {ids.dtype} {list(ids.shape)}")
     outside = ids[(ids < 0) | (ids >= model.config.d_vocab_out)]
@@ -688,10 +734,19 @@ class Attribution:
         mean = self.values.mean(1)
         return [(self.labels[i], float(mean[i])) for i in np.argsort(-np.abs(mean), kind="stable")[:k]]
 
+    def __getitem__(self, label: str) -> NDArray[np.float64]:
+        """What the component of this name adds [batch]. Raises SiteError for another one, with the nearest."""
+        if label not in self.labels:
+            raise SiteError(f"{label!r} is no component of this attribution{nearest(str(label), self.labels)}")
+        return np.asarray(self.values[self.labels.index(label)])
+
     def __repr__(self) -> str:
         n, batch = self.values.shape
         lines = [f"Attribution of {n} components, {batch} sequence{'s' if batch != 1 else ''}; means:"]
-        rows = [*self.top(), ("remainder", float(self.remainder.mean())), ("logit", float(self.logit.mean()))]
+        rows = self.top()
+        if n > len(rows):
+            rows.append((f"{n - len(rows)} others", float(self.values.mean(1).sum()) - sum(value for _, value in rows)))
+        rows += [("remainder", float(self.remainder.mean())), ("logit", float(self.logit.mean()))]
         wide = max(len(label) for label, _ in rows)
         return "\n".join([*lines, *(f"  {label:<{wide}} {value:+9.4f}" for label, value in rows)])
 
@@ -717,6 +772,8 @@ def direct_logit_attribution(
         and each neuron instead of mlp_out.
     pos
         The position whose prediction it is; a negative one counts from each sequence's own end.
+
+    Behind the components comes a remainder, the biases: see :class:`Attribution`.
 
     Inside `model.edited`, a last component "edits" is what these put where no other one is seen: into the stream
     itself, into what was taken apart or behind the final norm.

@@ -14,6 +14,7 @@ import numpy as np
 from . import bench, demo, get_num_threads, info, lens, set_num_threads, tables
 from . import commands as papers
 from .errors import ConfigError, Error, MissingPackageError, TokenError, install
+from .inputs import check_path
 from .model import Model, load
 
 _EXAMPLES = """examples:
@@ -150,12 +151,14 @@ def _prompt(args: argparse.Namespace, model: Model) -> Any:
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.save is not None:
+        check_path(save=args.save)  # before the work, not after it
     model = load(args.model, dtype=args.dtype)
     capture = [name for item in args.capture for name in item.split(",") if name]
     if args.capture and not capture:
         raise ConfigError(f"--capture {args.capture[0]!r} names no site: clew info {args.model} lists them")
     tokens = _prompt(args, model)
-    run = model.run(tokens, capture=capture, logits="all" if args.save else "last")
+    run = model.run(tokens, capture=capture, logits="last" if args.save is None else "all")
     ids = run.tokens[0]  # type: ignore[index]
     print(f"{len(ids)} token{'s' if len(ids) != 1 else ''}: {' '.join(tables.token_texts(model, ids))}")
     log_probs = run.logits[0, -1].astype(np.float64)
@@ -178,7 +181,7 @@ def _run(args: argparse.Namespace) -> None:
     if sites:
         print("\ncaptured:")
         print(_table([(name, str(list(a.shape)), _size(a.nbytes)) for name, a in sites.items()]))
-    if args.save:
+    if args.save is not None:
         run.save(args.save)
         size = sum(a.nbytes for a in (*run.values(), ids))
         print(f"\nsaved {len(run) + 1} arrays, {_size(size)}, in {args.save}")

@@ -116,6 +116,7 @@ class ModelConfig:
     d_model: int
     n_heads: int
     n_ctx: int
+    """Rows of learned positions. With rotary positions or none it limits nothing: the length of training's windows."""
     d_vocab: int = None  # type: ignore[assignment]
     """Token ids; `d_in` where the model reads vectors: the rows of W_E."""
     d_vocab_out: int = None  # type: ignore[assignment]
@@ -133,17 +134,23 @@ class ModelConfig:
     pos_offset: int = 0
     """Row of W_pos that position 0 reads (OPT: 2)."""
     attn_only: bool = False
+    """Blocks without an MLP."""
     gated_mlp: bool = False
+    """act(x W_gate) · (x W_in + b_in), as Llama's."""
     parallel_attn_mlp: bool = False
+    """Attention and MLP read the same stream and are added together (GPT-NeoX, GPT-J, Phi)."""
     shared_norm: bool = False
     """Parallel blocks: ln1 feeds both branches (GPT-J, Phi)."""
     use_normalization_before_and_after: bool = False
     """Sandwich blocks: ln1_post and ln2_post (Gemma 2 and 3)."""
     use_qk_norm: bool = False
+    """RMS norms of each head's queries and keys (Qwen 3, Gemma 3)."""
     use_attn_scale: bool = True
+    """False: scores are not divided (GPT-Neo)."""
     attn_scale: float = None  # type: ignore[assignment]
     """Scores are divided by this."""
     scale_attn_by_inverse_layer_idx: bool = False
+    """Scores of layer i are divided by i + 1 as well."""
     attn_types: tuple[str, ...] | None = None
     """"global" or "local" for each layer; None: all global (or all local where window_size is set)."""
     window_size: int | None = None
@@ -159,18 +166,24 @@ class ModelConfig:
     exclude_last: bool = False
     """Linear attention over the whole prompt: nobody sees the last position, which asks and is no example."""
     attn_scores_soft_cap: float | None = None
+    """Scores s become cap · tanh(s / cap) (Gemma 2)."""
     output_logits_soft_cap: float | None = None
+    """The same of logits."""
     rotary_dim: int = None  # type: ignore[assignment]
+    """Of each head so many first dimensions turn."""
     rotary_base: float = 10000.0
     rotary_base_local: float | None = None
     """Base of the local layers (Gemma 3); None: the same."""
     rotary_adjacent_pairs: bool = False
+    """Dimensions 2i and 2i + 1 turn together (GPT-J), not i and i + rotary_dim / 2."""
     rope_scaling: Mapping[str, Any] | None = field(default=None, hash=False)
     """Of the global layers: {"rope_type": "linear", "factor": f}; {"rope_type": "llama3", "factor", "low_freq_factor",
     "high_freq_factor", "original_max_position_embeddings"};
     or {"rope_type": "factors", "factors": divisors by pair}."""
     embed_scale: float = 1.0
+    """Embeddings of tokens are multiplied by this (Gemma: √d_model)."""
     tie_word_embeddings: bool = False
+    """W_U is W_E transposed."""
     qkv_bias: bool = True
     attn_out_bias: bool = True
     mlp_bias: bool = True
@@ -411,3 +424,17 @@ def _scaled(freq: NDArray[np.float64], scaling: Mapping[str, Any] | None) -> NDA
     if divisors.shape != freq.shape:
         raise ConfigError(f"rope_scaling: {divisors.size} factors for {freq.size} rotary pairs")
     return np.asarray(freq / divisors)
+
+
+def visible(config: ModelConfig) -> str:
+    """What positions see, in words; "" where it is simply all before them.
+
+    >>> visible(ModelConfig(n_layers=2, d_model=8, n_heads=2, n_ctx=8, d_vocab=9, window_size=4))
+    'the last 4 positions in all layers'
+    """
+    if config.attention_kind == "linear":
+        return f"linear, {config.attention_dir}"
+    kinds = config.attn_types or ("global" if config.window_size is None else "local",) * config.n_layers
+    local = [str(layer) for layer, kind in enumerate(kinds) if kind == "local"]
+    where = f"layer{'s' if len(local) > 1 else ''} {', '.join(local)}" if len(local) < config.n_layers else "all layers"
+    return f"the last {config.window_size} positions in {where}" if local else ""

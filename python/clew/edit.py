@@ -188,8 +188,9 @@ def mean_ablate(
     """Sets the selected part to its mean over reference data.
 
     reference: an array of the site [batch, pos, …] (every position counts), a run that captured it, or tokens, text or
-    ids, which the model is run on first (real positions count). Scores and patterns are refused: their axes are
-    positions.
+    ids, which the model is run on first (real positions count). Prompts of a model that reads vectors are arrays
+    themselves: give a run of them; what could be such prompts is refused. Scores and patterns are refused: their axes
+    are positions.
     """
     return Edit("mean_ablate", site, _SET, _Mean(_own(reference)), batch, positions, heads, neurons)
 
@@ -311,7 +312,17 @@ def _mean(reference: Any, site: Site, layer: int, model: Model) -> Array:
         with suppress(ShapeError):  # prompts of several lengths
             array = as_array(reference, "the reference")
             reference = array if array.size and array.dtype.kind == "f" else reference
-    if isinstance(reference, np.ndarray) and reference.dtype.kind == "f":
+    values = isinstance(reference, np.ndarray) and reference.dtype.kind == "f"
+    d_in = model.config.d_in
+    if d_in is not None and not isinstance(reference, Run):
+        shape: tuple[int, ...] = np.shape(reference) if values else ()
+        if not values or len(shape) in (2, 3) and shape[-1] == d_in:
+            what = f"an array {list(shape)}, perhaps prompts" if values else type(reference).__name__
+            raise ConfigError(
+                f"edit.mean_ablate of {name}: {what}, for a model that reads vectors of {d_in}: give a run of the "
+                f'prompts, model.run(prompts, capture="{name}")'
+            )
+    if values:
         reference = as_array(reference, f"edit.mean_ablate of {name}: the reference")
         if reference.ndim != len(site.axes):
             raise ShapeError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
+from .config import ModelConfig
 from .inputs import nearest
 
 _HERE = {
@@ -19,6 +22,8 @@ _HERE = {
     "parameters": "model.weights",
     "blocks": 'model.weights["blocks.0.attn.W_Q"]',
     "embed": "model.W_E[ids]",
+    "logit_lens": "clew.logit_lens(model, tokens)",
+    "direct_logit_attribution": "clew.direct_logit_attribution(model, tokens, answer)",
     "unembed": "clew.lens.unembed(model, resid)",
     "tokens_to_residual_directions": "model.W_U[:, ids]",
     "to": "clew.load(name, dtype=…)",
@@ -32,7 +37,9 @@ def no_attribute(name: str, names: list[str]) -> str:
     >>> no_attribute("cfg", []), no_attribute("wieghts", ["weights"])
     ("Model has no attribute 'cfg': here it is model.config", "Model has no attribute 'wieghts'; nearest: weights")
     """
-    hint = f": here it is {_HERE[name]}" if name in _HERE else "" if name[:1] == "_" else nearest(name, names)
+    here = _HERE.get(name, f"model.config.{name}" if name in {field.name for field in fields(ModelConfig)} else "")
+    public = [known for known in names if known[:1] != "_"]
+    hint = f": here it is {here}" if here else "" if name[:1] == "_" else nearest(name, public)
     return f"Model has no attribute {name!r}{hint}"
 
 

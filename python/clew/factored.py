@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ShapeError
+from .errors import ConfigError, ShapeError
+from .inputs import as_array, whole
 
 Array = NDArray[Any]
 
@@ -20,7 +21,8 @@ class FactoredMatrix:
     Leading axes broadcast, so that the matrices of all heads are one object and every result has the leading axes in
     front. The factors are not to be written to: the singular value decomposition is made once and kept.
 
-    Raises ShapeError for factors that do not multiply.
+    Factors are real or complex, of the precisions that LAPACK has: integers, True and False become float64, float16
+    float32, and long doubles doubles. Raises ShapeError for factors that do not multiply or are no numbers.
 
     >>> import numpy as np
     >>> m = FactoredMatrix(np.eye(4)[:, :2], np.ones((2, 4)))
@@ -35,13 +37,13 @@ class FactoredMatrix:
     __array_ufunc__ = None  # array @ FactoredMatrix comes to __rmatmul__
 
     def __init__(self, A: ArrayLike, B: ArrayLike) -> None:
-        a, b = np.asarray(A), np.asarray(B)
+        a, b = as_array(A, "FactoredMatrix: A"), as_array(B, "FactoredMatrix: B")
         shapes = f"FactoredMatrix: A {list(a.shape)} and B {list(b.shape)}"
         if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
             raise ShapeError(f"{shapes} do not multiply")
         if a.dtype.kind not in "biufc" or b.dtype.kind not in "biufc":
             raise ShapeError(f"{shapes} must be numbers, not {a.dtype} and {b.dtype}")
-        a, b = (m.astype(np.float32) if m.dtype == np.float16 else m for m in (a, b))  # LAPACK has no float16
+        a, b = _in_precision(a), _in_precision(b)
         try:
             leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         except ValueError:
@@ -91,6 +93,8 @@ class FactoredMatrix:
     def __getitem__(self, index: Any) -> FactoredMatrix:
         """Indexes leading axes as NumPy does; then rows, then columns, which stay two axes (an int keeps one of them).
 
+        Raises IndexError for what is no index, or does not fit.
+
         >>> import numpy as np
         >>> m = FactoredMatrix(np.ones((3, 4, 2)), np.ones((3, 2, 5)))
         >>> m[0].shape, m[1:, :2].shape, m[..., 0, :3].shape
@@ -108,7 +112,7 @@ class FactoredMatrix:
         while rest and (rest[0] is None or taken + _axes(rest[0]) <= self.ndim - 2):
             taken += _axes(rest[0])
             leading.append(rest.pop(0))
-        if len(rest) > 2 or any(_axes(p) != 1 for p in rest):
+        if len(rest) > 2 or any(_axes(p) != 1 or np.ndim(p) > 1 for p in rest if not isinstance(p, slice)):
             raise IndexError(f"index {index!r} does not fit a FactoredMatrix of shape {list(self.shape)}")
         rest += [slice(None)] * (2 - len(rest))
         rows, columns = (_kept(p, n) for p, n in zip(rest, (self.ldim, self.rdim), strict=True))
@@ -122,7 +126,7 @@ class FactoredMatrix:
         >>> FactoredMatrix(np.ones((3, 4, 2)), np.ones((3, 2, 5))).unsqueeze(1).shape
         (3, 1, 4, 5)
         """
-        if not 0 <= k <= self.ndim - 2:
+        if not 0 <= whole(k, "k") <= self.ndim - 2:
             raise ShapeError(f"unsqueeze({k}) of a FactoredMatrix {list(self.shape)}: 0 to {self.ndim - 2}")
         return FactoredMatrix(np.expand_dims(self.A, k), np.expand_dims(self.B, k))
 
@@ -149,37 +153,42 @@ class FactoredMatrix:
 
         Raises ShapeError where the shapes do not fit.
         """
-        _fits(self, right)
         if isinstance(right, FactoredMatrix):
+            _fits(self, right)
             middle = self.B @ right.A
             if self.mdim <= right.mdim:
                 return FactoredMatrix(self.A, middle @ right.B)
             return FactoredMatrix(self.A @ middle, right.B)
-        right = np.asarray(right)
+        right = as_array(right, "the right factor")
+        if not _holds_numbers(right, "the right factor"):
+            return NotImplemented
+        _fits(self, right)
         if right.ndim == 1:
             return np.asarray((self.A @ (self.B @ right)[..., None])[..., 0])
         return np.asarray(self.A @ (self.B @ right))
 
-    def __rmatmul__(self, left: ArrayLike) -> Array:
+    def __rmatmul__(self, left: ArrayLike) -> Any:
         """left @ M for an array [rows] or [..., n, rows]; raises ShapeError where the shapes do not fit."""
+        left = as_array(left, "the left factor")
+        if not _holds_numbers(left, "the left factor"):
+            return NotImplemented
         _fits(left, self)
-        left = np.asarray(left)
         if left.ndim == 1:
             return np.asarray(((left @ self.A)[..., None, :] @ self.B)[..., 0, :])
         return np.asarray((left @ self.A) @ self.B)
 
     def __mul__(self, factor: Any) -> FactoredMatrix:
         """M times a number, factored."""
-        if np.ndim(factor):
-            raise ShapeError(f"FactoredMatrix * {list(np.shape(factor))}: a number is meant, @ multiplies matrices")
+        if not _is_number(factor, "*", ", @ multiplies matrices"):
+            return NotImplemented
         return FactoredMatrix(self.A * factor, self.B)
 
     __rmul__ = __mul__
 
     def __truediv__(self, factor: Any) -> FactoredMatrix:
         """M divided by a number, factored."""
-        if np.ndim(factor):
-            raise ShapeError(f"FactoredMatrix / {list(np.shape(factor))}: a number is meant")
+        if not _is_number(factor, "/"):
+            return NotImplemented
         return FactoredMatrix(self.A / factor, self.B)
 
     def __neg__(self) -> FactoredMatrix:
@@ -189,7 +198,12 @@ class FactoredMatrix:
         return np.asarray(self.AB, dtype)
 
     def get_corner(self, k: int = 3) -> Array:
-        """The first k rows and columns [..., k, k], all of a smaller matrix; only they are formed."""
+        """The first k rows and columns [..., k, k], all of a smaller matrix; only they are formed.
+
+        Raises ConfigError for a k that is no whole number of at least 0.
+        """
+        if whole(k, "k") < 0:
+            raise ConfigError(f"k = {k}: at least 0")
         return np.asarray(self.A[..., :k, :] @ self.B[..., :k])
 
     # ---- linear algebra ---------------------------------------------------------------------------------------------
@@ -204,7 +218,10 @@ class FactoredMatrix:
     @functools.cached_property
     def _svd(self) -> tuple[Array, Array, Array]:
         q_a, r_a, q_b, r_b = self._triangles
-        u, s, vh = np.linalg.svd(r_a @ _t(r_b), full_matrices=False)
+        with np.errstate(invalid="ignore", over="ignore"):
+            middle = r_a @ _t(r_b)
+        self._needs_finite(middle, "singular values")
+        u, s, vh = np.linalg.svd(middle, full_matrices=False)
         out = q_a @ u, s, vh @ _t(q_b)
         for array in out:
             array.flags.writeable = False
@@ -214,6 +231,7 @@ class FactoredMatrix:
         """Thin singular value decomposition U [..., rows, k], S [..., k], Vh [..., k, columns]; M = U diag(S) Vh.
 
         k is the least of rows, r and columns. Exact, through a QR decomposition of each factor; made once, read-only.
+        Raises ConfigError for factors that hold NaN or infinity.
         """
         return self._svd
 
@@ -240,9 +258,12 @@ class FactoredMatrix:
     def eigenvalues(self) -> Array:
         """The r eigenvalues that may differ from zero, those of B A, complex [..., r].
 
-        Raises ShapeError for a product that is not square.
+        Raises ShapeError for a product that is not square, ConfigError for factors that hold NaN or infinity.
         """
-        return np.asarray(np.linalg.eigvals(self.BA))
+        with np.errstate(invalid="ignore", over="ignore"):
+            middle = self.BA
+        self._needs_finite(middle, "eigenvalues")
+        return np.asarray(np.linalg.eigvals(middle))
 
     def norm(self) -> Any:
         """Frobenius norm: a float, or an array over the leading axes."""
@@ -273,6 +294,12 @@ class FactoredMatrix:
         """U S [..., rows, k]: the matrix without its right orthogonal factor."""
         return np.asarray(self.U * self.S[..., None, :])
 
+    def _needs_finite(self, middle: Array, what: str) -> None:
+        """ConfigError unless what the values are made from is finite."""
+        if not np.isfinite(middle).all():
+            bad = [name for name, m in zip("AB", self.pair, strict=True) if not np.isfinite(m).all()]
+            raise ConfigError(f"FactoredMatrix: {bad[0] if bad else 'the product'} holds NaN or infinity: no {what}")
+
     def _needs_square(self, what: str) -> None:
         if self.ldim != self.rdim:
             raise ShapeError(f"{what} of a FactoredMatrix {list(self.shape)}: it must be square")
@@ -287,11 +314,38 @@ def _t(array: Array) -> Array:
 
 
 def _axes(part: Any) -> int:
-    """How many axes a part of an index takes."""
+    """How many axes a part of an index takes; IndexError for what is none."""
     if part is None or isinstance(part, EllipsisType):
         return 0
-    array = np.asarray(part) if not isinstance(part, slice) else None
-    return array.ndim if array is not None and array.dtype == bool else 1
+    if isinstance(part, slice):
+        return 1
+    array = as_array(part, "index")
+    if array.size and array.dtype.kind not in "iub":
+        raise IndexError(f"index {part!r:.80} of a FactoredMatrix: whole numbers, masks, slices, ... or None")
+    return array.ndim if array.dtype == bool else 1
+
+
+def _is_number(factor: Any, sign: str, said: str = "") -> bool:
+    """Is it a number to multiply or divide by? ShapeError for several."""
+    array = factor if isinstance(factor, FactoredMatrix) else as_array(factor, "the factor")
+    if array.ndim:
+        raise ShapeError(f"FactoredMatrix {sign} {list(array.shape)}: a number is meant{said}")
+    return isinstance(factor, int) or array.dtype.kind in "biufc"  # NumPy has no dtype for large ints
+
+
+def _holds_numbers(array: Array, what: str) -> bool:
+    """Numbers? ShapeError for an array of other things; of one other thing False: Python refuses it."""
+    if array.ndim and array.dtype.kind not in "biufc":
+        raise ShapeError(f"{what} must be numbers, not {array.dtype} {list(array.shape)}")
+    return array.dtype.kind in "biufc"
+
+
+def _in_precision(factor: Array) -> Array:
+    """The factor in a dtype that LAPACK has and that does not wrap."""
+    if factor.dtype.kind in "biu":
+        return factor.astype(np.float64)
+    others: dict[Any, Any] = {np.float16: np.float32, np.longdouble: np.float64, np.clongdouble: np.complex128}
+    return factor.astype(others.get(factor.dtype.type, factor.dtype), copy=False)
 
 
 def _kept(part: Any, length: int) -> Any:

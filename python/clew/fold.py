@@ -56,6 +56,9 @@ def fold_checkpoint(
     if center_unembed and config.output_logits_soft_cap:
         center_unembed = False
         notes.append("folded: the unembedding is not centred: the soft-cap of the logits would see the difference")
+    if center_unembed and config.d_out is not None:
+        center_unembed = False
+        notes.append("folded: the unembedding is not centred: the mean of the outputs is part of what the model says")
     if fold_value_biases and config.attention_kind != "softmax":
         fold_value_biases = False
         notes.append("folded: value biases stay: weights of linear attention do not sum to 1")

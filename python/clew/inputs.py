@@ -274,6 +274,8 @@ def _id_array(value: Any, what: str) -> Array:
         beyond = next(i for i in array.flat if not 0 <= i < 2**63)
         raise TokenError(f"{what}: token {beyond} is outside the vocabulary of every model")
     if array.dtype.kind not in "iu":
+        if isinstance(value, Mapping):
+            raise ShapeError(f"{what}: a text or token ids, not a {type(value).__name__}: a run's are its .tokens")
         raise ShapeError(f"{what}: token ids must be integers, not {array.dtype} {list(array.shape)}")
     return array
 

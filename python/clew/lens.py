@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import norm
+from .attribution import check_same_sizes
 from .errors import ConfigError, LoadError, ShapeError, SiteError
-from .inputs import check_choice, check_numbers, check_path, sliced
+from .inputs import as_array, check_choice, check_numbers, check_path, in_precision, real_array, sliced
 from .loaders.safetensors import FLOATS, SafetensorsFile, write_file
 from .model import Model, check_model
-from .run import Run
+from .run import Run, check_run
 from .tables import lens_lines
 from .weights import whole
 
@@ -35,11 +36,21 @@ Array = NDArray[Any]
 _BLOCK = 1 << 22  # logits that are in memory at once while the statistics are made
 
 
+def _residuals(model: Model, resid: ArrayLike) -> Array:
+    """Vectors [..., d_model] as an array, or a ShapeError that says what came instead."""
+    x = as_array(resid, "residuals")
+    if x.dtype.kind not in "fiu":
+        raise ShapeError(f"residuals must be real numbers, not {x.dtype}")
+    if x.ndim < 1 or x.shape[-1] != model.config.d_model:
+        raise ShapeError(f"residuals of shape {list(x.shape)}: the last axis must be d_model = {model.config.d_model}")
+    return x
+
+
 def unembed(model: Model, resid: ArrayLike) -> Array:
     """Logits [..., d_vocab] of residual vectors [..., d_model]: the model's final norm, unembedding and soft-cap.
 
     The norm is computed in float64, the product in the model's dtype, which is the dtype of the result.
-    Raises ShapeError when the last axis is not d_model.
+    Raises ShapeError when the last axis is not d_model, or for what is no real number.
 
     >>> import clew
     >>> model = clew.load("stories260K")
@@ -47,13 +58,8 @@ def unembed(model: Model, resid: ArrayLike) -> Array:
     >>> float(abs(unembed(model, run["resid_post", -1]) - run.logits).max()) < 1e-4
     True
     """
-    x = np.asarray(resid)
     config = model.config
-    if x.ndim < 1 or x.shape[-1] != config.d_model:
-        raise ShapeError(f"residuals of shape {list(x.shape)}: the last axis must be d_model = {config.d_model}")
-    if x.dtype.kind not in "fiu":
-        raise ShapeError(f"residuals must be real numbers, not {x.dtype}")
-    normed = norm.normalise(model, x)
+    normed = norm.normalise(model, _residuals(model, resid))
     logits = np.asarray(normed.astype(model.dtype) @ model.weights["unembed.W_U"])
     if "unembed.b_U" in model.weights:
         logits += model.weights["unembed.b_U"]
@@ -121,6 +127,12 @@ class LogitLens:
         self._loss = np.full(shape, np.nan, model.dtype)
         for layer, seq, pos, logits in self._blocks():
             at = (np.full(len(seq), layer), seq, pos)
+            broken = np.flatnonzero(~np.isfinite(logits.max(-1)))  # a NaN is the greatest; -inf is a token's own affair
+            if broken.size:
+                raise ConfigError(
+                    f"the logits of sequence {seq[broken[0]]} after layer {layers[layer]} hold NaN or infinity: "
+                    "no token can be ranked"
+                )
             log_probs = _log_softmax(logits)
             self.entropy[at] = -(np.exp(log_probs) * log_probs).sum(-1)
             # a stable order: of equal logits the smaller id comes first
@@ -147,7 +159,9 @@ class LogitLens:
         for layer in range(len(self.layers)):
             for start in range(0, len(seq), rows):
                 s, p = seq[start : start + rows], pos[start : start + rows]
-                yield layer, s, p, unembed(self.model, self._resid[layer, s, p])
+                with np.errstate(invalid="ignore"):  # what comes of infinities is looked for in the logits
+                    logits = unembed(self.model, self._resid[layer, s, p])
+                yield layer, s, p, logits
 
     @functools.cached_property
     def logits(self) -> Array:
@@ -187,10 +201,28 @@ class LogitLens:
         self._needs_targets("loss")
         return self._loss
 
-    def table(self, positions: Sequence[int] | slice | None = None, batch: int = 0) -> str:
+    def _columns(self, positions: Any, batch: int) -> tuple[int, Array]:
+        """A sequence's number, and those of the positions that hold a token of it; None: all."""
+        n_batch, n_pos = self._real.shape
+        if not -n_batch <= whole(batch, "batch") < n_batch:
+            raise ShapeError(f"batch = {batch}: the lens has {n_batch} sequence{'s' if n_batch != 1 else ''}")
+        if positions is None or isinstance(positions, slice):
+            chosen = sliced(slice(None) if positions is None else positions, n_pos, "positions")
+        else:
+            which = np.atleast_1d(as_array(positions, "positions"))
+            if which.size and (which.ndim != 1 or which.dtype.kind not in "iub"):
+                raise ShapeError(f"positions must be whole numbers, not {which.dtype} {list(which.shape)}")
+            try:
+                chosen = np.arange(n_pos)[which if which.size else []]
+            except IndexError:
+                raise ShapeError(f"positions: the lens has positions 0 to {n_pos - 1}") from None
+        return int(batch), chosen[self._real[batch, chosen]]
+
+    def table(self, positions: int | Sequence[int] | slice | None = None, batch: int = 0) -> str:
         """The likeliest next token after each layer as text, with its share of the probability; `*`: it comes next.
 
-        positions: of one sequence; None: all that hold a token. Raises ShapeError for what is not there.
+        positions: one or more of one sequence; None: all that hold a token. Raises ShapeError for what is not there,
+        ConfigError for a batch that is no whole number.
 
         >>> import clew
         >>> lens = logit_lens(clew.load("stories260K"), [1, 403, 407, 261, 378], layers=[0, 4])
@@ -200,25 +232,19 @@ class LogitLens:
         #403        #407        #403      100%  #407       98%*
         #407        #261        #407      100%  #261       99%*
         """
-        n_batch, n_pos = self._real.shape
-        if not -n_batch <= batch < n_batch:
-            raise ShapeError(f"batch = {batch}: the lens has {n_batch} sequence{'s' if n_batch != 1 else ''}")
-        try:
-            chosen = np.arange(n_pos)[slice(None) if positions is None else positions]
-        except IndexError:
-            raise ShapeError(f"positions: the lens has positions 0 to {n_pos - 1}") from None
-        return "\n".join(lens_lines(self, [int(p) for p in chosen if self._real[batch, p]], batch))
+        batch, columns = self._columns(positions, batch)
+        return "\n".join(lens_lines(self, columns.tolist(), batch))
 
     def __repr__(self) -> str:
         layers, batch, pos = self._resid.shape[:3]
         lines = [f"LogitLens of {layers} layers, {batch} × {pos} positions"]
         known = self.targets is not None and bool((self.targets >= 0).any())
-        lines.append("  layer  entropy" + ("     loss  median rank  first guess right" if known else ""))
+        lines.append("  layer  entropy" + ("     loss  median rank (first: 0)  first guess right" if known else ""))
         for row, layer in enumerate(self.layers):
             line = f"  {layer:>5}  {np.nanmean(self.entropy[row]):7.3f}"
             if known:
                 ranks = self._ranks[row][self._ranks[row] >= 0]
-                line += f"  {np.nanmean(self._loss[row]):7.3f}  {np.median(ranks):11.0f}  {(ranks == 0).mean():17.0%}"
+                line += f"  {np.nanmean(self._loss[row]):7.3f}  {np.median(ranks):22.0f}  {(ranks == 0).mean():17.0%}"
             lines.append(line)
         return "\n".join(lines)
 
@@ -251,9 +277,10 @@ def logit_lens(
     SiteError
         A layer that does not exist, or that the run did not capture.
     ShapeError
-        Targets of another shape or dtype; a run of another model.
+        Targets of another shape or dtype; a run of a model of other sizes.
     ConfigError
-        `top_k` is less than 1; a model with `d_out`, whose outputs are vectors and no logits.
+        `top_k` is less than 1; a model with `d_out`, whose outputs are vectors and no logits; gradients or tangents in
+        place of a run; logits that are NaN or infinite.
 
     Example
     -------
@@ -295,6 +322,8 @@ def _look(
         raise ConfigError(f"top_k = {top_k}: at least 1")
     if isinstance(run_or_tokens, Run):
         run = run_or_tokens
+        check_run(run)
+        check_same_sizes(run, model)
         if "resid_post" not in run and not any(name.endswith(".hook_resid_post") for name in run):
             raise SiteError("the run holds no resid_post: make it with capture='resid_post'")
         captured = run.layers("resid_post")
@@ -310,10 +339,6 @@ def _look(
     if missing:
         raise SiteError(f"the run did not capture resid_post of layer {', '.join(map(str, missing))}")
     stack = run.stack("resid_post")
-    if stack.shape[-1] != model.config.d_model:
-        raise ShapeError(
-            f"the run's residuals have {stack.shape[-1]} values, the model's d_model is {model.config.d_model}"
-        )
     if wanted != captured:
         stack = stack[[captured.index(i) for i in wanted]]
     if translate is not None:
@@ -324,7 +349,7 @@ def _look(
     real = run._real()
     following: Array | None = None
     if targets is not None:
-        following = np.asarray(targets)
+        following = as_array(targets, "targets")
         if following.shape != (batch, pos) or following.dtype.kind not in "iu":
             raise ShapeError(
                 f"targets must be integers [{batch}, {pos}], not {following.dtype} {list(following.shape)}"
@@ -340,6 +365,14 @@ def _look(
 
 
 # ---- The tuned lens -------------------------------------------------------------------------------------------------
+
+
+def _translator(value: ArrayLike, model: Model, name: str) -> Array:
+    """Weights or biases of the maps in the model's dtype, a copy, or an error that says what came instead."""
+    array = in_precision(real_array(value, f"TunedLens: {name}"), model.dtype, f"TunedLens: {name}")
+    if not np.isfinite(array).all():
+        raise ConfigError(f"TunedLens: {name} holds NaN or infinity")
+    return array
 
 
 class TunedLens:
@@ -359,18 +392,22 @@ class TunedLens:
     """
 
     def __init__(self, model: Model, weight: ArrayLike, bias: ArrayLike, losses: ArrayLike = ()) -> None:
+        check_model(model)
         n, d = model.config.n_layers, model.config.d_model
         self.model = model
-        self.weight: Array = np.array(weight, model.dtype)
+        self.weight: Array = _translator(weight, model, "weight")
         """x @ weight + bias is the translated stream: [n_layers, d_model, d_model], in the model's dtype."""
-        self.bias: Array = np.array(bias, model.dtype)
+        self.bias: Array = _translator(bias, model, "bias")
         """[n_layers, d_model]"""
         if self.weight.shape != (n, d, d) or self.bias.shape != (n, d):
             raise ShapeError(
                 f"TunedLens: weight {list(self.weight.shape)} and bias {list(self.bias.shape)}; "
                 f"the model needs {[n, d, d]} and {[n, d]}"
             )
-        self.losses: Array = np.array(losses, np.float64).reshape(-1, n)
+        steps = real_array(losses, "TunedLens: losses")
+        if steps.size and (steps.ndim > 2 or steps.shape[-1] != n):
+            raise ShapeError(f"TunedLens: losses {list(steps.shape)}; expected [step, {n}]")
+        self.losses: Array = steps.reshape(-1, n) if steps.size else np.zeros((0, n))
         """Mean divergence of each batch by layer before its step [step, n_layers], nats; empty without steps."""
 
     @classmethod
@@ -407,7 +444,7 @@ class TunedLens:
         Raises
         ------
         ConfigError
-            No batches, another method, or numbers out of range.
+            No batches, another method, or numbers out of range; a residual stream that is NaN or infinite.
         TokenError, ShapeError
             A batch that `model.run` does not take.
         """
@@ -433,14 +470,11 @@ class TunedLens:
     def translate(self, resid: ArrayLike, layer: int) -> Array:
         """The stream after `layer` [..., d_model] as it would be after the last; the last layer's is as it was.
 
-        Raises SiteError for a layer that is not there, ShapeError when the last axis is not d_model.
+        Raises SiteError for a layer that is not there, ShapeError when the last axis is not d_model or for what is no
+        real number.
         """
         layer = self.model.sites().layer(whole(layer, "layer"), f"layer {layer}")
-        x = np.asarray(resid)
-        if x.ndim < 1 or x.shape[-1] != self.model.config.d_model:
-            raise ShapeError(
-                f"residuals of shape {list(x.shape)}: the last axis must be d_model = {self.model.config.d_model}"
-            )
+        x = _residuals(self.model, resid)
         if layer == self.model.config.n_layers - 1:
             return x
         return np.asarray(x @ self.weight[layer] + self.bias[layer])
@@ -450,8 +484,11 @@ class TunedLens:
 
         Takes a run that captured `resid_post` there, or residuals [..., d_model]; errors as :meth:`translate`.
         """
-        resid = run_or_resid["resid_post", layer] if isinstance(run_or_resid, Run) else run_or_resid
-        return unembed(self.model, self.translate(resid, layer))
+        if isinstance(run_or_resid, Run):
+            check_run(run_or_resid)
+            check_same_sizes(run_or_resid, self.model)
+            run_or_resid = run_or_resid["resid_post", layer]
+        return unembed(self.model, self.translate(run_or_resid, layer))
 
     def lens(
         self,
@@ -502,7 +539,11 @@ def _streams(model: Model, batches: Iterable[Any]) -> Iterator[Array]:
     for batch in batches:
         run = model.run(batch, capture="resid_post", logits=None)
         stack = run.stack("resid_post")
-        yield stack[:, np.arange(stack.shape[2]) < run.lengths[:, None]]
+        rows = stack[:, np.arange(stack.shape[2]) < run.lengths[:, None]]
+        broken = np.flatnonzero(~np.isfinite(rows).all((1, 2)))
+        if broken.size:
+            raise ConfigError(f"the residual stream after layer {broken[0]} holds NaN or infinity")
+        yield rows
         empty = False
     if empty:
         raise ConfigError("batches is empty: there is no text to learn from")
@@ -638,7 +679,8 @@ def kl_divergence(model: Model, batches: Iterable[Any], tuned: TunedLens | None 
     """Mean Kullback-Leibler divergence from the model's predictions to those of a lens, nats, float64 [n_layers].
 
     Of the tuned lens, or without one of the logit lens; over all positions of all batches (whatever `model.run` takes).
-    0 after the last layer. Raises ConfigError without batches, and for a model with `d_out`.
+    0 after the last layer. Raises ConfigError without batches, for a model with `d_out` and for a residual stream that
+    is NaN or infinite.
 
     >>> import clew
     >>> model = clew.load("stories260K")

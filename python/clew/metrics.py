@@ -1,6 +1,8 @@
 """What a sweep or a gradient is about: numbers read off the logits of each sequence's last position.
 
-Every metric is a function of logits [batch, vocab] (or [batch, 1, vocab]) that gives float64 [batch].
+Every metric is a function of logits [batch, vocab] (or [batch, pos, vocab], of which it reads the last), or of a run,
+that gives float64 [batch]. Of prompts of several lengths give it the run, which knows where each one ends: behind the
+end of a shorter one, `run.logits` hold padding.
 """
 
 from __future__ import annotations
@@ -23,7 +25,12 @@ _DIFFERENCE, _LOG_PROB, _KL = 4, 5, 6
 __all__ = ["Metric", "kl", "log_prob", "logit_diff", "loss"]
 
 
-def _last(logits: ArrayLike) -> Array:
+def _last(logits: ArrayLike | Run) -> Array:
+    if hasattr(logits, "logits") and hasattr(logits, "lengths"):  # each sequence's own last position
+        run: Any = logits
+        given: Array = run.logits
+        at = np.zeros(len(given), int) if given.shape[1] == 1 else run.lengths - 1
+        return np.asarray(given[np.arange(len(given)), at])
     array = as_array(logits, "logits")
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ShapeError(f"a metric reads logits [batch, vocab] or [batch, pos, vocab], not {list(array.shape)}")
@@ -40,6 +47,10 @@ def _log_softmax(logits: Array) -> Array:
 
 def _tokens(ids: ArrayLike, what: str) -> Array:
     array = as_array(ids, what)
+    if array.dtype.kind in "uO":  # before a cast could wrap
+        for i in array.flat:
+            if isinstance(i, int | np.integer) and i >= 2**63:
+                raise TokenError(f"{what}: token {i} is outside the vocabulary of every model")
     if array.dtype.kind in "US" and array.size:
         raise TokenError(
             f"{what} must be a token id, not a text: model.to_single_token({str(array.flat[0])!r:.40}) gives it"
@@ -51,6 +62,11 @@ def _tokens(ids: ArrayLike, what: str) -> Array:
     return array.astype(np.int64)
 
 
+def _needs_probabilities(model: Model, what: str) -> None:
+    if model.config.d_out is not None:
+        raise ConfigError(f"{what}: this model writes vectors, d_out = {model.config.d_out}, and has no probabilities")
+
+
 class Metric:
     """A number for each sequence, read off its last position's logits."""
 
@@ -59,10 +75,10 @@ class Metric:
     """Reads next-token losses of all positions instead of the last position's logits."""
 
     def check(self, model: Model) -> None:
-        """Raises TokenError for a token that the model has no logit for."""
+        """Raises TokenError for a token that the model has no logit for, ConfigError where it has no probabilities."""
 
-    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
-        """Values float64 [n] of logits [n, vocab] or [n, pos, vocab].
+    def __call__(self, logits: Any, examples: ArrayLike | None = None) -> Array:
+        """Values float64 [n] of logits [n, vocab], or [n, pos, vocab] without padding, or of a run.
 
         examples [n]: which example of the batch each row belongs to, for metrics with one token for each example.
         """
@@ -90,12 +106,24 @@ class Metric:
         return self.name
 
 
+def _which(examples: ArrayLike | None, n: int) -> Array:
+    """The example of each of n rows."""
+    if examples is None:
+        return np.arange(n)
+    array = as_array(examples, "examples")
+    if array.shape != (n,) or array.dtype.kind not in "iu":
+        raise ShapeError(f"examples must be one number for each of {n} rows, not {array.dtype} {list(array.shape)}")
+    if (array < 0).any():
+        raise ShapeError(f"examples: {int(array.min())}, but they are counted from 0")
+    return array
+
+
 def _pick(ids: Array, n: int, examples: ArrayLike | None) -> Array:
+    which = _which(examples, n)
     if ids.ndim == 0:
         return np.full(n, int(ids))
     if examples is None and len(ids) != n:
         raise ShapeError(f"the metric has tokens for {len(ids)} examples, the logits are of {n}")
-    which = np.arange(n) if examples is None else np.asarray(examples)
     if which.size and which.max() >= len(ids):
         raise ShapeError(f"the metric has tokens for {len(ids)} examples, the batch has {int(which.max()) + 1}")
     return np.asarray(ids[which])
@@ -138,6 +166,8 @@ class _Tokens(Metric):
 class logit_diff(_Tokens):  # noqa: N801 (reads as the function it stands for)
     """logit[a] − logit[b]; a, b: token ids, or one for each example [batch].
 
+    Of a model that writes vectors it is the difference of two of their values.
+
     >>> from clew.metrics import logit_diff
     >>> logit_diff(0, 2)([[3.0, 1.0, 0.5]])
     array([2.5])
@@ -150,7 +180,7 @@ class logit_diff(_Tokens):  # noqa: N801 (reads as the function it stands for)
         picks = [_pick(ids, len(examples), examples) for ids in self.ids]
         return _DIFFERENCE, np.stack(picks, axis=1).astype(np.int32), None
 
-    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+    def __call__(self, logits: ArrayLike | Run, examples: ArrayLike | None = None) -> Array:
         x = _last(logits)
         self._check_ids(x.shape[1])
         rows = np.arange(len(x))
@@ -159,15 +189,18 @@ class logit_diff(_Tokens):  # noqa: N801 (reads as the function it stands for)
 
     def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
         x = _last(logits)
+        values = self(x)
         slope, rows = np.zeros_like(x), np.arange(len(x))
         a, b = (_pick(i, len(x), None) for i in self.ids)
         slope[rows, a] += 1
         slope[rows, b] -= 1
-        return self(x), slope[:, None]
+        return values, slope[:, None]
 
 
 class log_prob(_Tokens):  # noqa: N801
     """Log-probability of a token in nats; a: its id, or one for each example [batch].
+
+    A model that writes vectors is refused: it has no probabilities.
 
     >>> from clew.metrics import log_prob
     >>> log_prob(1)([[0.0, 0.0]]).round(4)
@@ -177,24 +210,31 @@ class log_prob(_Tokens):  # noqa: N801
     def __init__(self, a: ArrayLike) -> None:
         super().__init__(a)
 
+    def check(self, model: Model) -> None:
+        _needs_probabilities(model, self.name)
+        super().check(model)
+
     def in_core(self, examples: Array) -> tuple[int, Array, Array | None] | None:
         pick = _pick(self.ids[0], len(examples), examples)
         return _LOG_PROB, np.stack([pick, pick], axis=1).astype(np.int32), None
 
-    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+    def __call__(self, logits: ArrayLike | Run, examples: ArrayLike | None = None) -> Array:
         x = _last(logits)
         self._check_ids(x.shape[1])
         return np.asarray(_log_softmax(x)[np.arange(len(x)), _pick(self.ids[0], len(x), examples)])
 
     def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
         x = _last(logits)
+        values = self(x)
         slope = -np.exp(_log_softmax(x))
         slope[np.arange(len(x)), _pick(self.ids[0], len(x), None)] += 1
-        return self(x), slope[:, None].astype(x.dtype)
+        return values, slope[:, None].astype(x.dtype)
 
 
 class kl(Metric):  # noqa: N801
     """KL(reference ‖ prediction) in nats, of the last position; reference: logits [batch, vocab], or a run.
+
+    A model that writes vectors is refused: it has no probabilities.
 
     >>> from clew.metrics import kl
     >>> kl([[0.0, 1.0]])([[0.0, 1.0]])
@@ -202,17 +242,11 @@ class kl(Metric):  # noqa: N801
     """
 
     def __init__(self, reference: ArrayLike | Run) -> None:
-        if hasattr(reference, "logits") and hasattr(reference, "lengths"):
-            run: Any = reference
-            array = run.logits
-            at = np.zeros(len(array), int) if array.shape[1] == 1 else run.lengths - 1
-            array = array[np.arange(len(array)), at]
-        else:
-            array = _last(reference)
-        self.log_p = _log_softmax(array)
+        self.log_p = _log_softmax(_last(reference))
         self.name = "kl"
 
     def check(self, model: Model) -> None:
+        _needs_probabilities(model, self.name)
         if self.log_p.shape[1] != model.config.d_vocab_out:
             raise ShapeError(
                 f"kl: the reference has logits {list(self.log_p.shape)}, the model {model.config.d_vocab_out} tokens"
@@ -228,11 +262,13 @@ class kl(Metric):  # noqa: N801
         if len(self.log_p) not in (1, n):
             raise ShapeError(f"kl: the reference has {len(self.log_p)} examples, the batch {n}")
 
-    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+    def __call__(self, logits: ArrayLike | Run, examples: ArrayLike | None = None) -> Array:
         x = _last(logits)
+        if x.shape[1] != self.log_p.shape[1]:
+            raise ShapeError(f"kl: the reference has logits {list(self.log_p.shape)}, the prediction {list(x.shape)}")
         if examples is None:
             self.check_batch(len(x))
-        which = np.arange(len(x)) if examples is None else np.asarray(examples)
+        which = _which(examples, len(x))
         log_p = self.log_p if len(self.log_p) > 1 else np.broadcast_to(self.log_p, (int(which.max()) + 1, x.shape[1]))
         if which.max() >= len(log_p):
             raise ShapeError(f"kl: the reference has {len(log_p)} examples, the batch {int(which.max()) + 1}")
@@ -242,9 +278,10 @@ class kl(Metric):  # noqa: N801
 
     def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:
         x = _last(logits)
+        values = self(x)
         p = self.log_p if len(self.log_p) > 1 else np.broadcast_to(self.log_p, x.shape)
         slope = np.exp(_log_softmax(x)) - np.exp(p)
-        return self(x), slope[:, None].astype(x.dtype)
+        return values, slope[:, None].astype(x.dtype)
 
 
 class loss(Metric):  # noqa: N801
@@ -253,7 +290,12 @@ class loss(Metric):  # noqa: N801
     name = "loss"
     wants_loss = True
 
-    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+    def check(self, model: Model) -> None:
+        from .replay import check_predicts
+
+        check_predicts(model)
+
+    def __call__(self, logits: ArrayLike | Run, examples: ArrayLike | None = None) -> Array:
         raise ConfigError("loss is read off a run's tokens, not off last logits: use model.loss")
 
 
@@ -264,7 +306,7 @@ class _Function(Metric):
         self.function = function
         self.name = getattr(function, "__name__", type(function).__name__)
 
-    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+    def __call__(self, logits: ArrayLike | Run, examples: ArrayLike | None = None) -> Array:
         array = np.asarray(logits)
         return self._checked(self.function(array), array)
 
@@ -286,7 +328,7 @@ class _Function(Metric):
 class _Differentiated(_Function):
     """A Python function of logits [n, 1, vocab] that gives (values [n], their gradient by the logits)."""
 
-    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
+    def __call__(self, logits: ArrayLike | Run, examples: ArrayLike | None = None) -> Array:
         return self._checked(self.gradient(np.asarray(logits))[0], np.asarray(logits))
 
     def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
-from .config import ModelConfig
+from .config import ModelConfig, visible
 from .edit import Edit, as_edits, check_before_last, check_last, resolve
 from .engine import core_config, place_weights, trainable_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
@@ -691,7 +691,8 @@ class Model(WeightAccess, TextAccess):
         ----------
         tokens
             A text, a list of texts, ids [pos] or [batch, pos], or a ragged list of lists (padded on the right). A model
-            that reads vectors takes [batch, pos, d_in], [pos, d_in] or a ragged list of [pos, d_in] instead.
+            that reads vectors takes [batch, pos, d_in], [pos, d_in] or a ragged list of [pos, d_in] instead. Learned
+            positions end at `n_ctx`; rotary ones go on, to lengths for which the model may not have been trained.
         capture
             Sites: exact names, globs, short names (every layer), `"z.3"` or `("z", 3)`.
         embeddings
@@ -848,6 +849,7 @@ class Model(WeightAccess, TextAccess):
             ("layers", str(c.n_layers)),
             ("d_model", str(c.d_model)),
             ("heads", heads),
+            *([("attention", seen)] if (seen := visible(c)) else []),
             ("d_mlp", "none" if c.attn_only else f"{c.d_mlp}, {c.act_fn}{', gated' if c.gated_mlp else ''}"),
             ("norm", str(c.normalization_type)),
             ("positions", f"{c.positional_embedding_type}, n_ctx {c.n_ctx}"),

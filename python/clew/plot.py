@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ConfigError, ShapeError, SiteError, install
+from .errors import ConfigError, ShapeError, SiteError, TokenError, install
 from .inputs import check_choice, check_type, real_array, whole
 from .lens import LogitLens
 from .model import Model, check_model
-from .run import Run
+from .run import Run, check_run
 from .sweep import Sweep
 
 try:
@@ -66,10 +66,20 @@ def _axes(
         check_type(Axes, "a matplotlib Axes", ax=ax)
         figure = ax.get_figure(root=True)
         assert figure is not None
-        return figure, ax
-    figure = _Figure(figsize=(width, height), dpi=120, layout=layout)
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    else:
+        figure = _Figure(figsize=(width, height), dpi=120, layout=layout)
+        FigureCanvasAgg(figure)
+        ax = figure.add_subplot()
+    for text in (ax.title, ax.xaxis.label, ax.yaxis.label):  # a "$" may be a token's
+        text.set_parse_math(False)
+    return figure, ax
+
+
+def _drawable(what: str, values: Array) -> None:
+    """Raises ConfigError for a finite number whose distance from others may be beyond float64."""
+    large = values[np.isfinite(values) & (np.abs(values) >= _LARGEST)]
+    if large.size:
+        raise ConfigError(f"{what} holds {large[0]:g}: numbers must be below {_LARGEST:g} to be drawn")
 
 
 @lru_cache(maxsize=1)
@@ -99,11 +109,19 @@ def label(token: str) -> str:
 
 
 def token_labels(model: Model, ids: ArrayLike) -> list[str]:
-    """Labels of token ids [pos]: their text, or the ids themselves where the model has no tokenizer (installed)."""
+    """Labels of token ids [pos]: their text, or the ids themselves where the model has no tokenizer (installed).
+
+    Raises ShapeError for what are no ids [pos], TokenError for an id outside the vocabulary.
+    """
     check_model(model)
     array = np.asarray(ids)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ShapeError(f"token_labels: integer ids [pos], not {array.dtype} {list(array.shape)}")
+    n = max(model.config.d_vocab, model.config.d_vocab_out)
+    outside = np.flatnonzero((array < 0) | (array >= n))
+    if outside.size:
+        at = int(outside[0])
+        raise TokenError(f"token_labels: id {int(array[at])} at place {at} is outside the vocabulary of {n}")
     if model._labeller is None:
         return [str(int(i)) for i in array]
     return [label(t) for t in model._labeller.to_str_tokens([int(i) for i in array])]
@@ -115,9 +133,9 @@ def _short(text: str, room: int) -> str:
 
 def _sequence(run: Run, batch: int) -> tuple[int, int]:
     """A sequence's number and length."""
-    check_type(Run, "a Run, such as model.run gives", run=run)
+    check_run(run)
     n = len(run.lengths)
-    if not -n <= batch < n:
+    if not -n <= whole(batch, "batch") < n:
         raise ShapeError(f"batch = {batch}: the run has {n} sequence{'s' if n != 1 else ''}")
     return batch % n, int(run.lengths[batch])
 
@@ -131,7 +149,7 @@ def residual_norms(
     attention and MLP add, where they were captured. The first position, which many models use as a place to rest
     attention and make very long, is drawn apart where there are others.
 
-    Raises SiteError without `resid_post`, ShapeError for a sequence that is not there.
+    Raises SiteError without `resid_post`, ShapeError for a sequence that is not there, ConfigError for what is no run.
     """
     seq, length = _sequence(run, batch)
     layers = run.layers("resid_post")
@@ -267,7 +285,7 @@ def _heads(weights: Array, labels: Sequence[str] | None, title: str) -> Figure:
         ax.tick_params(length=0)
     for ax in panels[n:]:
         ax.remove()
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     figure.supxlabel("key: attended to", fontsize=10)
     figure.supylabel("query: attends", fontsize=10)
     bar = figure.colorbar(image, ax=panels[:n].tolist(), fraction=0.05, pad=0.02)
@@ -286,7 +304,7 @@ def _luminance(rgba: Array) -> Array:
 def _bar(figure: Figure, image: AxesImage, ax: Axes, text: str) -> Any:
     bar: Any = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)
-    bar.set_label(text)
+    bar.set_label(text, parse_math=False)
     return bar
 
 
@@ -303,23 +321,13 @@ def lens_table(
     Columns are positions (below: the token there; above: the one that follows), rows layers, the last on top. Up to 40
     columns hold text; more are colours only. positions: columns to draw; None: all that hold a token.
 
-    Raises ConfigError when the next tokens are not known, ShapeError for a sequence or position that is not there.
+    Raises ConfigError when the next tokens are not known, or for a batch that is no whole number; ShapeError for a
+    sequence or position that is not there.
     """
     check_type(LogitLens, "a LogitLens, such as clew.lens.logit_lens gives", lens=lens)
-    n_layers, n_batch, n_pos = lens.ranks.shape
-    if not -n_batch <= batch < n_batch:
-        raise ShapeError(f"batch = {batch}: the lens has {n_batch} sequence{'s' if n_batch != 1 else ''}")
+    n_layers = len(lens.ranks)
     assert lens.targets is not None
-    real = np.flatnonzero(lens.top_tokens[0, batch, :, 0] >= 0)
-    if positions is None:
-        columns = real
-    else:
-        every = np.arange(n_pos)
-        try:
-            columns = every[positions] if isinstance(positions, slice) else every[np.asarray(positions, np.intp)]
-        except IndexError:
-            raise ShapeError(f"positions: the lens has positions 0 to {n_pos - 1}") from None
-        columns = columns[np.isin(columns, real)]
+    batch, columns = lens._columns(positions, batch)
     if columns.size == 0:
         raise ShapeError("positions: none of them holds a token")
     model, targets = lens.model, lens.targets[batch, columns]
@@ -391,7 +399,8 @@ def lens_table(
 def loss_curve(curve: Curve, *, smooth: int | None = None, ax: Axes | None = None, title: str = "Training") -> Figure:
     """Loss over steps: each step's as a thin line, its running mean over `smooth` steps, and the held-out loss.
 
-    smooth: None is a fiftieth of the steps. Raises ShapeError for a curve without steps, or smooth < 1.
+    smooth: None is a fiftieth of the steps. Raises ShapeError for a curve without steps, or smooth < 1; ConfigError for
+    losses too large to draw.
     """
     from .train.curve import Curve
 
@@ -402,6 +411,8 @@ def loss_curve(curve: Curve, *, smooth: int | None = None, ax: Axes | None = Non
     width = max(1, len(losses) // 50) if smooth is None else whole(smooth, "loss_curve: smooth")
     if width < 1:
         raise ShapeError(f"loss_curve: smooth = {smooth}, must be at least 1")
+    held = np.array(curve.held_out).reshape(-1, 2)
+    _drawable("loss_curve: the curve", np.concatenate([losses, held[:, 1]]))
     figure, axes = _axes(ax, 6.4, 3.6)
     steps = np.array([row[0] for row in curve.rows])
     axes.plot(steps, losses, color="#000000", alpha=0.25, linewidth=0.7, label="batch")
@@ -410,7 +421,6 @@ def loss_curve(curve: Curve, *, smooth: int | None = None, ax: Axes | None = Non
         mean = (total[width:] - total[:-width]) / width
         axes.plot(steps[width - 1 :], mean, color=_SERIES[0][0], linewidth=1.5, label=f"mean of {width} steps")
     if curve.held_out:
-        held = np.array(curve.held_out)
         axes.plot(held[:, 0], held[:, 1], color=_SERIES[2][0], marker=_SERIES[2][1], markersize=4, label="held out")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
@@ -440,12 +450,15 @@ def curves(
     level
         A thin horizontal line there.
 
-    Raises ShapeError for series of different lengths, or none.
+    Raises ShapeError for series of different lengths, or none; ConfigError for names that are no texts, and numbers too
+    large to draw.
 
     >>> figure = curves({"loss": [3.0, 2.0]}, ylabel="nats")
     """
     if not isinstance(series, Mapping):
         raise ShapeError(f"curves: a name for each series, {{name: values}}, not {type(series).__name__}")
+    for name in series:
+        check_type(str, "a text", **{"curves: the name of a series": name})
     try:
         values = {name: np.asarray(v, np.float64) for name, v in series.items()}
     except (TypeError, ValueError) as error:
@@ -457,11 +470,15 @@ def curves(
     where = np.arange(n) if x is None else np.asarray(x)
     if where.shape != (n,):
         raise ShapeError(f"curves: x {list(where.shape)} for series [{n}]")
+    texts = where.dtype.kind not in "fiu"
+    for name, v in values.items():
+        _drawable(f"curves: {name}", v)
+    if not texts:
+        _drawable("curves: x", where)
     own = ax is None
     figure, ax = _axes(ax, 6.4, 3.8)
     if level is not None:
         ax.axhline(level, color="#707070", linewidth=0.8)
-    texts = where.dtype.kind not in "fiu"
     for i, (name, v) in enumerate(values.items()):
         colour, marker = _MORE_SERIES[i % len(_MORE_SERIES)]
         ax.plot(
@@ -491,14 +508,16 @@ def _legend(figure: Figure, ax: Axes, own: bool, inside: int = 2) -> None:
     if len(names) < 2:
         return
     if len(names) <= inside:
-        ax.legend(frameon=True, framealpha=1.0, edgecolor="none", fontsize=9)
+        legend = ax.legend(frameon=True, framealpha=1.0, edgecolor="none", fontsize=9)
     elif own:
         width, height = figure.get_size_inches()
         columns = 2 if max(map(len, names)) < 5 * width else 1  # letters that fit into half of it
         figure.set_size_inches(width, height + 0.2 * -(-len(names) // columns))
-        figure.legend(handles, names, frameon=False, fontsize=9, loc="outside lower center", ncols=columns)
+        legend = figure.legend(handles, names, frameon=False, fontsize=9, loc="outside lower center", ncols=columns)
     else:
-        ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+        legend = ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def sweep(
@@ -513,7 +532,8 @@ def sweep(
     show: "effect" (difference from the unpatched run), "values" (the metric itself) or "recovered" (share of the way to
     the other run). Colours are symmetric around 0, around the unpatched metric for "values".
 
-    Raises ShapeError for sweeps over more than two axes: take a part of `result.values` and draw that.
+    Raises ShapeError for sweeps over more than two axes: give a part of `result.effect` to :func:`heatmap`; ConfigError
+    for numbers too large to draw.
 
     Example
     -------
@@ -526,7 +546,11 @@ def sweep(
     check_choice(("effect", "values", "recovered"), show=show)
     data = result.per_example.mean(axis=-1) if show == "values" else getattr(result, show)
     if data.ndim > 2:
-        raise ShapeError(f"a sweep over {' × '.join(result.axes)} has no map: choose two of its axes")
+        part = ", ".join(["0"] * (data.ndim - 2))
+        raise ShapeError(
+            f"a sweep over {' × '.join(result.axes)} has no map: give two of its axes to plot.heatmap, such as "
+            f"result.{show if show != 'values' else 'per_example.mean(-1)'}[{part}]"
+        )
     names = {axis: "position" if axis == "pos" else axis for axis in result.axes}
     words = {"effect": f"change of {result.metric}", "values": result.metric, "recovered": "share recovered"}
     texts = [[label(t) if isinstance(t, str) else str(t) for t in axis] for axis in result.labels]
@@ -535,10 +559,12 @@ def sweep(
         to = result.receivers.replace(" head ", "\u00a0head\u00a0")
         title = f"Paths from {site} to {to}" if to else f"Patching {site}"
         title = textwrap.fill("Edits" if result.axes == ("variant",) else title, 40)
+    _drawable(f"the sweep's {show}", data)
     if data.ndim == 1:
         figure, ax = _axes(ax, 6.4, 3.8)
         ax.axhline(result.baseline.mean() if show == "values" else 0.0, color="#707070", linewidth=0.8)
-        ax.plot(range(len(data)), data, color=_SERIES[1][0], marker=_SERIES[1][1])
+        line = "-" if result.axes[0] in ("layer", "pos") else "none"  # heads, neurons and edits have no order
+        ax.plot(range(len(data)), data, color=_SERIES[1][0], marker=_SERIES[1][1], linestyle=line)
         ax.set_ylabel(words[show])
         ax.spines[["top", "right"]].set_visible(False)
         _ticks(ax.xaxis, texts[0], result.axes[0] == "pos")
@@ -563,15 +589,17 @@ def heatmap(
 ) -> Figure:
     """Any numbers [layer, head], or [row, column] of what the labels say, as a map with colours symmetric around 0.
 
-    Raises ShapeError for anything but two axes of real numbers.
+    Raises ShapeError for anything but two axes of real numbers, ConfigError for numbers too large to draw.
 
     >>> figure = heatmap(np.eye(4), bar="score", title="Heads")
     """
     data = np.asarray(values)
     if data.ndim != 2 or 0 in data.shape or data.dtype.kind not in "fiub":
         raise ShapeError(f"heatmap: numbers [layer, head], not {data.dtype} {list(data.shape)}")
+    data = data.astype(np.float64)
+    _drawable("heatmap", data)
     texts = [[str(i) for i in range(n)] for n in data.shape]
-    return _map(data.astype(np.float64), texts, (ylabel, xlabel), bar, 0.0, title, ax)
+    return _map(data, texts, (ylabel, xlabel), bar, 0.0, title, ax)
 
 
 def _map(

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,10 @@ HEADROOM = 200
 
 @dataclass(frozen=True)
 class Probe:
-    """Linear maps, one for each layer where there are layers."""
+    """Linear maps, one for each layer where there are layers.
+
+    Raises ShapeError for a weight and a bias that are no such maps, ConfigError for a boundary that is no number.
+    """
 
     weight: Array
     """[..., d, t], float64: layers (or none), features, targets."""
@@ -40,6 +44,18 @@ class Probe:
     """Above it a score means 1: ½ for regressions on 0 and 1, 0 for log-odds."""
     converged: ArrayLike = True
     """Bool [...]: had the fit of each layer ended when its steps did? Ridge regression takes none."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "bias"):
+            array = as_array(getattr(self, name), f"probe: {name}")
+            if array.dtype.kind not in "fiu":
+                raise ShapeError(f"probe: {name} must be real numbers, not {array.dtype} {list(array.shape)}")
+            object.__setattr__(self, name, array)
+        if self.weight.ndim < 2 or self.bias.shape != self.weight.shape[:-2] + self.weight.shape[-1:]:
+            raise ShapeError(
+                f"probe: weight {list(self.weight.shape)} and bias {list(self.bias.shape)}: [..., d, t] and [..., t]"
+            )
+        object.__setattr__(self, "boundary", number(self.boundary, "probe: boundary", least=-math.inf))
 
     def __call__(self, x: ArrayLike) -> Array:
         """Scores [..., n, t] of activations [..., n, d], float64.

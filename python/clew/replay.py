@@ -73,7 +73,16 @@ def _gathered(value: Array, strides: tuple[int, ...], shape: tuple[int, ...], ro
 
 
 def next_losses(logits: Array, targets: Array) -> Array:
-    """Losses [sequence, pos] of logits [sequence, pos, vocab]; 0 where the target is negative, which means none."""
+    """Losses [sequence, pos] of logits [sequence, pos, vocab]; 0 where the target is negative, which means none.
+
+    Raises TokenError for a target, the token behind the position, that has no logit.
+    """
+    outside = np.argwhere(targets >= logits.shape[-1])
+    if outside.size:  # as the core says it, which computes losses of logits that are not edited
+        i, j = outside[0]
+        raise TokenError(
+            f"token {int(targets[i, j])} at position {j + 1} of prompt {i} has no logit: there are {logits.shape[-1]}"
+        )
     x = logits.astype(np.float64)
     x = x - x.max(axis=-1, keepdims=True)
     picked = np.take_along_axis(x, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
@@ -81,12 +90,17 @@ def next_losses(logits: Array, targets: Array) -> Array:
     return np.where(targets >= 0, losses, 0).astype(logits.dtype)
 
 
-def check_loss(model: Model, lengths: Ints) -> None:
-    """Raises ConfigError for a model that predicts no next token, TokenError for a prompt that has none."""
+def check_predicts(model: Model) -> None:
+    """Raises ConfigError for a model that predicts no next token."""
     if model.config.d_in is not None or model.config.d_out is not None:
         raise ConfigError(
             f"loss: a model with d_in = {model.config.d_in}, d_out = {model.config.d_out} predicts no next token"
         )
+
+
+def check_loss(model: Model, lengths: Ints) -> None:
+    """Raises ConfigError for a model that predicts no next token, TokenError for a prompt that has none."""
+    check_predicts(model)
     if (lengths < 2).any():
         raise TokenError(
             f"loss needs prompts of two tokens or more, not {lengths.tolist()}: the second is what the first predicts"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import attribution
-from .errors import SiteError
+from .errors import ConfigError, SiteError
 from .inputs import check_path
 from .sites import LOGITS, SITES, Site, SiteTable, pair_name
 
@@ -70,7 +70,10 @@ class Run(Mapping[str, Array]):
         Raises SiteError when the run was made with logits=None or stopped early.
         """
         if LOGITS not in self._stacks:
-            raise SiteError("this run has no logits: it was made with logits=None or stop_after_layer")
+            raise SiteError(
+                "this run has no logits: it was made with logits=None or stop_after_layer, or by generate, which keeps "
+                'them with capture=[…, "logits"]'
+            )
         return self._stacks[LOGITS][1]
 
     def _real(self) -> NDArray[np.bool_]:
@@ -216,3 +219,9 @@ class Run(Mapping[str, Array]):
             cells += f"<tr><td><code>{site.name}</code></td><td>{where}</td><td>{axes}</td><td>{array.dtype}</td></tr>"
         head = "<tr><th>site</th><th>layers</th><th>shape</th><th>dtype</th></tr>"
         return f"<table>{head}{cells}</table>"
+
+
+def check_run(run: Any) -> None:
+    """Raises ConfigError for what is no run; gradients and tangents are used like one, but hold other values."""
+    if type(run) is not Run:
+        raise ConfigError(f"run: a Run, such as model.run gives, not {type(run).__name__}")

@@ -47,7 +47,7 @@ class Weights(Mapping[str, Array]):
         try:
             return self._arrays[name]
         except KeyError:
-            same = [n for n in self._arrays if n.rsplit(".", 1)[-1] == name]
+            same = [n for n in self._arrays if n.rsplit(".", 1)[-1] == name or n.lower() == name.lower()]
             hint = f"; nearest: {', '.join(same[:3])}" if same else nearest(name, self._arrays)
             raise SiteError(f"{name!r} is no weight of this model{hint}") from None
 

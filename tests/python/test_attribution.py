@@ -312,6 +312,23 @@ def test_runs_without_their_model() -> None:
             ask(None)
 
 
+def test_another_model_of_the_same_sizes() -> None:
+    model, _ = make(ZOO["gpt2"])
+    run = model.run([1, 2, 3], capture="z")
+    doubled = model.with_weights({"blocks.0.attn.W_O": 2 * model.weights["blocks.0.attn.W_O"]})
+    np.testing.assert_allclose(run.stack_head_results(1, model=doubled), 2 * run.stack_head_results(1), rtol=1e-12)
+    assert run.stack_head_results(model=model.folded()).shape == (6, 1, 3, 24)
+
+
+def test_stacks_of_integers() -> None:
+    for name in ("gpt2", "no_norm"):
+        model, _ = make(ZOO[name])
+        run = model.run([1, 2, 3], capture="*")
+        stack = np.arange(3 * model.config.d_model).reshape(1, 1, 3, -1)
+        assert run.apply_ln_to_stack(stack).dtype == np.float64
+        np.testing.assert_allclose(run.logit_attrs(stack, 1), run.logit_attrs(stack.astype(float), 1), rtol=1e-12)
+
+
 def test_tokens_as_text() -> None:
     pytest.importorskip("tokenizers")
     model = clew.load("shakespeare")
@@ -340,6 +357,7 @@ def test_tokens_as_text() -> None:
         (dict(answer=[1, 2]), clew.ShapeError, r"answer of shape \[2\] for 1 sequences"),
         (dict(answer=[[1]]), clew.ShapeError, r"answer of shape \[1, 1\] for 1 sequences"),
         (dict(answer=[1, 2], wrong=[1, 2, 3]), clew.ShapeError, r"tokens \[2\] and incorrect_tokens \[3\] differ"),
+        (dict(answer=[[1], [2, 3]]), clew.ShapeError, "tokens cannot be read as an array: .* inhomogeneous"),
         (dict(answer="x"), clew.TokenError, "no tokenizer"),
         (dict(pos=[1, 2]), clew.ShapeError, r"pos = \[1, 2\]: expected one position"),
         (dict(pos=3), clew.ShapeError, "3 of a prompt of 3 tokens"),
@@ -352,9 +370,58 @@ def test_refused(options: dict[str, Any], error: type[clew.Error], message: str)
         direct_logit_attribution(model, **(dict(tokens=[1, 2, 3], answer=4) | options))
 
 
+@pytest.mark.parametrize(
+    ("neurons", "message"),
+    [
+        ([[1, 2]], r"neurons: a slice, a list of integers or a mask, not int64 \[1, 2\]"),
+        (5, r"neurons: a slice, a list of integers or a mask, not int64 \[\]"),
+        ([0.5], r"neurons: a slice, a list of integers or a mask, not float64 \[1\]"),
+        ("a", r"neurons: a slice, a list of integers or a mask, not <U1 \[\]"),
+        ([[1], [2, 3]], "neurons cannot be read as an array"),
+        ([], r"neurons = \[\] selects nothing"),
+        (np.arange(0), "neurons = array.* selects nothing"),
+        (np.zeros(96, bool), "neurons = array.* selects nothing"),
+        (np.zeros(5, bool), "neurons: boolean index did not match .*; the model has 96"),
+        (slice(4, 4), "neurons = slice.* selects nothing"),
+        (slice("a"), "neurons = slice.*: slice indices must be integers"),
+        (slice(0, 4, 0), "neurons = slice.*: slice step cannot be zero"),
+    ],
+)
+def test_neurons_that_there_are_not(neurons: Any, message: str) -> None:
+    model, _ = make(ZOO["gpt2"])
+    run = model.run([1, 2, 3], capture="mlp.hook_post")
+    with pytest.raises(clew.ShapeError, match=message):
+        run.stack_neuron_results(neurons=neurons)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("a", r" must be real numbers, not <U1 \[\]"),
+        ([[1], [2, 3]], " cannot be read as an array: .* inhomogeneous"),
+        (np.ma.masked_all(24), ": an array with masked values"),
+        (np.ones(24, complex), r" must be real numbers, not complex128 \[24\]"),
+        (np.ones(24, object), r" must be real numbers, not object \[24\]"),
+        (np.ones(24, bool), r" must be real numbers, not bool \[24\]"),
+    ],
+)
+def test_stacks_and_directions_that_are_no_real_numbers(given: Any, message: str) -> None:
+    for name in ("gpt2", "no_norm"):
+        model, _ = make(ZOO[name])
+        run = model.run([1, 2, 3], capture="*")
+        with pytest.raises(clew.ShapeError, match=f"project_output_onto{message}"):
+            run.stack_neuron_results(project_output_onto=given)
+        for read in (run.apply_ln_to_stack, lambda stack, run=run: run.logit_attrs(stack, 1)):
+            with pytest.raises(clew.ShapeError, match=f"stack{message}"):
+                read(given)
+
+
 def test_refused_helpers() -> None:
     model, _ = make(ZOO["gpt2"])
+    other, _ = make(ZOO["gpt2"].replace(n_heads=4, d_head=8))
+    deeper, _ = make(ZOO["gpt2"].replace(n_layers=3))
     run = model.run([1, 2, 3], capture="*")
+    bare = pickle.loads(pickle.dumps(run))  # does not know its model
     stack = run.decompose_resid()
     cases: list[tuple[Any, type[clew.Error], str]] = [
         (lambda: run.decompose_resid(3), clew.SiteError, "layer = 3: 0 to 1, or 2, -1 or None"),
@@ -367,6 +434,12 @@ def test_refused_helpers() -> None:
         (lambda: run.logit_attrs(stack, [[1, 2]]), clew.ShapeError, r"\[1, 2\] do not fit a stack of \[6, 1, 3\]"),
         (lambda: run.logit_attrs(stack[:, :, 0], [[1, 2, 3]], pos=0), clew.ShapeError, r"shape \[1, 3\] do not fit"),
         (lambda: run.stack_neuron_results(neurons=[96]), clew.ShapeError, "index 96 is out of bounds .* has 96"),
+        (lambda: run.logit_attrs(stack, [[1], [2, 3]]), clew.ShapeError, "tokens cannot be read as an array"),
+        (lambda: run.logit_attrs(stack, 1, [[1], [2, 3]]), clew.ShapeError, "incorrect_tokens cannot be read"),
+        (lambda: run.stack_head_results(model=5), clew.ConfigError, "model: a Model, .*, not int"),
+        (lambda: run.stack_head_results(model=other), clew.ShapeError, "with n_heads = 3; this model has 4"),
+        (lambda: bare.stack_head_results(model=other), clew.ShapeError, "with n_heads = 3; this model has 4"),
+        (lambda: bare.logit_attrs(stack, 1, model=deeper), clew.ShapeError, "with n_layers = 2; this model has 3"),
         (lambda: run.stack_neuron_results(project_output_onto=np.ones(5)), clew.ShapeError, r"\[5\]: expected \[24\]"),
     ]  # fmt: skip
     for ask, error, message in cases:

@@ -199,6 +199,7 @@ def test_errors_are_one_line(bare: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert failing(capsys, "run", str(bare)) == "give a text or --ids, one of them"
     assert failing(capsys, "run", str(bare), "hi", "--ids", "1") == "give a text or --ids, one of them"
     assert "None" not in failing(capsys, "run", "stories260K", "--ids", "1", "--save", str(tmp_path))
+    assert "save = '': an empty path" in failing(capsys, "run", "stories260K", "--ids", "1,2", "--save", "")
     assert failing(capsys, "info", "--batch", "2") == "--batch is of a model: clew info MODEL --batch 2"
     assert failing(capsys, "info", "--dtype", "float64").startswith("--dtype is of a model")
     assert "--capture ',' names no site" in failing(capsys, "run", "stories260K", "--ids", "1", "--capture", ",")

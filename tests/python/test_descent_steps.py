@@ -236,6 +236,8 @@ def test_spearman() -> None:
         a, b = rng.integers(0, 6, 40), rng.standard_normal(40).round(1)
         assert descent.spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
     assert np.isnan(descent.spearman([1, 1], [1, 2])) and np.isnan(descent.spearman([1], [2]))
+    assert np.isnan(descent.spearman([np.nan, 1, 2], [1, 2, 3])) and np.isnan(descent.spearman([1, 2], [1, np.nan]))
+    assert descent.spearman([1, np.inf, 2], [1, 3, 2]) == pytest.approx(1)
     with pytest.raises(clew.ShapeError, match=r"spearman: \[2\] and \[3\]"):
         descent.spearman([1, 2], [1, 2, 3])
 
@@ -326,6 +328,9 @@ def test_blocks_in_another_order() -> None:
         descent.collect(make(ZOO["vocab_out"])[0], rows)
     with pytest.raises(clew.ShapeError, match=r"frequency \[3\] must be \[d_vocab = 31\]"):
         descent.descend(model, rows, frequency=[1, 2, 3])
+    for wrong in (np.nan, np.inf, -1.0):
+        with pytest.raises(clew.ConfigError, match="frequency: how often each token occurs, 0 or more"):
+            descent.descend(model, rows, frequency=np.full(31, wrong))
 
 
 def test_controls_of_text() -> None:

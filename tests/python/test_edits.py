@@ -615,6 +615,30 @@ def test_what_is_refused(model: clew.Model, tokens: Array, make_edit: Any, error
         model.run(tokens, edits=[make_edit(run)])
 
 
+def test_prompts_of_vectors_are_no_values() -> None:
+    config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=16, d_in=16, d_out=2)
+    model = clew.Model.from_config(config, dtype="float64")
+    x = np.random.default_rng(0).normal(3, 1, (2, 6, 16))
+
+    def ablated(reference: Any, site: str = "resid_post.0") -> Array:
+        return model.run(x, capture=site, edits=[edit.mean_ablate(site, reference)])[site]
+
+    run = model.run(x, capture=["resid_post.0", "z.0"])
+    assert np.allclose(ablated(run), run["resid_post", 0].mean((0, 1)))
+    assert np.array_equal(ablated(run["z", 0], "z.0"), ablated(run, "z.0"))  # four axes are no prompts
+    for given, said in (
+        (x, r"an array \[2, 6, 16\], perhaps prompts"),
+        (x.tolist(), r"an array \[2, 6, 16\], perhaps prompts"),
+        (x[0], r"an array \[6, 16\], perhaps prompts"),
+        ([x[0], x[1, :4]], "list"),
+        (x.astype(int), "ndarray"),
+    ):
+        for site in ("resid_post.0", "z.0"):
+            message = rf"mean_ablate of \S+: {said}, for a model that reads vectors of 16: give a run of the prompts"
+            with pytest.raises(clew.ConfigError, match=message):
+                ablated(given, site)
+
+
 @pytest.mark.parametrize("change", [edit.set, edit.add, edit.scale])
 def test_values_beyond_the_models_precision(change: Any, tokens: Array) -> None:
     huge = edit.call(("z", 0), lambda x, name: x.astype(np.float64) + 1e39)

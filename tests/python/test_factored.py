@@ -168,6 +168,95 @@ def test_refused_operations() -> None:
         m[0, np.ones((3, 5), bool)]
 
 
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int64, np.longdouble])
+def test_factors_that_lapack_does_not_have(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    A, B = (rng.integers(0, 100, shape).astype(dtype) for shape in ((4, 2), (2, 4)))
+    m, dense = FactoredMatrix(A, B), A.astype(float) @ B.astype(float)
+    assert m.dtype == m.AB.dtype == np.float64
+    assert np.array_equal(m.AB, dense) and m.trace() == np.trace(dense)
+    np.testing.assert_allclose(m.norm(), np.linalg.norm(dense), rtol=1e-12)
+    np.testing.assert_allclose(m.S, np.linalg.svd(dense, compute_uv=False)[:2], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose((-m).AB, -dense)
+    assert FactoredMatrix(A.astype(np.longdouble) * 1j, B).dtype == np.complex128
+
+
+def test_complex_factors() -> None:
+    rng = np.random.default_rng(0)
+    A, B = (rng.standard_normal(s) + 1j * rng.standard_normal(s) for s in ((5, 3), (3, 5)))
+    m = FactoredMatrix(A, B)
+    np.testing.assert_allclose(m.S, np.linalg.svd(A @ B, compute_uv=False)[:3], rtol=1e-12)
+    np.testing.assert_allclose(m.U * m.S @ m.Vh, A @ B, rtol=1e-10)
+    np.testing.assert_allclose(m.trace(), np.trace(A @ B), rtol=1e-12)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_factors_that_are_not_finite(value: float) -> None:
+    B = np.ones((2, 4))
+    B[1, 3] = value
+    for m, name in ((FactoredMatrix(np.ones((4, 2)), B), "B"), (FactoredMatrix(B.T, np.ones((2, 4))), "A")):
+        assert not np.isfinite(m.A @ m.B).all()
+        for what, word in (
+            (m.svd, "singular values"),
+            (m.eigenvalues, "eigenvalues"),
+            (m.make_even, "singular values"),
+        ):
+            with pytest.raises(clew.ConfigError, match=f"FactoredMatrix: {name} holds NaN or infinity: no {word}"):
+                what()
+    large = FactoredMatrix(np.full((2, 2), 1e200), np.full((2, 2), 1e200))
+    with pytest.raises(clew.ConfigError, match="the product holds NaN or infinity: no eigenvalues"):
+        large.eigenvalues()
+
+
+@pytest.mark.parametrize(
+    ("ask", "error", "message"),
+    [
+        (lambda m: FactoredMatrix([[1], [2, 3]], m.B), clew.ShapeError, "FactoredMatrix: A cannot be read as an array"),
+        (lambda m: FactoredMatrix(m.A, np.ma.masked_all((2, 4))), clew.ShapeError, "B: an array with masked values"),
+        (lambda m: m * "a", TypeError, "FactoredMatrix"),
+        (lambda m: "a" * m, TypeError, "FactoredMatrix"),
+        (lambda m: m * None, TypeError, "unsupported operand"),
+        (lambda m: m * [[1], [2, 3]], clew.ShapeError, "the factor cannot be read as an array"),
+        (lambda m: m * m, clew.ShapeError, r"\* \[4, 4\]: a number is meant, @ multiplies"),
+        (lambda m: m / "a", TypeError, "unsupported operand"),
+        (lambda m: m / None, TypeError, "unsupported operand"),
+        (lambda m: m @ "a", TypeError, "unsupported operand"),
+        (lambda m: m @ None, TypeError, "unsupported operand"),
+        (lambda m: None @ m, TypeError, "unsupported operand"),
+        (lambda m: m @ 5, clew.ShapeError, r"\[4, 4\] @ \[\] does not multiply"),
+        (lambda m: m @ [[1], [2, 3]], clew.ShapeError, "the right factor cannot be read as an array"),
+        (lambda m: [[1], [2, 3]] @ m, clew.ShapeError, "the left factor cannot be read as an array"),
+        (lambda m: m @ np.ma.masked_all(4), clew.ShapeError, "the right factor: an array with masked values"),
+        (lambda m: m @ np.array(["a"] * 4), clew.ShapeError, r"the right factor must be numbers, not <U1 \[4\]"),
+        (lambda m: np.array(["a"] * 4) @ m, clew.ShapeError, r"the left factor must be numbers, not <U1 \[4\]"),
+        (lambda m: m.unsqueeze("a"), clew.ConfigError, "k = 'a': expected a whole number"),
+        (lambda m: m.get_corner("a"), clew.ConfigError, "k = 'a': expected a whole number"),
+        (lambda m: m.get_corner(-1), clew.ConfigError, "k = -1: at least 0"),
+        (lambda m: m["a"], IndexError, "index 'a' of a FactoredMatrix: whole numbers, masks, slices"),
+        (lambda m: m[["a"]], IndexError, r"index \['a'\] of a FactoredMatrix: whole numbers"),
+        (lambda m: m[1.5], IndexError, "index 1.5 of a FactoredMatrix: whole numbers"),
+        (lambda m: m[:, [0.5]], IndexError, r"index \[0.5\] of a FactoredMatrix: whole numbers"),
+        (lambda m: m[:, [[0, 1], [1, 0]]], IndexError, "does not fit a FactoredMatrix"),
+        (lambda m: m[[[0, 1], [1, 0]]], IndexError, "does not fit a FactoredMatrix"),
+    ],
+)
+def test_what_is_no_operand_or_index(ask: Any, error: type[Exception], message: str) -> None:
+    m, _ = factored((4, 2), (2, 4))
+    with pytest.raises(error, match=message):
+        ask(m)
+
+
+def test_numbers_of_every_kind_multiply() -> None:
+    m, dense = factored((4, 2), (2, 4))
+    for number in (2, 2.0, np.float32(2), np.array(2), np.longdouble(2)):
+        assert (number * m).dtype == np.float64
+        np.testing.assert_allclose((m * number).AB, 2 * dense, rtol=1e-12)
+        np.testing.assert_allclose((m / number).AB, dense / 2, rtol=1e-12)
+    np.testing.assert_allclose((m * 10**30).AB, 1e30 * dense, rtol=1e-12)
+    np.testing.assert_allclose((m * 1j).AB, 1j * dense, rtol=1e-12)
+    assert m[[]].shape == (0, 4) and m.get_corner(0).shape == (0, 0)
+
+
 # ---- the model's ----------------------------------------------------------------------------------------------------
 
 

@@ -53,6 +53,17 @@ def test_same_predictions(name: str) -> None:
     assert np.array_equal(model.run(tokens).logits, want)  # the model itself is as it was
 
 
+@pytest.mark.parametrize("d_out", [1, 2])
+def test_outputs_that_are_vectors_keep_their_mean(d_out: int) -> None:
+    config = clew.ModelConfig(n_layers=2, d_model=8, n_heads=2, n_ctx=8, d_in=3, d_out=d_out, unembed_bias=True)
+    model, _ = make(config)
+    x = np.random.default_rng(0).standard_normal((2, 5, 3))
+    folded = model.folded()
+    assert relative_error(folded.run(x).logits, model.run(x).logits) < 1e-10
+    assert any("the unembedding is not centred: the mean of the outputs" in note for note in folded.notes)
+    assert not any("unembedding" in note for note in model.folded(center_unembed=False).notes)
+
+
 @pytest.mark.parametrize("on", list(itertools.product([False, True], repeat=4)), ids=str)
 def test_every_combination(on: tuple[bool, ...]) -> None:
     for name in ("gpt2", "phi", "qwen2", "ln_sandwich", "linear_full_exclude_self"):

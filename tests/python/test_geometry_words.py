@@ -157,6 +157,15 @@ def test_heads_that_read_a_subject_are_coherent() -> None:
         geometry.head_coherence(model, k=1)
 
 
+def test_random_directions_are_as_many_as_singular_ones() -> None:
+    """A head of four dimensions has four: a mean over more random ones would vary less, and more heads stand out."""
+    model, _ = make(clew.ModelConfig(n_layers=2, d_model=32, n_heads=8, n_ctx=8, d_vocab=200))
+    all_, more = (geometry.head_coherence(model, pairs=pairs, k=5) for pairs in (4, 400))
+    for name in ("left", "right", "random_left", "random_right", "untrained_left"):
+        assert np.array_equal(getattr(all_, name), getattr(more, name)), name
+    assert geometry.head_coherence(model, pairs=1, k=5).random_left.std() > 1.5 * all_.random_left.std()
+
+
 # ---- ways -----------------------------------------------------------------------------------------------------------
 
 

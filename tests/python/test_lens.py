@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import clew
 import numpy as np
 import pytest
+from clew import edit, metrics
 from clew.lens import LogitLens, logit_lens, unembed
 from clew.loaders.checkpoint import Checkpoint
 from support import make, relative_error
@@ -179,6 +181,8 @@ def test_what_follows_is_not_guessed() -> None:
         (dict(targets=[[1, 2]]), clew.ShapeError, r"targets must be integers \[1, 3\], not int64 \[1, 2\]"),
         (dict(targets=[[1.0, 2.0, 3.0]]), clew.ShapeError, "not float64"),
         (dict(targets=[[1, 2, 31]]), clew.ShapeError, "31 is no token; the vocabulary has ids 0 to 30"),
+        (dict(targets=[[1], [2, 3]]), clew.ShapeError, "targets cannot be read as an array: .* inhomogeneous"),
+        (dict(targets=np.ma.masked_array([[1, 2, 3]], [[0, 0, 1]])), clew.ShapeError, "targets: .* masked values"),
     ],
 )
 def test_refused(options: dict[str, Any], error: type[clew.Error], message: str) -> None:
@@ -194,12 +198,73 @@ def test_refused_runs() -> None:
     with pytest.raises(clew.SiteError, match="did not capture resid_post of layer 1"):
         logit_lens(model, model.run([1, 2], capture="resid_post.0"), layers=[0, 1])
     other, _ = make(ZOO["gpt2"].replace(d_model=12))
-    with pytest.raises(clew.ShapeError, match="12 values, the model's d_model is 24"):
+    with pytest.raises(clew.ShapeError, match="the run is of a model with d_model = 12; this model has 24"):
         logit_lens(model, other.run([1, 2], capture="resid_post"))
     with pytest.raises(clew.ShapeError, match="must be d_model = 24"):
         unembed(model, np.zeros((2, 23)))
     with pytest.raises(clew.ShapeError, match="real numbers, not complex128"):
         unembed(model, np.zeros((2, 24), complex))
+    with pytest.raises(clew.ShapeError, match="residuals cannot be read as an array: .* inhomogeneous"):
+        unembed(model, [[1], [2, 3]])
+    with pytest.raises(clew.ShapeError, match="residuals: an array with masked values"):
+        unembed(model, np.ma.masked_all(24))
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message", "held"),
+    [
+        (dict(n_layers=5), "the run is of a model with n_layers = 5; this model has 2", "n_layers = 5; .* 2"),
+        (dict(d_model=12), "the run is of a model with d_model = 12; this model has 24", "d_model = 12; .* 24"),
+        (
+            dict(d_vocab=50, d_vocab_out=50),
+            "the run is of a model with d_vocab = 50; this model has 31",
+            "the run holds token 49, the model has ids 0 to 30",
+        ),
+    ],
+)
+def test_runs_of_models_of_other_sizes(changes: dict[str, Any], message: str, held: str, pickled: bool) -> None:
+    model, _ = make(ZOO["gpt2"])
+    other, _ = make(ZOO["gpt2"].replace(**changes))
+    run = other.run([1, other.config.d_vocab - 1, 2], capture="resid_post", logits=None)
+    if pickled:  # then only what the run holds tells
+        run = pickle.loads(pickle.dumps(run))
+        message = held
+    with pytest.raises(clew.ShapeError, match=message):
+        logit_lens(model, run)
+
+
+def test_runs_of_models_of_the_same_sizes() -> None:
+    model, _ = make(ZOO["gpt2"])
+    own = model.run([1, 2, 3], capture="resid_post")
+    again = pickle.loads(pickle.dumps(own))
+    assert np.array_equal(logit_lens(model, again).logits, logit_lens(model, own).logits)
+    for other in (model.folded(), model.with_weights({"unembed.W_U": 2 * model.weights["unembed.W_U"]})):
+        assert logit_lens(other, own).logits.shape == (2, 1, 3, 31)
+
+
+def test_what_is_used_like_a_run_is_no_run() -> None:
+    model, _ = make(ZOO["gpt2"])
+    gradients = model.gradients([1, 2, 3], metrics.logit_diff([4], [5]), wrt="resid_post")
+    tangents = model.jvp([1, 2, 3], edit.add("resid_post.0", np.ones(24)))
+    for given, name in ((gradients, "Gradients"), (tangents, "Tangents")):
+        with pytest.raises(clew.ConfigError, match=f"run: a Run, such as model.run gives, not {name}"):
+            logit_lens(model, given)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_not_ranked(value: float) -> None:
+    model, weights = make(ZOO["gpt2"].replace(tie_word_embeddings=False))
+    message = "the logits of sequence 0 after layer {} hold NaN or infinity: no token can be ranked"
+    W_U = np.full_like(weights["unembed.W_U"], value)
+    with pytest.raises(clew.ConfigError, match=message.format(0)):
+        logit_lens(model.with_weights({"unembed.W_U": W_U}), [1, 2, 3])
+    W_out = weights["blocks.1.mlp.W_out"].copy()
+    W_out[0, 0] = value
+    broken = model.with_weights({"blocks.1.mlp.W_out": W_out})
+    with pytest.raises(clew.ConfigError, match=message.format(1)):
+        logit_lens(broken, [1, 2, 3])
+    assert (logit_lens(broken, [1, 2, 3], layers=[0]).top_tokens >= 0).all()  # before the layer that breaks
 
 
 def test_positions_that_a_shorter_sequence_lacks_are_left_out() -> None:
@@ -249,7 +314,30 @@ def test_the_lens_as_a_table() -> None:
     assert lens.table([2], batch=1).splitlines()[2:] == rows[2:] == lens.table(slice(2, None), batch=1).splitlines()[2:]
     bare = logit_lens(model, model.run(embeddings=np.ones((2, 128)), capture="resid_post"))
     assert bare.table().splitlines()[3].startswith("at 1        ?  ")
-    with pytest.raises(clew.ShapeError, match="positions 0 to"):
-        lens.table([99])
-    with pytest.raises(clew.ShapeError, match="batch = 2: the lens has 2 sequences"):
-        lens.table(batch=2)
+    assert lens.table(2, batch=1) == lens.table([2], batch=1) == lens.table([2, -1], batch=1)  # -1: it has none there
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(positions=[99]), clew.ShapeError, "positions: the lens has positions 0 to 2"),
+        (dict(positions=99), clew.ShapeError, "positions: the lens has positions 0 to 2"),
+        (dict(positions=[1.5]), clew.ShapeError, r"positions must be whole numbers, not float64 \[1\]"),
+        (dict(positions="a"), clew.ShapeError, r"positions must be whole numbers, not <U1 \[1\]"),
+        (dict(positions=[[0, 1]]), clew.ShapeError, r"positions must be whole numbers, not int64 \[1, 2\]"),
+        (dict(positions=[[0], [1, 2]]), clew.ShapeError, "positions cannot be read as an array"),
+        (dict(positions=slice("a")), clew.ShapeError, "positions = slice.*: slice indices must be integers"),
+        (dict(positions=slice(0, 2, 0)), clew.ShapeError, "positions = slice.*: slice step cannot be zero"),
+        (dict(batch=2), clew.ShapeError, "batch = 2: the lens has 2 sequences"),
+        *(
+            (dict(batch=b), clew.ConfigError, "batch = .*: expected a whole number")
+            for b in ("a", None, [0], 1.0, True)
+        ),
+    ],
+    ids=str,
+)
+def test_tables_that_there_are_not(options: dict[str, Any], error: type[clew.Error], message: str) -> None:
+    model, _ = make(ZOO["gpt2"])
+    lens = logit_lens(model, [[1, 2, 3], [4, 5]])
+    with pytest.raises(error, match=message):
+        lens.table(**options)

@@ -341,7 +341,7 @@ def test_intervals_are_scipys() -> None:
 
 
 def test_the_bundled_model_has_the_walls_between_attention_and_mlp() -> None:
-    """At <ORIGIN_START>: better than behind the layer, and than at <PATH_START>; 90 % with 15,000 mazes to learn from."""
+    """At <ORIGIN_START>: better than behind the layer, and than at <PATH_START>; 90 % with 15,000 mazes to learn."""
     solver = clew.load("maze-6x6")
     train, test = mazes.generate(1500, 6, seed=1, split="train"), mazes.generate(200, 6, seed=2, split="test")
     within = mazes.wall_probes(solver, train, test, position="origin_start", site="resid_mid", methods=["ridge"])

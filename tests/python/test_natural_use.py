@@ -383,6 +383,21 @@ def test_one_target_is_a_column() -> None:
             one(["a"] * 4)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("a", 1), ShapeError, "probe: weight must be real numbers, not <U1"),
+        ((np.eye(2), "ab"), ShapeError, "probe: bias must be real numbers, not <U2"),
+        ((np.eye(2), 1), ShapeError, r"probe: weight \[2, 2\] and bias \[\]: \[..., d, t\] and"),
+        ((np.zeros((3, 4, 2)), np.zeros(2)), ShapeError, r"probe: weight \[3, 4, 2\] and bias \[2\]"),
+        ((np.eye(2), [0, 0], "x"), ConfigError, "probe: boundary = 'x' is no number"),
+    ],
+)
+def test_probes_that_are_none(arguments: tuple[Any, ...], error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        clew.probe.Probe(*arguments)
+
+
 def test_a_probe_in_one_line() -> None:
     x = np.random.default_rng(0).normal(size=(3, 50, 4))
     several = clew.probe.ridge(x, x[0, :, :2])
@@ -551,6 +566,9 @@ def test_names_of_other_libraries_lead_here(model: clew.Model) -> None:
         ("cfg", r"here it is model\.config"),
         ("run_with_cache", r"model\.run\(tokens, capture=\"\*\"\)"),
         ("genrate", "nearest: generate"),
+        ("n_heads", r"here it is model\.config\.n_heads$"),
+        ("logit_lens", r"here it is clew\.logit_lens\(model, tokens\)$"),
+        ("run_", r"nearest: run(?!.*_)"),
     ]:
         with pytest.raises(AttributeError, match=message):
             getattr(model, name)
@@ -559,6 +577,44 @@ def test_names_of_other_libraries_lead_here(model: clew.Model) -> None:
         model("text")
     with pytest.raises(TypeError, match=r"Model\.to_tokens\(\) got an unexpected keyword argument 'prepend_bos'"):
         model.to_tokens("text", prepend_bos=True)  # type: ignore[call-arg]
+
+
+def test_a_run_in_the_place_of_tokens(model: clew.Model) -> None:
+    run = model.run(IDS, capture="resid_pre")
+    for wrong in (lambda: model.run(run), lambda: clew.direct_logit_attribution(model, run, 3)):
+        with pytest.raises(ShapeError, match=r"a text or token ids, not a Run: a run's are its \.tokens"):
+            wrong()
+    assert np.array_equal(model.run(run.tokens).logits, run.logits)
+
+
+def test_a_generations_run_says_how_it_keeps_logits(model: clew.Model) -> None:
+    with pytest.raises(clew.SiteError, match=r"or by generate, which keeps them with capture=\[…, \"logits\"\]"):
+        _ = model.generate(IDS, 2, capture=["resid_post"]).run.logits
+    kept = model.generate(IDS, 2, capture=["resid_post", "logits"]).run
+    assert kept is not None and kept.logits.shape[-1] == model.config.d_vocab_out
+
+
+def test_attributions_by_name_and_whole_in_print() -> None:
+    model = clew.load("shakespeare")
+    parts = clew.direct_logit_attribution(model, ["Good morrow, my noble", "God save"], answer=" lord", by="head")
+    assert np.array_equal(parts["L0H2"], parts.values[parts.labels.index("L0H2")])
+    with pytest.raises(clew.SiteError, match=r"'L0H99' is no component of this attribution; nearest: L0H"):
+        parts["L0H99"]
+    rows = [line.rsplit(None, 1) for line in repr(parts).splitlines()[1:]]
+    assert any(name.strip() == f"{len(parts.labels) - 10} others" for name, _ in rows)
+    assert sum(float(value) for _, value in rows[:-1]) == pytest.approx(float(rows[-1][1]), abs=1e-3)
+
+
+def test_what_positions_see_is_part_of_a_models_look() -> None:
+    assert "attention     the last 4 positions in layers 0, 2" in repr(clew.load("english"))
+    small = clew.ModelConfig(n_layers=2, d_model=8, n_heads=2, n_ctx=8, d_vocab=10)
+    assert "attention" not in repr(clew.Model.from_config(small))
+    for changes, said in (
+        ({"window_size": 3}, "the last 3 positions in all layers"),
+        ({"attn_types": ("global", "local"), "window_size": 3}, "the last 3 positions in layer 1"),
+        ({"attention_kind": "linear"}, "linear, causal"),
+    ):
+        assert f"attention     {said}\n" in repr(clew.Model.from_config(small.replace(**changes)))
 
 
 def test_ids_as_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from zoo import zoo
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: figures are not tested")
 
-from clew import plot  # noqa: E402
+from clew import metrics, plot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.image import AxesImage  # noqa: E402
@@ -239,6 +240,40 @@ def test_signs_that_matplotlib_would_interpret(tmp_path: Path) -> None:
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()][:2] == ["$x^$", "_a$"]
 
 
+def test_titles_and_names_that_matplotlib_would_interpret(model: clew.Model, run: clew.Run, tmp_path: Path) -> None:
+    bad = "$\\bad{$"
+    curve = clew.train.Curve([(1, 2.0, 0.1, 1.0), (2, 1.0, 0.1, 1.0)])
+    swept = model.sweep(PROMPT, PROMPT[::-1], site="z", over=("layer", "head"), metric=clew.metrics.logit_diff(7, 9))
+    for figure in (
+        plot.attention(np.eye(3), title=bad),
+        plot.attention(np.ones((2, 3, 3)), title=bad),
+        plot.residual_norms(run, title=bad),
+        plot.lens_table(logit_lens(model, PROMPT), title=bad),
+        plot.loss_curve(curve, title=bad),
+        plot.heatmap(np.eye(2), title=bad, xlabel=bad, ylabel=bad, bar=bad),
+        plot.curves({bad: [1, 2], "b": [2, 1]}, title=bad, xlabel=bad, ylabel=bad),
+        plot.curves({bad + str(i): [1, 2] for i in range(3)}, title=bad),
+        plot.sweep(swept, title=bad),
+    ):
+        figure.savefig(tmp_path / "bad.png")
+        assert figure.get_suptitle() == bad or figure.axes[0].get_title() == bad
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 1e300])
+def test_numbers_too_large_to_draw(value: float) -> None:
+    said = re.escape(f"holds {value:g}: numbers must be below 1e+300 to be drawn")
+    curve = clew.train.Curve([(1, value, 0.1, 1.0), (2, 1.0, 0.1, 1.0)])
+    held = clew.train.Curve([(1, 1.0, 0.1, 1.0)], [(1, value)])
+    for draw, what in (
+        (lambda: plot.heatmap([[value, 0.0]]), "heatmap"),
+        (lambda: plot.curves({"a": [value, np.nan]}), "curves: a"),
+        (lambda: plot.curves({"a": [0.0]}, [value]), "curves: x"),
+        (lambda: plot.loss_curve(curve), "loss_curve: the curve"),
+        (lambda: plot.loss_curve(held), "loss_curve: the curve"),
+    ):
+        refuse(draw, clew.ConfigError, f"{what} {said}")
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_figures_can_be_saved(run: clew.Run, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"figure.{suffix}"
@@ -277,7 +312,24 @@ def test_refused(model: clew.Model, run: clew.Run) -> None:
     refuse(lambda: plot.attention(np.eye(3), ["a"]), clew.ShapeError, "1 labels for a pattern of 3 queries and 3 keys")
     refuse(lambda: plot.lens_table(lens, batch=1), clew.ShapeError, "batch = 1: the lens has 1 sequence")
     refuse(lambda: plot.lens_table(lens, positions=[99]), clew.ShapeError, "positions 0 to 7")
+    refuse(lambda: plot.lens_table(lens, positions=[1.5]), clew.ShapeError, "positions must be whole numbers")
+    for batch in ("a", None, [0], 1.0, True):
+        for draw in (lambda b: plot.lens_table(lens, batch=b), lambda b: plot.residual_norms(run, batch=b)):
+            refuse(lambda draw=draw, b=batch: draw(b), clew.ConfigError, "batch = .*: expected a whole number")
+    gradients = model.gradients(PROMPT, metrics.logit_diff([4], [5]), wrt="resid_post")
+    for other in (gradients, 5):
+        name = type(other).__name__
+        refuse(lambda other=other: plot.residual_norms(other), clew.ConfigError, f"run: a Run, .*, not {name}")
     refuse(lambda: plot.lens_table(lens, positions=[]), clew.ShapeError, "none of them holds a token")
+    refuse(lambda: plot.curves({5: [1, 2]}), clew.ConfigError, "curves: the name of a series: a text, not int")
+    for outside in (-1, model.config.d_vocab):
+        said = f"token_labels: id {outside} at place 1 is outside the vocabulary of {model.config.d_vocab}"
+        refuse(lambda outside=outside: plot.token_labels(model, [1, outside]), clew.TokenError, said)
+    over: Any = ("layer", "pos", "head")
+    swept = model.sweep(PROMPT, PROMPT, site="z", over=over, metric=clew.metrics.logit_diff(7, 9))
+    said = r"layer × pos × head has no map: give two of its axes to plot.heatmap, such as result.effect\[0\]"
+    refuse(lambda: plot.sweep(swept), clew.ShapeError, said)
+    plot.heatmap(swept.effect[0])
     refuse(lambda: plot.token_labels(model, [[1]]), clew.ShapeError, r"integer ids \[pos\], not int64 \[1, 1\]")
 
 

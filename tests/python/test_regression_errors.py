@@ -63,8 +63,10 @@ def test_shapes(name: str) -> None:
 def test_no_numbers(bad: Any) -> None:
     with raises(ShapeError, f"X must be real numbers, not {bad.dtype}"):
         regression.ols(bad, Y)
-    with raises(ShapeError, "X is not an array"):
+    with raises(ShapeError, "X cannot be read as an array"):
         regression.ols([[[1.0], [1.0, 2.0]]], [[1.0, 2.0]])
+    with raises(ShapeError, "X: an array with masked values"):
+        regression.ols(np.ma.masked_greater(X, X.mean()), Y)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

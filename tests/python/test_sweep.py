@@ -477,6 +477,84 @@ def test_metrics_refuse_what_they_cannot_read() -> None:
             sweep.interval(level, n)
 
 
+@pytest.mark.parametrize(
+    ("ask", "error", "match"),
+    [
+        (lambda: metrics.kl([[0.0, 1.0]])([[0.0, 1.0, 2.0]]), clew.ShapeError, r"reference .* \[1, 2\], .* \[1, 3\]"),
+        (lambda: metrics.kl([[0.0, 1.0]]).gradient([[0.0, 1.0, 2.0]]), clew.ShapeError, r"\[1, 2\], .* \[1, 3\]"),
+        (lambda: metrics.kl(np.eye(2))([[0, 1]], [-1]), clew.ShapeError, "examples: -1, but they are counted from 0"),
+        (lambda: metrics.log_prob([0, 1])([[0.0, 1.0]], [-1]), clew.ShapeError, "examples: -1, but they are counted"),
+        (lambda: metrics.logit_diff([0, 1], [1, 0])([[0.0, 1.0]], [0.5]), clew.ShapeError, "1 rows, not float64"),
+        (lambda: metrics.kl(np.eye(2))([[0, 1]], [0, 1]), clew.ShapeError, r"1 rows, not int64 \[2\]"),
+        (lambda: metrics.logit_diff(np.uint64(2**63), 1), clew.TokenError, "token a: token 9223372036854775808 is out"),
+        (lambda: metrics.log_prob([1, 2**64]), clew.TokenError, "token 18446744073709551616 is outside the vocabulary"),
+        (lambda: metrics.logit_diff(5, 0).gradient([[1.0, 2.0]]), clew.TokenError, "token 5 has no logit"),
+        (lambda: metrics.log_prob(5).gradient([[1.0, 2.0]]), clew.TokenError, "token 5 has no logit"),
+    ],
+)
+def test_metrics_called_directly(ask: Callable[[], object], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        ask()
+
+
+def test_metrics_of_a_run_read_each_sequences_own_end(model: clew.Model) -> None:
+    prompts: list[list[int]] = [[1, 2, 3], [4, 5]]
+    run = model.run(prompts)
+    for metric in (metrics.log_prob(3), metrics.logit_diff([3, 4], 5), metrics.kl(np.cos(np.ones((2, 31))))):
+        ends = metric(np.stack([run.logits[0, 2], run.logits[1, 1]]))
+        assert np.array_equal(metric(run), ends)
+        assert np.allclose(metric(model.run(prompts, logits="last")), ends, rtol=1e-12)
+    with pytest.raises(clew.SiteError, match="this run has no logits"):
+        metrics.log_prob(3)(model.run(prompts, capture="z", logits=None))
+
+
+def test_models_of_vectors_have_no_probabilities() -> None:
+    config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=16, d_vocab=20, d_out=3)
+    model = clew.Model.from_config(config, dtype="float64")
+    for metric, match in (
+        (metrics.log_prob(0), r"log_prob\(0\): this model writes vectors, d_out = 3, and has no probabilities"),
+        (metrics.kl(np.zeros((1, 3))), "kl: this model writes vectors, d_out = 3, and has no probabilities"),
+        (metrics.loss(), "loss: a model with d_in = None, d_out = 3 predicts no next token"),
+    ):
+        for ask in (
+            lambda m: model.sweep([1, 2, 1], [1, 1, 2], site="z", metric=m),
+            lambda m: model.sweep([1, 2, 1], edits=[edit.zero("z")], metric=m),
+            lambda m: model.path_patch([1, 2, 1], [1, 1, 2], metric=m),
+            lambda m: model.gradients([1, 2, 1], m, wrt="z"),
+        ):
+            with pytest.raises(clew.ConfigError, match=match):
+                ask(metric)
+    change = model.sweep([1, 2, 1], [1, 1, 2], site="z", metric=metrics.logit_diff(0, 1))
+    last = model.run([1, 1, 2]).logits[0, -1]
+    assert np.allclose(change.baseline, last[0] - last[1])
+
+
+def test_losses_of_edited_logits_name_tokens_without_one() -> None:
+    config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=16, d_vocab=23, d_vocab_out=9)
+    model = clew.Model.from_config(config, dtype="float64")
+    shift, loss = edit.add("logits", 0.1), metrics.loss()
+
+    def inside(ask: Callable[[], object]) -> object:
+        with model.edited([shift]):
+            return ask()
+
+    def patch(site: str) -> object:
+        return model.sweep([1, 2, 11], [1, 3, 11], site=site, over="pos", metric=loss)
+
+    for ask in (
+        lambda: model.loss([1, 2, 11]),  # not edited: the core says it
+        lambda: model.loss([1, 2, 11], edits=[shift]),
+        lambda: patch("logits"),
+        lambda: inside(lambda: patch("z")),
+        lambda: inside(lambda: model.sweep([1, 2, 11], edits=[edit.zero("z")], metric=loss)),
+    ):
+        with pytest.raises(clew.TokenError, match="token 11 at position 2 of prompt 0 has no logit: there are 9"):
+            ask()
+    with pytest.raises(clew.TokenError, match="token 12 at position 1 of prompt 1 has no logit: there are 9"):
+        model.loss([[20, 2, 3], [4, 12]], edits=[shift])  # the first is nobody's target
+    assert np.allclose(model.loss([20, 2, 3], edits=[shift]), model.loss([20, 2, 3]))
+
+
 def test_a_model_without_layers() -> None:
     model, _ = make(ZOO["gpt2"].replace(n_layers=0))
     for name in ("blocks.L.ln1.hook_scale", "blocks.L.attn.hook_z", "resid_pre"):

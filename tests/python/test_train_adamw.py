@@ -340,6 +340,12 @@ def test_a_state_that_no_step_gives_is_refused() -> None:
     for steps in (-1, 1.5, True):
         with pytest.raises(clew.ConfigError, match=f"steps = {steps}"):
             optimizer.load_state(state, steps)  # type: ignore[arg-type]
+    for given in (None, list(state)):
+        with pytest.raises(clew.ConfigError, match=r"AdamW: state: what state\(\) gave, not (NoneType|list)"):
+            optimizer.load_state(given, 0)  # type: ignore[arg-type]
+    for value, said in (("x", r"m/embed.W_E has <U1 \[\], expected"), ([[1], [1, 2]], "m/embed.W_E cannot be read")):
+        with pytest.raises(clew.ShapeError, match=said):
+            optimizer.load_state(state | {"m/embed.W_E": value}, 0)  # type: ignore[dict-item]
     for name, value in (("weights/embed.W_E", math.nan), ("m/embed.W_E", math.inf), ("v/embed.W_E", -1.0)):
         broken = state | {name: np.full_like(state[name], value)}
         with pytest.raises(clew.ConfigError, match=f"state: {name} holds"):

@@ -202,6 +202,10 @@ def test_checkpoints_keep_the_tokenizer(tmp_path: Path) -> None:
     (other / "tokenizer.json").write_bytes((tmp_path / "tokenizer.json").read_bytes())
     fit(clew.Model.from_config(CONFIG), STREAM, 1, 2, directory=other, progress=False)
     assert clew.train.load_model(other).tokenizer is None
+    with pytest.raises(clew.ConfigError, match="save: .*other holds a training's checkpoints: their tokenizer.json"):
+        clew.Model.from_config(CONFIG).save(other)  # it would be loaded with the model
+    model.save(tmp_path)  # its own
+    assert clew.load(tmp_path).to_string(clew.load(tmp_path).to_tokens(text)) == text
 
 
 # ---- Interrupted -----------------------------------------------------------------------------------------------
@@ -620,6 +624,71 @@ def test_settings_out_of_range(settings: dict[str, Any], words: str) -> None:
         trainer(**settings).run()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("steps", "a", "Trainer: steps = 'a', must be a whole number, at least 0"),
+        ("batch", "a", "Trainer: batch = 'a', must be a whole number, at least 1"),
+        ("batch", 0, "Trainer: batch = 0, must be"),
+        ("batch", None, "Trainer: batch = None, must be"),
+        ("micro_batch", 0, "Trainer: micro_batch = 0, must be"),
+        ("memory", "a", "Trainer: memory = 'a', must be"),
+        ("eval_every", 0, "Trainer: eval_every = 0, must be"),
+        ("eval_batch", 0, "Trainer: eval_batch = 0, must be"),
+        ("checkpoint_every", 0, "Trainer: checkpoint_every = 0, must be"),
+        ("keep", 0, "Trainer: keep = 0, must be"),
+        ("recompute", "a", "Trainer: recompute = 'a': True, False or None"),
+        ("snapshots", 5, "Trainer: snapshots = 5: a list of steps"),
+        ("snapshots", [-1], "Trainer: a step of snapshots = -1"),
+        ("callback", 5, "Trainer: callback = 5 cannot be called"),
+        ("schedule", lambda step: np.nan, "Schedule: rate = <function .* is no number"),
+        ("schedule", np.nan, "Schedule: rate = nan: must be a finite number"),
+    ],
+)
+def test_settings_that_a_callback_sets_badly(name: str, value: Any, words: str) -> None:
+    run = trainer(callback=lambda run: setattr(run, name, value))
+    before = getattr(run, name)
+    with pytest.raises(clew.ConfigError, match=words):
+        run.run()
+    assert run.optimizer.steps == 1 and getattr(run, name) is before
+
+
+def test_settings_that_a_callback_sets_well() -> None:
+    def change(run: Trainer) -> None:
+        run.batch, run.micro_batch, run.schedule = np.int64(5), None, 1e-3  # type: ignore[assignment]
+
+    run = trainer(callback=change)
+    run.run(until=3)
+    assert run.schedule == clew.train.constant(1e-3) and [row[2] for row in run.curve.rows[1:]] == [1e-3, 1e-3]
+    assert type(run.batch) is int and run.batch == 5 and run._tokens == 5 * CONFIG.n_ctx
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "curve.jsonl", "step-000000003.safetensors"])
+def test_folders_in_the_place_of_files(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(clew.ConfigError, match=f"{name} is a folder, where training writes a file"):
+        trainer(tmp_path)
+
+
+def test_a_file_in_the_place_of_a_snapshot(tmp_path: Path) -> None:
+    (tmp_path / "step-5").write_text("a note")
+    with pytest.raises(clew.ConfigError, match="step-5 is a file, not a folder"):
+        trainer(tmp_path, snapshots=[5])
+    trainer(tmp_path, snapshots=[6])
+
+
+def test_a_loss_curve_that_is_none_is_noted(tmp_path: Path) -> None:
+    place = tmp_path / "curve.jsonl"
+    place.write_text("garbage\n")
+    run = trainer(tmp_path)
+    assert len(run.notes) == 1 and "curve.jsonl: line 1 is none of a loss curve" in run.notes[0]
+    run.run(until=3)
+    assert len(clew.train.Curve.load(place).rows) == 3 and not trainer(tmp_path).notes
+    place.write_bytes(b"\xff")
+    (note,) = trainer(tmp_path).notes
+    assert "curve.jsonl: " in note and note.endswith("the first save replaces it")
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path).run(until=3)
 
@@ -708,7 +777,7 @@ def test_fit_tells_what_resuming_found(tmp_path: Path, recwarn: pytest.WarningsR
 
     again(0.1, progress=False)
     assert not recwarn
-    with pytest.warns(UserWarning, match="step-000000002.safetensors was made with another schedule"):
+    with pytest.warns(UserWarning, match="step-000000002.* was made with another schedule.*: nothing is left to train"):
         again(0.2, progress=False)
 
 

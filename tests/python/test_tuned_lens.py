@@ -10,6 +10,7 @@ import clew
 import numpy as np
 import pytest
 from clew import lens as lens_module
+from clew import metrics
 from clew.corpus import held_out
 from clew.lens import TunedLens, kl_divergence, logit_lens, unembed
 from clew.loaders.checkpoint import Checkpoint
@@ -296,6 +297,13 @@ def test_refused_elsewhere() -> None:
         tuned.logits(model.run([1, 2], capture="z"), 0)
     with pytest.raises(clew.ShapeError, match=r"weight \[1, 2\] and bias \[2\]; the model needs \[2, 24, 24\] and"):
         TunedLens(model, np.ones((1, 2)), np.ones(2))
+    deeper, _ = make(ZOO["gpt2"].replace(n_layers=3))
+    with pytest.raises(clew.ShapeError, match="the run is of a model with n_layers = 3; this model has 2"):
+        tuned.logits(deeper.run([1, 2], capture="resid_post"), 0)
+    gradients = model.gradients([1, 2], metrics.logit_diff([4], [5]), wrt="resid_post")
+    for read in (lambda: tuned.logits(gradients, 0), lambda: tuned.lens(gradients)):
+        with pytest.raises(clew.ConfigError, match="run: a Run, such as model.run gives, not Gradients"):
+            read()
     other, _ = make(ZOO["gpt2"])
     with pytest.raises(clew.ConfigError, match="made for another model"):
         kl_divergence(other, [[1, 2]], tuned)
@@ -304,3 +312,68 @@ def test_refused_elsewhere() -> None:
     empty, _ = make(ZOO["no_layers"])
     with pytest.raises(clew.SiteError, match="the model has no layers"):
         TunedLens.fit(empty, [[1, 2]])
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize(
+    ("resid", "message"),
+    [
+        (["a"] * 24, "residuals must be real numbers, not <U1"),
+        ([None] * 24, "residuals must be real numbers, not object"),
+        (np.ones(24, complex), "residuals must be real numbers, not complex128"),
+        ([[1], [2, 3]], "residuals cannot be read as an array: .* inhomogeneous"),
+        (np.ma.masked_all(24), "residuals: an array with masked values"),
+    ],
+)
+def test_refused_residuals(resid: Any, message: str, layer: int) -> None:
+    model, _ = make(ZOO["gpt2"])
+    tuned = TunedLens(model, np.zeros((2, 24, 24)), np.zeros((2, 24)))
+    for read in (tuned.translate, tuned.logits):
+        with pytest.raises(clew.ShapeError, match=message):
+            read(resid, layer)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (dict(weight=np.zeros((2, 24, 24)) * 1j), clew.ShapeError, "TunedLens: weight must be real numbers, not compl"),
+        (dict(bias=np.zeros((2, 24)) * 1j), clew.ShapeError, "TunedLens: bias must be real numbers, not complex128"),
+        (dict(weight="a"), clew.ShapeError, "TunedLens: weight must be real numbers, not <U1"),
+        (dict(weight=[[1], [2, 3]]), clew.ShapeError, "TunedLens: weight cannot be read as an array"),
+        (dict(bias=np.ma.masked_all((2, 24))), clew.ShapeError, "TunedLens: bias: an array with masked values"),
+        (dict(weight=np.full((2, 24, 24), np.nan)), clew.ConfigError, "TunedLens: weight holds NaN or infinity"),
+        (dict(bias=np.full((2, 24), np.inf)), clew.ConfigError, "TunedLens: bias holds NaN or infinity"),
+        (dict(losses=[1, 2, 3]), clew.ShapeError, r"TunedLens: losses \[3\]; expected \[step, 2\]"),
+        (dict(losses=np.ones((1, 4))), clew.ShapeError, r"TunedLens: losses \[1, 4\]; expected \[step, 2\]"),
+        (dict(losses="a"), clew.ShapeError, "TunedLens: losses must be real numbers, not <U1"),
+        (dict(model=5), clew.ConfigError, "model: a Model, .*, not int"),
+    ],
+)
+def test_refused_maps(changes: dict[str, Any], error: type[clew.Error], message: str) -> None:
+    model, _ = make(ZOO["gpt2"])
+    given = dict(model=model, weight=np.zeros((2, 24, 24)), bias=np.zeros((2, 24))) | changes
+    with pytest.raises(error, match=message):
+        TunedLens(**given)
+
+
+def test_maps_of_a_model_without_layers() -> None:
+    model, _ = make(ZOO["no_layers"])
+    d = model.config.d_model
+    assert TunedLens(model, np.zeros((0, d, d)), np.zeros((0, d))).losses.shape == (0, 0)
+
+
+def test_values_beyond_single_precision() -> None:
+    model, _ = make(ZOO["gpt2"], dtype=np.float32)
+    with pytest.raises(clew.ConfigError, match=r"TunedLens: bias: the value 1e\+39 is beyond the model's float32"):
+        TunedLens(model, np.zeros((2, 24, 24)), np.full((2, 24), 1e39))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_streams_that_are_no_numbers(value: float) -> None:
+    model, weights = make(ZOO["gpt2"])
+    W_out = weights["blocks.1.mlp.W_out"].copy()
+    W_out[0, 0] = value
+    broken = model.with_weights({"blocks.1.mlp.W_out": W_out})
+    for learn in (lambda: TunedLens.fit(broken, [[1, 2, 3]]), lambda: kl_divergence(broken, [[1, 2, 3]])):
+        with pytest.raises(clew.ConfigError, match="the residual stream after layer 1 holds NaN or infinity"):
+            learn()

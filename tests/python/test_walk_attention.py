@@ -149,6 +149,8 @@ def test_proximity_by_definition() -> None:
     assert found.step_length == pytest.approx(np.mean([w.step_length.mean() for w in walks]))
     with pytest.raises(clew.TokenError, match="windows of 2 tokens"):
         walk.proximity(model, [[1, 2]])
+    with pytest.raises(clew.ConfigError, match="proximity: the model reads and writes different vocabularies"):
+        walk.proximity(make(model.config.replace(d_vocab_out=9, tie_word_embeddings=False))[0], tokens)
 
 
 def test_insertion_finds_what_copies() -> None:

@@ -241,7 +241,7 @@ def _ratio(a: Array, b: Array) -> Array:
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
-    """Spearman's rank correlation of two lists of numbers, ties at their mean rank; NaN where one does not vary.
+    """Spearman's rank correlation of two lists, ties at their mean rank; NaN where one does not vary or holds NaN.
 
     >>> round(spearman([1, 2, 3, 4], [10, 20, 20, 90]), 4)
     0.9487
@@ -254,7 +254,7 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
     x, y = real_array(a, "spearman: a"), real_array(b, "spearman: b")
     if x.shape != y.shape or x.ndim != 1:
         raise ShapeError(f"spearman: {list(x.shape)} and {list(y.shape)} must be [n] both")
-    if len(x) < 2:
+    if len(x) < 2 or np.isnan([x, y]).any():
         return float("nan")
     p, q = ranks(x), ranks(y)
     p, q = p - p.mean(), q - q.mean()
@@ -325,13 +325,16 @@ def measure(
 ) -> Descent:  # fmt: skip
     """What :func:`descend` gives, of streams that are there already. sinks: which tokens are (controls: the model's).
 
-    Raises ShapeError for frequencies of another vocabulary, ConfigError when all tokens are sinks.
+    Raises ShapeError for frequencies of another vocabulary, ConfigError for such as nothing has, or when all tokens are
+    sinks.
     """
     check_model(model)
     check_type(Streams, "what collect gives", streams=streams)
     frequency = real_array(frequency, "frequency")
     if frequency.shape != (model.config.d_vocab,):
         raise ShapeError(f"frequency {list(frequency.shape)} must be [d_vocab = {model.config.d_vocab}]")
+    if not (np.isfinite(frequency) & (frequency >= 0)).all():
+        raise ConfigError("frequency: how often each token occurs, 0 or more, not negative, NaN or infinite")
     r, n_layers = streams.resid, len(streams.resid) - 1
     apart = find_sinks(streams, sink) if sinks is None else as_array(sinks, "sinks")
     if apart.dtype != bool or apart.shape != streams.targets.shape:

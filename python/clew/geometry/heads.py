@@ -413,7 +413,8 @@ def _directions(model: Model, kind: Kind, pairs: int, k: int, seed: int) -> list
         found = svd_heads(model, layer, kind, pairs, k)
         out[0].append(coherence(rows, found.left_tokens).mean(-1))
         out[1].append(coherence(rows, found.right_tokens).mean(-1))
-        directions = rng.standard_normal((_DRAWS, pairs, config.d_model))
+        n_found = found.left_tokens.shape[-2]  # the rank may be lower than `pairs`
+        directions = rng.standard_normal((_DRAWS, n_found, config.d_model))
         for side, values in zip(_sides(model, layer, kind), out[2:], strict=True):
             values.append(coherence(rows, nearest(side, directions, k).ids).mean(-1))
     return [np.array(values) for values in out]
@@ -424,7 +425,7 @@ def head_coherence(model: Model, kind: Kind = "VO", pairs: int = 10, k: int = 10
 
     The score for subject-specific heads: mean cosine between the embeddings of a direction's tokens. Tokens that share
     a direction are alike to begin with, so the numbers mean something only beside random directions in the same
-    embedding and an untrained model's heads.
+    embedding and an untrained model's heads. pairs: directions of each head, at most the rank.
 
     Raises ConfigError (k below 2, pairs below 1), UnsupportedModelError (W_QK under query and key norms).
 

@@ -63,7 +63,8 @@ def save(model: Saveable, directory: str | os.PathLike[str]) -> None:
     ValueError
         Mixed or other dtypes.
     ConfigError
-        No path; what JSON cannot hold in the configuration's `extra`.
+        No path; a folder of checkpoints with another model's tokenizer; what JSON cannot hold in the configuration's
+        `extra`.
     LoadError
         A file of the tokenizer that has changed since the model was loaded.
     OSError
@@ -90,6 +91,11 @@ def save(model: Saveable, directory: str | os.PathLike[str]) -> None:
     ordered = {name: array.transpose(axes[name]) for name, array in weights.items()}
     files: Files = getattr(model, "tokenizer_files", {})
     check_files(files)
+    theirs = [name for name in TOKENIZER_FILES if (path / name).exists() and name not in {file.name for file in files}]
+    if theirs and not (path / "config.json").exists() and any(path.glob("step-*.safetensors")):
+        raise ConfigError(
+            f"save: {path} holds a training's checkpoints: their {theirs[0]} would read this model's text"
+        )
     texts = {source.name: source.read_bytes() for source in files if source.resolve().parent != path.resolve()}
     path.mkdir(parents=True, exist_ok=True)
     _replace(path, ordered, {**texts, "config.json": text}, {source.name for source in files})

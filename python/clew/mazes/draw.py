@@ -171,8 +171,8 @@ def legend(figure: Figure, walls: bool, solution: bool, path_label: str) -> None
     if path_label:
         dotted = " (dotted: through a wall)" if path_label == "the model's path" else ""
         handles.append(Line2D([], [], color="#0072B2", lw=2, marker="o", ms=4, label=path_label + dotted))
-    if not handles:
-        return
+    for marker, label in (("o", "origin"), ("x", "target")):
+        handles.append(Line2D([], [], color="black", mfc="white", mew=1.8, lw=0, ms=6, marker=marker, label=label))
     width, height = figure.get_size_inches()
     columns = 2 if width > 4 and len(handles) > 1 else 1
     figure.set_size_inches(width, height + 0.22 * -(-len(handles) // columns))

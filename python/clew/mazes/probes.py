@@ -370,7 +370,7 @@ def wall_probes(
         Where in a layer: "resid_post", behind it; "resid_mid", between its attention and its MLP, where the bundled
         model's walls are read best; "resid_pre", before it.
     methods
-        "ridge" (on 0 and 1, boundary ½) from streamed moments; "logistic", from at most KEPT mazes.
+        "ridge" (on 0 and 1, boundary ½) from streamed moments; "logistic", from at most 16,384 mazes (KEPT).
     lam
         Penalty, see :mod:`clew.probe`.
     seed
@@ -404,7 +404,7 @@ def wall_probes(
     site, seed = _site(site, "wall_probes"), check_seed(seed)
     if isinstance(model, str):
         if model != "bag of tokens" or tokenizer is None:
-            raise ConfigError(f'{model!r}: a model, or "bag of tokens" and a tokenizer')
+            raise ConfigError(f'{model!r}: a Model, such as clew.load gives, or "bag of tokens" and a tokenizer')
         check_type(Tokenizer, "a Tokenizer of mazes", tokenizer=tokenizer)
         if site != STREAMS[0]:
             raise ConfigError(f"wall_probes: site = {site!r}: a bag of tokens has no sites")

@@ -12,17 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ..inputs import precision
+from ..inputs import as_array, precision
 
 Array = NDArray[Any]
 
 
 def real_array(value: ArrayLike, name: str) -> Array:
     """As an array of real numbers of any shape; ShapeError otherwise."""
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # rows of different lengths
-        raise ShapeError(f"{name} is not an array: {error}") from None
+    array = as_array(value, name)
     if array.dtype.kind not in "fiu":
         raise ShapeError(f"{name} must be real numbers, not {array.dtype}")
     return array

@@ -297,24 +297,27 @@ class AdamW:
     def load_state(self, state: Mapping[str, Array], steps: int) -> None:
         """Takes over what :meth:`state` gave, and the number of steps.
 
-        Raises ShapeError where they do not fit, ConfigError for values that no step gives; all is then unchanged.
+        Raises ShapeError where they do not fit, ConfigError for what is no such mapping and for values that no step
+        gives; all is then unchanged.
         """
+        check_type(Mapping, "what state() gave", **{"AdamW: state": state})
         check_counts(0, steps=steps)
         own = self.state()
         missing = [name for name in own if name not in state]
+        given = {name: as_array(state[name], f"AdamW: state: {name}") for name in own if name in state}
         wrong = [
-            f"{name} has {state[name].dtype} {list(state[name].shape)}, expected {array.dtype} {list(array.shape)}"
-            for name, array in own.items()
-            if name in state and (state[name].shape != array.shape or state[name].dtype != array.dtype)
+            f"{name} has {array.dtype} {list(array.shape)}, expected {own[name].dtype} {list(own[name].shape)}"
+            for name, array in given.items()
+            if array.shape != own[name].shape or array.dtype != own[name].dtype
         ]
         if missing or wrong:
             problems = [*(f"{name} is missing" for name in missing[:8]), *wrong[:8]]
             raise ShapeError(f"AdamW: state does not fit the model: {'; '.join(problems)}")
         for name in own:
-            if not np.isfinite(state[name]).all() or (name.startswith("v/") and (state[name] < 0).any()):
+            if not np.isfinite(given[name]).all() or (name.startswith("v/") and (given[name] < 0).any()):
                 raise ConfigError(f"AdamW: state: {name} holds values that are NaN, infinite or negative squares")
         for name, array in own.items():
-            array[...] = state[name]
+            array[...] = given[name]
         self._steps[0] = steps
         self.discard()
 

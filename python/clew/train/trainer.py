@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, TrainingError
+from ..errors import ConfigError, LoadError, TrainingError
 from ..inputs import check_flags, check_folder, nearest
 from . import checkpoint
 from .adamw import AdamW, Decay
@@ -34,6 +34,13 @@ def _whole(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ConfigError(f"Trainer: {name} = {value!r}, must be a whole number, at least {least}")
     return int(value)
+
+
+_LEAST = {
+    "steps": 0, "batch": 1, "micro_batch": 1, "memory": 1, "eval_every": 1, "eval_batch": 1, "checkpoint_every": 1,
+    "keep": 1,
+}  # fmt: skip
+"""Settings that are whole numbers, and the least of each."""
 
 
 class Trainer:
@@ -139,18 +146,11 @@ class Trainer:
         if directory is not None:
             check_folder(directory=directory)
         self.model = model
-        self.steps = _whole("steps", steps, 0)
-        self.batch = _whole("batch", batch, 1)
-        self.micro_batch = None if micro_batch is None else _whole("micro_batch", micro_batch, 1)
-        self.memory = None if memory is None else _whole("memory", memory, 1)
-        if recompute is not None and not isinstance(recompute, bool | np.bool_):
-            raise ConfigError(f"Trainer: recompute = {recompute!r}: True, False or None")
+        self.steps, self.batch, self.micro_batch, self.memory = steps, batch, micro_batch, memory
         self.recompute = recompute
-        self.eval_every, self.eval_batch = _whole("eval_every", eval_every, 1), _whole("eval_batch", eval_batch, 1)
-        self.checkpoint_every, self.keep = _whole("checkpoint_every", checkpoint_every, 1), _whole("keep", keep, 1)
-        if not isinstance(snapshots, Iterable) or isinstance(snapshots, str | bytes):
-            raise ConfigError(f"Trainer: snapshots = {snapshots!r}: a list of steps")
-        self.snapshots = frozenset(_whole("a step of snapshots", step, 0) for step in snapshots)
+        self.eval_every, self.eval_batch = eval_every, eval_batch
+        self.checkpoint_every, self.keep = checkpoint_every, keep
+        self.snapshots: frozenset[int] = snapshots  # type: ignore[assignment]  # made one where it is set
         if self.snapshots and directory is None:
             raise ConfigError("Trainer: snapshots need a directory to be kept in")
         if self.snapshots and max(self.snapshots) > self.steps:
@@ -159,9 +159,8 @@ class Trainer:
             context = _whole("context", context, 1)
         if not isinstance(progress, bool | np.bool_ | str) or progress not in (True, False, "lines"):
             raise ConfigError(f'Trainer: progress = {progress!r}: True, False or "lines"')
-        if callback is not None and not callable(callback):
-            raise ConfigError(f"Trainer: callback = {callback!r} cannot be called")
-        self.schedule = lr if isinstance(lr, Schedule) else Schedule("constant", lr)
+        self.callback = callback
+        self.schedule: Schedule = lr  # type: ignore[assignment]  # made one where it is set
         self.source: Source = as_source(data, model, context, check_seed(seed))
         check = getattr(self.source, "check", None)
         if callable(check):
@@ -171,16 +170,31 @@ class Trainer:
         self.curve = Curve()
         """Losses so far."""
         self.notes: list[str] = []
-        """What was found when training was resumed: checkpoints that could not be read, another schedule, more steps
-        done than are wanted."""
+        """What was found when training was resumed: checkpoints or a loss curve that could not be read, another
+        schedule, more steps done than are wanted."""
         self._noted = 0  # of them shown
-        self.callback = callback
         self._progress = progress if isinstance(progress, str) else bool(progress)
         self._tokens = 0  # of the last step
         self._sound = self._untried = -1  # steps of the last weights known to be good; of a checkpoint still to try
         self.directory = None if directory is None else Path(directory)
         if self.directory is not None:
             self._open(self.directory, resume)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Checks settings, which a callback may set between steps as the constructor does."""
+        if name in _LEAST and not (value is None and name in ("micro_batch", "memory")):
+            value = _whole(name, value, _LEAST[name])
+        elif name == "recompute" and value is not None and not isinstance(value, bool | np.bool_):
+            raise ConfigError(f"Trainer: recompute = {value!r}: True, False or None")
+        elif name == "snapshots":
+            if not isinstance(value, Iterable) or isinstance(value, str | bytes):
+                raise ConfigError(f"Trainer: snapshots = {value!r}: a list of steps")
+            value = frozenset(_whole("a step of snapshots", step, 0) for step in value)
+        elif name == "callback" and value is not None and not callable(value):
+            raise ConfigError(f"Trainer: callback = {value!r} cannot be called")
+        elif name == "schedule" and not isinstance(value, Schedule):
+            value = Schedule("constant", value)
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         rows = self.curve.rows
@@ -219,6 +233,13 @@ class Trainer:
     def _open(self, directory: Path, resume: bool) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         checkpoint.clean(directory)
+        curve = directory / "curve.jsonl"
+        written = [curve, directory / "best.safetensors", *(path for _, path in checkpoint.found(directory))]
+        for path in written:  # now, not at the first save
+            if path.is_dir():
+                raise ConfigError(f"Trainer: {path} is a folder, where training writes a file")
+        for step in self.snapshots:
+            check_folder(snapshot=directory / f"step-{step}")
         saved = checkpoint.newest(directory, self.notes)
         own = self._weights_are()
         self._began: str | None = own
@@ -226,6 +247,7 @@ class Trainer:
         if saved is None:
             if checkpoint.found(directory):
                 raise ConfigError(f"Trainer: no checkpoint of {directory} can be read: {'; '.join(self.notes)}")
+            self._note_curve(curve)
             return
         if not resume:
             raise ConfigError(f"Trainer: {directory} holds checkpoints ({saved.path.name}), and resume is False")
@@ -256,9 +278,13 @@ class Trainer:
             )
         rates = saved.state["schedule"]
         if rates != checkpoint.as_json(self.schedule.to_dict()):
-            self.notes.append(f"{saved.path} was made with another schedule, {rates}: from here on this run's counts")
+            then = (
+                "from here on this run's counts" if saved.steps < self.steps else "nothing is left to train with this"
+            )
+            self.notes.append(f"{saved.path} was made with another schedule, {rates}: {then}")
         self.optimizer.load_state(saved.arrays, saved.steps)
         self.curve = saved.curve
+        self._note_curve(curve)
         self._began = saved.state["settings"].get("weights")
         if self._began not in (None, own) and own != self._weights_are():
             self.notes.append(
@@ -267,6 +293,14 @@ class Trainer:
             )
         if saved.steps > self.steps:
             self.notes.append(f"{saved.path} is at step {saved.steps} already: nothing to train until {self.steps}")
+
+    def _note_curve(self, path: Path) -> None:
+        """Notes a loss curve on disk that is none: it will be replaced by that of the checkpoint, which counts."""
+        if path.exists():
+            try:
+                Curve.load(path)
+            except LoadError as error:
+                self.notes.append(f"{error}; the first save replaces it")
 
     def save(self) -> Path | None:
         """Writes a checkpoint of the state as it is; its path. None without a directory. Raises OSError.

@@ -58,7 +58,7 @@ def proximity(model: Model, tokens: Any, k: int = 10, least: int = 20, seed: int
     """Do composed vectors lie near the tokens that come next, and near those that often do?
 
     tokens: windows [window, pos] of one length, 3 or more. `least`: positions that a token a needs. Raises ConfigError
-    for a model that writes vectors, TokenError for windows that are too short.
+    for a model that reads or writes vectors, or two vocabularies, TokenError for windows that are too short.
 
     >>> import clew
     >>> found = proximity(clew.load("stories260K"), [[1, 403, 407, 261], [1, 378, 432, 383]], k=3, least=2)
@@ -70,6 +70,8 @@ def proximity(model: Model, tokens: Any, k: int = 10, least: int = 20, seed: int
     c = model.config
     if c.d_out is not None or c.d_in is not None:
         raise ConfigError("proximity: the model reads or writes vectors, no tokens")
+    if c.d_vocab_out != c.d_vocab:
+        raise ConfigError("proximity: the model reads and writes different vocabularies")
     ids = corpus.rows_of(model, tokens, "proximity")
     if ids.shape[1] < 3:
         raise TokenError(f"proximity: windows of {ids.shape[1]} tokens: a walk that turns needs 3")
