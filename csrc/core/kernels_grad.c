@@ -205,29 +205,22 @@ double K(cross_entropy)(real *dlogits /* [n] */, const real *logits /* [n] */, s
   return (double)most + __builtin_log((double)sum) - picked;
 }
 
+/* Rows are read from end to end, eight at a time. */
 void K(column_sums)(real *out /* [n] */, const real *x /* [rows, n] */, ptrdiff_t ld, size_t rows, size_t n, bool add) {
-  size_t j = 0;
-  for (; j + 2 * LANES <= n; j += 2 * LANES) {
-    vec sum[2][4] = {{{0}}}; /* of every fourth row: additions that need not wait for each other */
-    const real *at = x + j;
-    for (size_t r = 0; r + 4 <= rows; r += 4, at += 4 * ld)
+  if (!add)
+    memset(out, 0, n * sizeof(real));
+  for (size_t r = 0; r < rows; r += 8, x += 8 * ld) {
+    const size_t here = rows - r < 8 ? rows - r : 8;
+    size_t j = 0;
+    for (; here == 8 && j + LANES <= n; j += LANES) {
+      vec sum[4];
 #pragma GCC unroll 4
       for (size_t i = 0; i < 4; i++)
-#pragma GCC unroll 2
-        for (size_t v = 0; v < 2; v++)
-          sum[v][i] += load(at + (ptrdiff_t)i * ld + (ptrdiff_t)(v * LANES));
-    for (size_t v = 0; v < 2; v++) {
-      for (size_t i = 0; i < rows % 4; i++)
-        sum[v][i] += load(at + (ptrdiff_t)i * ld + (ptrdiff_t)(v * LANES));
-      const vec all = (sum[v][0] + sum[v][1]) + (sum[v][2] + sum[v][3]);
-      real *to = out + j + v * LANES;
-      store(to, add ? load(to) + all : all);
+        sum[i] = load(x + (ptrdiff_t)i * ld + (ptrdiff_t)j) + load(x + (ptrdiff_t)(i + 4) * ld + (ptrdiff_t)j);
+      store(out + j, load(out + j) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
     }
-  }
-  for (; j < n; j++) {
-    real sum = 0;
-    for (size_t r = 0; r < rows; r++)
-      sum += x[(ptrdiff_t)r * ld + (ptrdiff_t)j];
-    out[j] = add ? out[j] + sum : sum;
+    for (; j < n; j++)
+      for (size_t i = 0; i < here; i++)
+        out[j] += x[(ptrdiff_t)i * ld + (ptrdiff_t)j];
   }
 }
