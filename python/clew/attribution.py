@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import norm
 from .errors import ConfigError, ShapeError, SiteError, TokenError
-from .inputs import as_array, check_flags, is_word, nearest, sliced, whole
+from .inputs import as_array, check_flags, is_word, nearest, real_numbers, selected, whole
 
 if TYPE_CHECKING:
     from .model import Model
@@ -211,23 +211,6 @@ def _neurons(run: Run, model: Model, layer: int, pos: Position, which: Any = sli
     W_out = model.weights[f"blocks.{layer}.mlp.W_out"][which]
     out = post[..., None] * W_out.reshape(len(W_out), *[1] * (post.ndim - 1), -1)
     return _behind(run, model, layer, 2, out, pos)
-
-
-def _chosen(neurons: Any, d_mlp: int) -> Array:
-    """Numbers of the neurons of a layer that an argument means; ShapeError for what means none."""
-    if isinstance(neurons, slice):
-        numbers = sliced(neurons, d_mlp, "neurons")
-    else:
-        which = as_array(neurons, "neurons")
-        if which.size and (which.ndim != 1 or which.dtype.kind not in "iub"):
-            raise ShapeError(f"neurons: a slice, a list of integers or a mask, not {which.dtype} {list(which.shape)}")
-        try:
-            numbers = np.arange(d_mlp)[which if which.size else []]
-        except IndexError as error:
-            raise ShapeError(f"neurons: {error}; the model has {d_mlp}") from None
-    if not numbers.size:
-        raise ShapeError(f"neurons = {neurons!r:.40} selects nothing")
-    return numbers
 
 
 def _finish(
@@ -530,13 +513,13 @@ def stack_neuron_results(
     upto, found = _upto(run, layer), _model(run, model)
     if not _has(run, "mlp.hook_post"):
         raise SiteError("stack_neuron_results: this model has no MLPs")
-    onto = None if project_output_onto is None else as_array(project_output_onto, "project_output_onto")
-    if onto is not None and onto.dtype.kind not in "fiu":
-        raise ShapeError(f"project_output_onto must be real numbers, not {onto.dtype} {list(onto.shape)}")
+    onto = None if project_output_onto is None else real_numbers(project_output_onto, "project_output_onto")
     if onto is not None and (onto.ndim not in (1, 2) or onto.shape[0] != found.config.d_model):
         raise ShapeError(f"project_output_onto {list(onto.shape)}: expected [{found.config.d_model}] or [.., n]")
     every = slice(None) if neurons is None else neurons
-    numbers = _chosen(every, found.config.d_mlp)
+    numbers = selected(every, found.config.d_mlp, "neurons", f"the model has {found.config.d_mlp}")
+    if not numbers.size:
+        raise ShapeError(f"neurons = {neurons!r:.40} selects nothing")
     which = every if isinstance(every, slice) else numbers  # a slice copies no weights
 
     def finish(part: Array) -> Array:
@@ -592,9 +575,7 @@ def apply_ln_to_stack(
     real number, SiteError when the scale is not known.
     """
     found = _model(run, model)
-    upto, array = _upto(run, layer), as_array(stack, "stack")
-    if array.dtype.kind not in "fiu":
-        raise ShapeError(f"stack must be real numbers, not {array.dtype} {list(array.shape)}")
+    upto, array = _upto(run, layer), real_numbers(stack, "stack")
     kind = array.dtype if array.dtype.kind == "f" else found.dtype
     _check_mlp_input(run, upto, mlp_input)
     name, scale = _scale(run, found, upto, mlp_input)

@@ -424,17 +424,3 @@ def _scaled(freq: NDArray[np.float64], scaling: Mapping[str, Any] | None) -> NDA
     if divisors.shape != freq.shape:
         raise ConfigError(f"rope_scaling: {divisors.size} factors for {freq.size} rotary pairs")
     return np.asarray(freq / divisors)
-
-
-def visible(config: ModelConfig) -> str:
-    """What positions see, in words; "" where it is simply all before them.
-
-    >>> visible(ModelConfig(n_layers=2, d_model=8, n_heads=2, n_ctx=8, d_vocab=9, window_size=4))
-    'the last 4 positions in all layers'
-    """
-    if config.attention_kind == "linear":
-        return f"linear, {config.attention_dir}"
-    kinds = config.attn_types or ("global" if config.window_size is None else "local",) * config.n_layers
-    local = [str(layer) for layer, kind in enumerate(kinds) if kind == "local"]
-    where = f"layer{'s' if len(local) > 1 else ''} {', '.join(local)}" if len(local) < config.n_layers else "all layers"
-    return f"the last {config.window_size} positions in {where}" if local else ""

@@ -208,6 +208,14 @@ def as_array(value: Any, what: str) -> Array:
         raise ShapeError(f"{what} cannot be read as an array: {error}") from None
 
 
+def real_numbers(value: Any, what: str) -> Array:
+    """An array of real numbers in its own dtype, or a ShapeError that says what came instead."""
+    array = as_array(value, what)
+    if array.dtype.kind not in "fiu":
+        raise ShapeError(f"{what} must be real numbers, not {array.dtype} {list(array.shape)}")
+    return array
+
+
 def real_array(value: Any, what: str) -> Array:
     """An array of real numbers as float64, a copy, or a ShapeError that says what came instead."""
     array = as_array(value, what)
@@ -260,6 +268,20 @@ def sliced(which: slice, n: int, what: str) -> Array:
         return np.arange(n)[which]
     except (TypeError, ValueError) as error:  # slice("a"), a step of 0
         raise ShapeError(f"{what} = {which}: {error}") from None
+
+
+def selected(which: Any, n: int, what: str, there: str) -> Array:
+    """The numbers 0 … n − 1 that a slice, a list or a mask means; ShapeError for another thing, which says what is
+    there."""
+    if isinstance(which, slice):
+        return sliced(which, n, what)
+    array = as_array(which, what)
+    if array.size and (array.ndim != 1 or array.dtype.kind not in "iub"):
+        raise ShapeError(f"{what}: a slice, a list of integers or a mask, not {array.dtype} {list(array.shape)}")
+    try:
+        return np.arange(n)[array if array.size else []]
+    except IndexError as error:
+        raise ShapeError(f"{what}: {error}; {there}") from None
 
 
 def _id_array(value: Any, what: str) -> Array:

@@ -24,7 +24,17 @@ from numpy.typing import ArrayLike, NDArray
 from . import norm
 from .attribution import check_same_sizes
 from .errors import ConfigError, LoadError, ShapeError, SiteError
-from .inputs import as_array, check_choice, check_numbers, check_path, in_precision, real_array, sliced
+from .inputs import (
+    as_array,
+    check_choice,
+    check_numbers,
+    check_path,
+    in_precision,
+    real_array,
+    real_numbers,
+    selected,
+    sliced,
+)
 from .loaders.safetensors import FLOATS, SafetensorsFile, write_file
 from .model import Model, check_model
 from .run import Run, check_run
@@ -38,9 +48,7 @@ _BLOCK = 1 << 22  # logits that are in memory at once while the statistics are m
 
 def _residuals(model: Model, resid: ArrayLike) -> Array:
     """Vectors [..., d_model] as an array, or a ShapeError that says what came instead."""
-    x = as_array(resid, "residuals")
-    if x.dtype.kind not in "fiu":
-        raise ShapeError(f"residuals must be real numbers, not {x.dtype}")
+    x = real_numbers(resid, "residuals")
     if x.ndim < 1 or x.shape[-1] != model.config.d_model:
         raise ShapeError(f"residuals of shape {list(x.shape)}: the last axis must be d_model = {model.config.d_model}")
     return x
@@ -206,16 +214,9 @@ class LogitLens:
         n_batch, n_pos = self._real.shape
         if not -n_batch <= whole(batch, "batch") < n_batch:
             raise ShapeError(f"batch = {batch}: the lens has {n_batch} sequence{'s' if n_batch != 1 else ''}")
-        if positions is None or isinstance(positions, slice):
-            chosen = sliced(slice(None) if positions is None else positions, n_pos, "positions")
-        else:
-            which = np.atleast_1d(as_array(positions, "positions"))
-            if which.size and (which.ndim != 1 or which.dtype.kind not in "iub"):
-                raise ShapeError(f"positions must be whole numbers, not {which.dtype} {list(which.shape)}")
-            try:
-                chosen = np.arange(n_pos)[which if which.size else []]
-            except IndexError:
-                raise ShapeError(f"positions: the lens has positions 0 to {n_pos - 1}") from None
+        which = [positions] if isinstance(positions, int | np.integer) else positions
+        there = f"the lens has positions 0 to {n_pos - 1}"
+        chosen = selected(slice(None) if which is None else which, n_pos, "positions", there)
         return int(batch), chosen[self._real[batch, chosen]]
 
     def table(self, positions: int | Sequence[int] | slice | None = None, batch: int = 0) -> str:

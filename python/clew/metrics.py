@@ -306,7 +306,7 @@ class _Function(Metric):
         self.function = function
         self.name = getattr(function, "__name__", type(function).__name__)
 
-    def __call__(self, logits: ArrayLike | Run, examples: ArrayLike | None = None) -> Array:
+    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
         array = np.asarray(logits)
         return self._checked(self.function(array), array)
 
@@ -328,7 +328,7 @@ class _Function(Metric):
 class _Differentiated(_Function):
     """A Python function of logits [n, 1, vocab] that gives (values [n], their gradient by the logits)."""
 
-    def __call__(self, logits: ArrayLike | Run, examples: ArrayLike | None = None) -> Array:
+    def __call__(self, logits: ArrayLike, examples: ArrayLike | None = None) -> Array:
         return self._checked(self.gradient(np.asarray(logits))[0], np.asarray(logits))
 
     def gradient(self, logits: ArrayLike) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
-from .config import ModelConfig, visible
+from .config import ModelConfig
 from .edit import Edit, as_edits, check_before_last, check_last, resolve
 from .engine import core_config, place_weights, trainable_weights, weight_names
 from .errors import ConfigError, Error, ShapeError, TokenError
@@ -32,6 +32,7 @@ from .plan import Plan
 from .replay import next_losses
 from .run import Run
 from .sites import LOGITS, SiteName, SiteTable, capture_list
+from .tables import model_facts
 from .text import TextAccess
 from .weights import BadValue, WeightAccess, Weights, whole
 
@@ -838,32 +839,12 @@ class Model(WeightAccess, TextAccess):
 
     # ---- looks ----------------------------------------------------------------------------------------------------
 
-    def _facts(self) -> list[tuple[str, str]]:
-        c = self.config
-        heads = f"{c.n_heads} × {c.d_head}"
-        if c.n_key_value_heads != c.n_heads:
-            heads += f", {c.n_key_value_heads} key-value heads"
-        return [
-            ("architecture", c.original_architecture or "custom"),
-            ("parameters", f"{self.n_params:,}"),
-            ("layers", str(c.n_layers)),
-            ("d_model", str(c.d_model)),
-            ("heads", heads),
-            *([("attention", seen)] if (seen := visible(c)) else []),
-            ("d_mlp", "none" if c.attn_only else f"{c.d_mlp}, {c.act_fn}{', gated' if c.gated_mlp else ''}"),
-            ("norm", str(c.normalization_type)),
-            ("positions", f"{c.positional_embedding_type}, n_ctx {c.n_ctx}"),
-            ("input", f"vectors of {c.d_in}") if c.d_in is not None else ("vocabulary", str(c.d_vocab)),
-            *([("output", f"vectors of {c.d_out}")] if c.d_out is not None else []),
-            ("dtype", str(self.dtype)),
-        ]
-
     def __repr__(self) -> str:
-        rows = "\n".join(f"  {name:<13} {value}" for name, value in self._facts())
+        rows = "\n".join(f"  {name:<13} {value}" for name, value in model_facts(self))
         return f"Model {self.config.model_name}\n{rows}"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._facts())
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in model_facts(self))
         return f"<table><caption>{self.config.model_name}</caption>{rows}</table>"
 
 

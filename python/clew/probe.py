@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError, ShapeError
-from .inputs import as_array, check_counts, number, whole
+from .inputs import as_array, check_counts, number, real_numbers, whole
 
 Array = NDArray[Any]
 
@@ -47,10 +47,7 @@ class Probe:
 
     def __post_init__(self) -> None:
         for name in ("weight", "bias"):
-            array = as_array(getattr(self, name), f"probe: {name}")
-            if array.dtype.kind not in "fiu":
-                raise ShapeError(f"probe: {name} must be real numbers, not {array.dtype} {list(array.shape)}")
-            object.__setattr__(self, name, array)
+            object.__setattr__(self, name, real_numbers(getattr(self, name), f"probe: {name}"))
         if self.weight.ndim < 2 or self.bias.shape != self.weight.shape[:-2] + self.weight.shape[-1:]:
             raise ShapeError(
                 f"probe: weight {list(self.weight.shape)} and bias {list(self.bias.shape)}: [..., d, t] and [..., t]"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from .config import ModelConfig
     from .lens import LogitLens
     from .model import Model
 
@@ -58,4 +59,40 @@ def lens_lines(view: LogitLens, positions: Sequence[int], batch: int = 0) -> lis
     return lines
 
 
-__all__ = ["COLUMN", "lens_lines", "pad", "token_texts"]
+def model_facts(model: Model) -> list[tuple[str, str]]:
+    """What a model's look says of it: (name, value)."""
+    c = model.config
+    heads = f"{c.n_heads} × {c.d_head}"
+    if c.n_key_value_heads != c.n_heads:
+        heads += f", {c.n_key_value_heads} key-value heads"
+    return [
+        ("architecture", c.original_architecture or "custom"),
+        ("parameters", f"{model.n_params:,}"),
+        ("layers", str(c.n_layers)),
+        ("d_model", str(c.d_model)),
+        ("heads", heads),
+        *([("attention", seen)] if (seen := visible(c)) else []),
+        ("d_mlp", "none" if c.attn_only else f"{c.d_mlp}, {c.act_fn}{', gated' if c.gated_mlp else ''}"),
+        ("norm", str(c.normalization_type)),
+        ("positions", f"{c.positional_embedding_type}, n_ctx {c.n_ctx}"),
+        ("input", f"vectors of {c.d_in}") if c.d_in is not None else ("vocabulary", str(c.d_vocab)),
+        *([("output", f"vectors of {c.d_out}")] if c.d_out is not None else []),
+        ("dtype", str(model.dtype)),
+    ]
+
+
+def visible(config: ModelConfig) -> str:
+    """What positions see, in words; "" where it is simply all before them.
+
+    >>> import clew
+    >>> visible(clew.ModelConfig(n_layers=2, d_model=8, n_heads=2, n_ctx=8, d_vocab=9, window_size=4))
+    'the last 4 positions in all layers'
+    """
+    if config.attention_kind == "linear":
+        return f"linear, {config.attention_dir}"
+    local = [str(layer) for layer in range(config.n_layers) if config.is_local(layer)]
+    where = f"layer{'s' if len(local) > 1 else ''} {', '.join(local)}" if len(local) < config.n_layers else "all layers"
+    return f"the last {config.window_size} positions in {where}" if local else ""
+
+
+__all__ = ["COLUMN", "lens_lines", "model_facts", "pad", "token_texts"]

@@ -320,11 +320,19 @@ def test_the_lens_as_a_table() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (dict(positions=[99]), clew.ShapeError, "positions: the lens has positions 0 to 2"),
-        (dict(positions=99), clew.ShapeError, "positions: the lens has positions 0 to 2"),
-        (dict(positions=[1.5]), clew.ShapeError, r"positions must be whole numbers, not float64 \[1\]"),
-        (dict(positions="a"), clew.ShapeError, r"positions must be whole numbers, not <U1 \[1\]"),
-        (dict(positions=[[0, 1]]), clew.ShapeError, r"positions must be whole numbers, not int64 \[1, 2\]"),
+        (dict(positions=[99]), clew.ShapeError, "positions: index 99 .*; the lens has positions 0 to 2"),
+        (dict(positions=99), clew.ShapeError, "positions: index 99 .*; the lens has positions 0 to 2"),
+        (
+            dict(positions=[1.5]),
+            clew.ShapeError,
+            r"positions: a slice, a list .*, not float64 \[1\]",
+        ),
+        (dict(positions="a"), clew.ShapeError, r"positions: a slice, a list .*, not <U1 \[\]"),
+        (
+            dict(positions=[[0, 1]]),
+            clew.ShapeError,
+            r"positions: a slice, a list .*, not int64 \[1, 2\]",
+        ),
         (dict(positions=[[0], [1, 2]]), clew.ShapeError, "positions cannot be read as an array"),
         (dict(positions=slice("a")), clew.ShapeError, "positions = slice.*: slice indices must be integers"),
         (dict(positions=slice(0, 2, 0)), clew.ShapeError, "positions = slice.*: slice step cannot be zero"),

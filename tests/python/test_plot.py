@@ -312,7 +312,11 @@ def test_refused(model: clew.Model, run: clew.Run) -> None:
     refuse(lambda: plot.attention(np.eye(3), ["a"]), clew.ShapeError, "1 labels for a pattern of 3 queries and 3 keys")
     refuse(lambda: plot.lens_table(lens, batch=1), clew.ShapeError, "batch = 1: the lens has 1 sequence")
     refuse(lambda: plot.lens_table(lens, positions=[99]), clew.ShapeError, "positions 0 to 7")
-    refuse(lambda: plot.lens_table(lens, positions=[1.5]), clew.ShapeError, "positions must be whole numbers")
+    refuse(
+        lambda: plot.lens_table(lens, positions=[1.5]),
+        clew.ShapeError,
+        "positions: a slice, a list of integers or a mask",
+    )
     for batch in ("a", None, [0], 1.0, True):
         for draw in (lambda b: plot.lens_table(lens, batch=b), lambda b: plot.residual_norms(run, batch=b)):
             refuse(lambda draw=draw, b=batch: draw(b), clew.ConfigError, "batch = .*: expected a whole number")

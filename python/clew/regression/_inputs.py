@@ -12,17 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ..inputs import as_array, precision
+from ..inputs import precision, real_numbers
 
 Array = NDArray[Any]
-
-
-def real_array(value: ArrayLike, name: str) -> Array:
-    """As an array of real numbers of any shape; ShapeError otherwise."""
-    array = as_array(value, name)
-    if array.dtype.kind not in "fiu":
-        raise ShapeError(f"{name} must be real numbers, not {array.dtype}")
-    return array
 
 
 def common_dtype(*arrays: Array) -> np.dtype[Any]:
@@ -81,7 +73,7 @@ def examples(x: ArrayLike, y: ArrayLike) -> Examples:
 
     Raises ShapeError for other shapes and for what is no real number, ConfigError for NaN and infinity.
     """
-    a, b = real_array(x, "X"), real_array(y, "y")
+    a, b = real_numbers(x, "X"), real_numbers(y, "y")
     if a.ndim != 3 or b.ndim != 2 or a.shape[:2] != b.shape:
         one = "; one prompt is a batch of one: X[None], y[None]" if a.ndim == 2 and b.ndim == 1 else ""
         raise ShapeError(
@@ -97,7 +89,7 @@ def examples(x: ArrayLike, y: ArrayLike) -> Examples:
 
 def query_array(value: ArrayLike, given: Examples) -> Array:
     """Checks queries [batch, m, d] against the examples."""
-    q = real_array(value, "Xq")
+    q = real_numbers(value, "Xq")
     batch, _, d = given.x.shape
     if q.ndim != 3 or q.shape[0] != batch or q.shape[2] != d:
         raise ShapeError(f"Xq {list(q.shape)} with X {list(given.x.shape)}: Xq must be [{batch}, m, {d}]")
@@ -142,7 +134,7 @@ def float_dtype(value: Any) -> np.dtype[Any]:
 
 def finite_array(value: ArrayLike, name: str) -> Array:
     """As a float64 array of any shape; ShapeError for what is no real number, ConfigError for NaN and infinity."""
-    array = real_array(value, name).astype(np.float64)
+    array = real_numbers(value, name).astype(np.float64)
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         raise ConfigError(f"{name}{bad[0].tolist() or ''} is {array[tuple(bad[0])]}")
@@ -151,7 +143,7 @@ def finite_array(value: ArrayLike, name: str) -> Array:
 
 def per_step(value: Any, steps: int, name: str) -> Array:
     """One number for each step [steps], float64, from one for all or one for each."""
-    array = real_array(value, name).astype(np.float64)
+    array = real_numbers(value, name).astype(np.float64)
     if array.ndim > 1 or (array.ndim == 1 and array.shape != (steps,)):
         raise ShapeError(f"{name} {list(array.shape)}: one number, or one for each of {steps} steps")
     if not np.isfinite(array).all():
@@ -161,7 +153,7 @@ def per_step(value: Any, steps: int, name: str) -> Array:
 
 def matrix(value: ArrayLike, d: int, name: str) -> Array:
     """A finite float64 [d, d] from a number (times the identity), a diagonal [d] or a matrix [d, d]."""
-    array = real_array(value, name).astype(np.float64)
+    array = real_numbers(value, name).astype(np.float64)
     if array.ndim > 2 or any(size != d for size in array.shape):
         raise ShapeError(f"{name} {list(array.shape)} with d = {d}: a number, a diagonal [{d}] or a matrix [{d}, {d}]")
     if not np.isfinite(array).all():

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ConfigError, ShapeError
-from ..inputs import check_flags, number
+from ..inputs import check_flags, number, real_numbers
 from ._inputs import (
     Array,
     count,
@@ -35,7 +35,6 @@ from ._inputs import (
     in_slab,
     matrix,
     per_step,
-    real_array,
 )
 from ._run import Kind, Stream, build, method
 
@@ -110,7 +109,7 @@ def _bayes(d: int, prior_cov: Any, noise_var: Any, prior_mean: Any = None) -> St
     noise = number(noise_var, "noise_var", above=True, why=" (without noise, the limit is ols)")
     mean = None
     if prior_mean is not None:
-        mean = real_array(prior_mean, "prior_mean").astype(np.float64)
+        mean = real_numbers(prior_mean, "prior_mean").astype(np.float64)
         if mean.shape != (d,):
             raise ShapeError(f"prior_mean {list(mean.shape)} with d = {d}: must be [{d}]")
         mean = in_slab(mean, np.dtype(np.float64), "prior_mean", ("feature",))
@@ -185,7 +184,7 @@ def _gd(d: int, steps: Any, lr: Any, precond: Any = None, momentum: Any = 0.0) -
     beta, rates = number(momentum, "momentum"), per_step(lr, n, "lr")
     matrices = None
     if precond is not None:
-        matrices = real_array(precond, "precond")
+        matrices = real_numbers(precond, "precond")
         if matrices.ndim == 3:
             if matrices.shape != (n, d, d):
                 raise ShapeError(f"precond {list(matrices.shape)}: one matrix for each step is [{n}, {d}, {d}]")

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ..inputs import check_flags, number
-from ._inputs import Array, Examples, check_finite, examples, in_slab, real_array
+from ..inputs import check_flags, number, real_numbers
+from ._inputs import Array, Examples, check_finite, examples, in_slab
 from ._run import method
 from .linear import _bayes, _log_evidence
 
@@ -26,7 +26,7 @@ def _log_prior(value: ArrayLike | None, m: int, of: str) -> Array | None:
     """Log-weights [m], float64, −inf allowed; None: all the same."""
     if value is None:
         return None
-    array = real_array(value, "log_prior").astype(np.float64)
+    array = real_numbers(value, "log_prior").astype(np.float64)
     if array.shape != (m,):
         raise ShapeError(f"log_prior {list(array.shape)} with {m} {of}: must be [{m}]")
     if np.isnan(array).any() or array.max() == np.inf or array.max() == -np.inf:
@@ -69,7 +69,7 @@ class Tasks:
 
 @method("dmmse")
 def _dmmse(d: int, tasks: Any, noise_var: Any, log_prior: Any = None) -> Tasks:
-    array = real_array(tasks, "tasks")
+    array = real_numbers(tasks, "tasks")
     if array.ndim != 2 or array.shape[1] != d:
         raise ShapeError(f"tasks {list(array.shape)} with d = {d}: must be [M, {d}]")
     if array.shape[0] == 0:
@@ -132,7 +132,7 @@ def model_average(
     >>> yhat.tolist(), p[:, 0, 1].tolist()
     ([[0.5, 0.5]], [0.5, 0.5])
     """
-    values, evidence = real_array(predictions, "predictions"), real_array(log_evidence, "log_evidence")
+    values, evidence = real_numbers(predictions, "predictions"), real_numbers(log_evidence, "log_evidence")
     if values.ndim != 3 or values.shape != evidence.shape or 0 in values.shape:
         raise ShapeError(
             f"predictions {list(values.shape)} and log_evidence {list(evidence.shape)}: both must be [H, batch, n]"
@@ -192,10 +192,10 @@ class Mixture:
 
 @method("mixture")
 def _mixture(d: int, means: Any, covs: Any, noise_var: Any, log_prior: Any = None) -> Mixture:
-    centres = real_array(means, "means").astype(np.float64)
+    centres = real_numbers(means, "means").astype(np.float64)
     if centres.ndim != 2 or centres.shape[1] != d or not len(centres):
         raise ShapeError(f"means {list(centres.shape)} with d = {d}: must be [H, {d}], H at least 1")
-    spread = real_array(covs, "covs")
+    spread = real_numbers(covs, "covs")
     if spread.ndim == 3 and len(spread) != len(centres):
         raise ShapeError(f"covs {list(spread.shape)} with means {list(centres.shape)}: one covariance for each part")
     each = spread if spread.ndim == 3 else [spread] * len(centres)
@@ -247,7 +247,7 @@ def tree_leaves(amplitudes: ArrayLike) -> Array:
     >>> tree_leaves([1.0, 0.5]).tolist()
     [[1.0, 0.5, 0.0], [1.0, -0.5, 0.0], [-1.0, 0.0, 0.5], [-1.0, 0.0, -0.5]]
     """
-    a = real_array(amplitudes, "amplitudes").astype(np.float64)
+    a = real_numbers(amplitudes, "amplitudes").astype(np.float64)
     if a.ndim != 1 or not 1 <= len(a) <= 16 or not np.isfinite(a).all():
         raise ShapeError(f"amplitudes {list(a.shape)}: finite numbers [K], one for each of 1 to 16 levels")
     k = len(a)

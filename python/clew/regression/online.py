@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from .. import _core
 from ..errors import ConfigError, ShapeError
-from ._inputs import Array, check_room, count, examples, float_dtype, in_slab, query_array, real_array
+from ..inputs import real_numbers
+from ._inputs import Array, check_room, count, examples, float_dtype, in_slab, query_array
 from ._run import Kind, Stream, build
 
 
@@ -62,7 +63,7 @@ class Online:
         return f"Online {self.method}: {self.batch} sequences of d = {self.d}, {self.count} examples, {self.dtype}"
 
     def _rows(self, x: ArrayLike, name: str) -> Array:
-        array = real_array(x, name)
+        array = real_numbers(x, name)
         if self.batch == 1 and array.ndim == 1:
             array = array[None]
         if array.shape != (self.batch, self.d):
@@ -75,7 +76,7 @@ class Online:
         Raises ShapeError and ConfigError as the functions do; the state is then what it was.
         """
         rows = self._rows(x, "x")
-        values = real_array(y, "y")
+        values = real_numbers(y, "y")
         if self.batch == 1 and values.ndim == 0:
             values = values[None]
         if values.shape != (self.batch,):
