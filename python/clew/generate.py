@@ -376,14 +376,14 @@ class _Decoder:
         self.kept: list[tuple[Ints, Ints, Ints, Any]] = []
         """Of each step: sequences, first positions, lengths, outputs."""
 
-    def run(self, tokens: Ints, lengths: Ints, past: Ints, sequences: Ints, logits: bool = True) -> Array | None:
-        """Logits [sequences, 1, vocab] behind new tokens."""
+    def run(self, tokens: Ints, lengths: Ints, past: Ints, sequences: Ints, logits: int = LOGITS_LAST) -> Array | None:
+        """Logits [sequences, 1, vocab] behind new tokens; [sequences, pos, vocab] of each with LOGITS_ALL."""
         plan = core_plan(
             self.model,
             lengths,
             self.capture,
             -1,
-            LOGITS_ALL if self.keeps_logits else LOGITS_LAST if logits else 0,
+            LOGITS_ALL if self.keeps_logits else logits,
             False,
             edits=self.edits,
             past=past,
@@ -394,10 +394,10 @@ class _Decoder:
         if self.capture:
             wanted = outputs if self.keeps_logits else [o for o in outputs if SITES[o[0]] is not LOGITS]
             self.kept.append((sequences, past, lengths, wanted))
-        if not logits:
+        if logits == 0:
             return None
         last: Array = outputs[-1][2]
-        if self.keeps_logits:
+        if self.keeps_logits and logits == LOGITS_LAST:
             last = np.ascontiguousarray(last[np.arange(len(lengths)), lengths - 1][:, None])
         return last
 
@@ -504,10 +504,52 @@ def _chosen(logits: Array, decoder: _Decoder, active: Ints, step: int) -> tuple[
         raise
 
 
-def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text], stream: bool = False) -> Iterator[Step]:
+def _follow(model: Model, decoder: _Decoder, texts: list[_Text], guesses: Sequence[Array]) -> None:
+    """Lengthens texts by what greedy decoding says as far as it was guessed, and by the first token that was not.
+
+    Every text has the token that its prompt is followed by. One pass reads all guesses that begin with it: the logits
+    behind a guess's first tokens are those of a text that says the same, and the likeliest of them tell how far it
+    does. Keys and values behind that place are written over by what follows.
+    """
+    guesses = [np.asarray(guess[:limit], np.int32) for guess, limit in zip(guesses, decoder.limits, strict=True)]
+    stops = np.array([*decoder.how.stop_tokens], np.int32)
+    guesses = [guess[: np.append(np.flatnonzero(np.isin(guess, stops)), len(guess))[0] + 1] for guess in guesses]
+    begun = [
+        seq for seq, (guess, text) in enumerate(zip(guesses, texts, strict=True))
+        if text.stopped is None and len(guess) > 1 and guess[0] == text.tokens[0]
+    ]  # fmt: skip
+    if not begun:
+        return
+    known = [guesses[seq] for seq in begun]
+    n = np.array([len(guess) - 1 for guess in known], np.int32)
+    read, wanted = (np.concatenate([guess[part] for guess in known]) for part in (slice(-1), slice(1, None)))
+    logits = decoder.run(read, n, decoder.lengths[begun], np.array(begun, np.int32), LOGITS_ALL)
+    assert logits is not None
+    places = np.zeros(logits.shape[0] * logits.shape[1], np.int64)
+    try:
+        flat = _core.sample(logits.reshape(len(places), 1, -1), places, places, 0.0, 0, 1.0, 0)
+    except ConfigError:  # NaN, which may stand behind a wrong token only
+        return
+    said, log_probs = (values.reshape(logits.shape[:2]) for values in flat)
+    right = np.cumprod(said == padded(wanted, n), axis=1).sum(axis=1)
+    for seq, k, ids, likely in zip(begun, np.minimum(right + 1, n), said, log_probs, strict=True):
+        texts[seq].tokens += ids[:k].tolist()
+        texts[seq].log_probs += likely[:k].tolist()
+        _ended(model, texts[seq], decoder.how)
+
+
+def steps(
+    model: Model,
+    decoder: _Decoder,
+    batch: Batch,
+    texts: list[_Text],
+    stream: bool = False,
+    guesses: Sequence[Array] | None = None,
+) -> Iterator[Step]:
     """Grows the texts, a token each at a time, until all have stopped.
 
     stream: each step takes the captured values with it. Otherwise the decoder keeps them, those of last tokens too.
+    guesses: how each text may go on, its stop token last; the likeliest tokens are the same with them and come sooner.
     """
     how = decoder.how
     assert batch.tokens is not None
@@ -529,6 +571,10 @@ def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text], str
             pieces.append(_ended(model, text, how))
         said, chosen, likely = (tuple(values[grown].tolist()) for values in (active, ids, log_probs))
         yield Step(said, chosen, tuple(pieces), likely, decoder.newest(grown, tokens) if stream else None)
+        if guesses is not None and step == 0:
+            _follow(model, decoder, texts, guesses)
+            ids = np.array([text.tokens[-1] for text in texts], np.int32)
+            past = batch.lengths + np.array([len(text.tokens) - 1 for text in texts], np.int32)
         going = np.array([texts[seq].stopped is None for seq in active])
         if decoder.edits and going.any():  # edits count sequences: those that have ended stay
             going[:] = True
@@ -539,9 +585,9 @@ def steps(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text], str
             ended = ~going
             n = np.ones(int(ended.sum()), np.int32)
             if not decoder.edits:
-                decoder.run(np.ascontiguousarray(ids[ended]), n, past[ended], active[ended], logits=False)
+                decoder.run(np.ascontiguousarray(ids[ended]), n, past[ended], active[ended], logits=0)
             elif not going.any():
-                decoder.run(np.ascontiguousarray(ids), np.ones(len(active), np.int32), past, active, logits=False)
+                decoder.run(np.ascontiguousarray(ids), np.ones(len(active), np.int32), past, active, logits=0)
         if not going.any():
             return
         active, past, tokens = active[going], past[going], np.ascontiguousarray(ids[going])
@@ -562,9 +608,11 @@ def prepare(
     return decoder, batch, [_Text([], [], limit=limit) for limit in decoder.limits.tolist()]
 
 
-def generate(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> Generation:
+def generate(
+    model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text], guesses: Sequence[Array] | None = None
+) -> Generation:
     """Runs all steps."""
-    for _ in steps(model, decoder, batch, texts):
+    for _ in steps(model, decoder, batch, texts, guesses=guesses):
         pass
     assert batch.tokens is not None
     prompts = np.split(batch.tokens, np.cumsum(batch.lengths)[:-1])
@@ -576,11 +624,18 @@ def generate(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) 
 
 
 def likeliest(
-    model: Model, tokens: Sequence[Array], limits: Array, stop: int, edits: Edit | Iterable[Edit] = ()
+    model: Model,
+    tokens: Sequence[Array],
+    limits: Array,
+    stop: int,
+    edits: Edit | Iterable[Edit] = (),
+    guesses: Sequence[Array] | None = None,
 ) -> list[Array]:
     """The likeliest new tokens of each prompt until `stop`, the stop included; of each at most its own limit [batch].
 
-    What one prompt is followed by depends on no other's length or limit. Raises as `Model.generate`.
+    What one prompt is followed by depends on no other's length or limit. Guesses of what it is, ending with the stop,
+    are read in one pass instead of a token at a time: right ones save time, wrong ones change nothing. Under edits,
+    which may look at how a text is read, they are not used. Raises as `Model.generate`.
 
     >>> import clew
     >>> model = clew.load("stories260K")
@@ -588,7 +643,8 @@ def likeliest(
     [4, 2]
     """
     how = settings(model, limits.max(), 0.0, None, None, None, stop)
-    return generate(model, *prepare(model, tokens, how, (), edits, limits.astype(np.int32))).tokens
+    decoder, batch, texts = prepare(model, tokens, how, (), edits, limits.astype(np.int32))
+    return generate(model, decoder, batch, texts, None if decoder.edits else guesses).tokens
 
 
 def _final_text(model: Model, text: _Text, how: Settings) -> str:

@@ -10,6 +10,7 @@ import clew
 import numpy as np
 import pytest
 from clew import _core, edit, generate
+from clew.loaders.checkpoint import Checkpoint
 from clew.tokenizer import Tokenizer
 from numpy.typing import NDArray
 from support import make, relative_error
@@ -86,6 +87,70 @@ def model() -> clew.Model:
 @pytest.fixture(scope="module")
 def trained() -> clew.Model:
     return clew.load("shakespeare")
+
+
+GUESSED = ("gpt2", "llama", "gemma2", "mistral", "linear")
+
+
+@pytest.mark.parametrize("name", [n for n in CAUSAL if n in GUESSED])
+def test_guesses_change_nothing_but_the_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts are the same whatever is guessed of them; a right guess takes two passes, one that is wrong at its j-th
+    token saves j."""
+    model, _ = make(CAUSAL[name])
+    given, limits, read = prompts(model.config), np.array([NEW, 3, 5]), []
+    run = generate._Decoder.run
+
+    def counted(self: Any, tokens: Array, lengths: Array, *more: Any) -> Any:
+        read.append(lengths.tolist())
+        return run(self, tokens, lengths, *more)
+
+    monkeypatch.setattr(generate._Decoder, "run", counted)
+
+    def said(guesses: Any, stop: int) -> list[list[int]]:
+        read.clear()
+        return [t.tolist() for t in generate.likeliest(model, given, limits, stop, guesses=guesses)]
+
+    free = said(None, 0)
+    for stop in (0, free[0][2], free[2][1]):
+        plain = said(None, stop)
+        longest = max(map(len, plain))
+        assert len(read) == longest
+        assert said([np.array(t) for t in plain], stop) == plain
+        assert read[1:] == [[len(t) - 1 for t in plain if len(t) > 1]], "all in one pass behind the prompts"
+        assert said([np.array([*t, *t, *t]) for t in plain], stop) == plain, "longer than there is room for"
+        assert said([[] for _ in plain], stop) == said([t[:1] for t in plain], stop) == plain
+        assert len(read) == longest
+        for j in range(longest):
+            wrong = [
+                np.array([*t[:j], (t[j] + 1) % model.config.d_vocab, *t[j + 1 :]] if j < len(t) else t) for t in plain
+            ]
+            assert said(wrong, stop) == plain, j
+            assert len(read) == (longest if j == 0 else 2 + max([len(t) - j - 1 for t in plain if j < len(t)]))
+        assert said([np.array(plain[0]), np.array([]), np.array(plain[2])], stop) == plain
+
+
+def test_guesses_are_not_used_under_edits(model: clew.Model) -> None:
+    given, seen = prompts(model.config), []
+    look = edit.call("z.0", lambda value, _: seen.append(value.shape[1]))
+    plain = generate.likeliest(model, given, np.full(3, NEW), 0)
+    assert [t.tolist() for t in generate.likeliest(model, given, np.full(3, NEW), 0, [look], plain)] == [
+        t.tolist() for t in plain
+    ]
+    assert seen[1:] == [1] * (len(seen) - 1)
+
+
+def test_what_a_wrong_guess_breaks_is_of_no_use(model: clew.Model) -> None:
+    """NaN behind a token that is guessed wrongly does not end a text that never says it."""
+    given, limits = prompts(model.config), np.full(3, NEW)
+    plain = generate.likeliest(model, given, limits, 0)
+    absent = min(set(range(model.config.d_vocab)) - {int(t) for text in (*plain, *given) for t in text})
+    weights = make(ZOO["llama"])[1]
+    weights["embed.W_E"][absent] = np.nan
+    broken = clew.Model(Checkpoint(model.config, weights, np.dtype(np.float64)))
+    guesses = [np.array([*text[:2], absent, absent, 0]) for text in plain]
+    assert [t.tolist() for t in generate.likeliest(broken, given, limits, 0, guesses=guesses)] == [
+        t.tolist() for t in plain
+    ]
 
 
 EDITS = {

@@ -186,13 +186,14 @@ def rollouts(
     if max_cells is not None and (isinstance(max_cells, bool) or whole(max_cells, "max_cells") < 1):
         raise ConfigError(f"max_cells = {max_cells!r}: at least 1")
     prompts = tok.encode_batch(batch, path=False)
+    solved = [row[len(prompt) :] for row, prompt in zip(tok.encode_batch(batch), prompts, strict=True)]
     wanted = path_tokens(batch) if max_cells is None else min(int(max_cells), MOST_CELLS) + 2
     room = room_for_paths(model, np.array([len(row) for row in prompts], int), wanted)
     out: list[Array] = []
     size = max(len(batch), 1) if held else BATCH  # edits may count sequences
     for start in range(0, len(batch), size):
         part = slice(start, start + size)
-        out += likeliest(model, prompts[part], room[part], tok.ids["<PATH_END>"], held)
+        out += likeliest(model, prompts[part], room[part], tok.ids["<PATH_END>"], held, solved[part])
     # The last of the wanted tokens is the place of <PATH_END>: what stands there instead is a cell too many.
     most = np.broadcast_to(wanted, len(batch)).tolist()
     return [row[:-1] if len(row) == n and row[-1] != PATH_END else row for row, n in zip(out, most, strict=True)]
