@@ -3,37 +3,37 @@
 
 /* ---- Activations ---------------------------------------------------------------------------------------------- */
 
-static inline real normal_density(real x) { return (real)0.39894228040143267794 * exp_real((real)-0.5 * x * x); }
-
 static inline real gelu_slope(real x) {
-  return (real)0.5 * ((real)1 + erf_real(x * (real)0.70710678118654752440)) + x * normal_density(x);
+  real bell;
+  const real phi = normal_cdf(x, &bell);
+  return fma_real(x * (real)0.39894228040143267794, bell, phi);
 }
 
+/* Of x σ(v), where v has the slope `steep`: σ(v) + x σ(v) σ(−v) steep. From exp(−|v|), as 1 − σ(v) would lose what is
+ * small beside 1. */
+static inline real gated_slope(real x, real v, real steep) {
+  const real e = exp_flushed(-abs_real(v)), s = (real)1 / ((real)1 + e), rest = e * s;
+  return fma_real(x * s * rest, steep, v > (real)0 ? s : rest);
+}
+
+/* v = x (c + a x²). Behind ±30 σ is 0 or 1 in both precisions; there x³ must not be infinite. */
 static inline real gelu_tanh_slope(real x) {
-  const real c = (real)0.79788456080286535588, a = (real)0.044715;
-  const real t = tanh_real(c * (x + a * x * x * x));
-  return (real)0.5 * ((real)1 + t) + (real)0.5 * x * ((real)1 - t * t) * c * ((real)1 + 3 * a * x * x);
+  const real c = (real)1.59576912160573071176, a = (real)(1.59576912160573071176 * 0.044715);
+  const real square = x * x > (real)900 ? (real)900 : x * x;
+  return gated_slope(x, x * fma_real(square, a, c), fma_real(square, (real)3 * a, c));
 }
 
-static inline real silu_slope(real x) {
-  const real s = sigmoid_real(x);
-  return s * ((real)1 + x * ((real)1 - s));
-}
+static inline real silu_slope(real x) { return gated_slope(x, x, (real)1); }
 
-static inline real quick_gelu_slope(real x) {
-  const real s = sigmoid_real((real)1.702 * x);
-  return s * ((real)1 + (real)1.702 * x * ((real)1 - s));
-}
-
-static inline real tanh_slope(real x) {
-  const real t = tanh_real(x);
-  return (real)1 - t * t;
-}
+static inline real quick_gelu_slope(real x) { return gated_slope(x, (real)1.702 * x, (real)1.702); }
 
 static inline real sigmoid_slope(real x) {
-  const real s = sigmoid_real(x);
-  return s * ((real)1 - s);
+  const real e = exp_flushed(-abs_real(x)), s = (real)1 / ((real)1 + e);
+  return e * s * s;
 }
+
+/* 1 − tanh² = 4 σ(2x) σ(−2x) */
+static inline real tanh_slope(real x) { return (real)4 * sigmoid_slope(x + x); }
 
 void K(act_grad)(real *dpre /* [n] */, real *dlinear /* [n] or NULL */, const real *dpost /* [n] */,
                  const real *pre /* [n] */, const real *linear /* [n] or NULL */, size_t n, clew_act act) {

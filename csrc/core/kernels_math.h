@@ -277,13 +277,18 @@ static inline real erf_real(real x) {
 
 static inline real sigmoid_real(real x) { return (real)1 / ((real)1 + exp_beside_one(-x)); }
 
-/* x Φ(x); below −√2 from erfc, so that the tail keeps its relative accuracy. */
-static inline real gelu_real(real x) {
+/* Φ(x); below −√2 from erfc, so that the tail keeps its relative accuracy. *bell = exp(−x² / 2) */
+static inline real normal_cdf(real x, real *bell) {
   const real z = x * (real)0.70710678118654752440, a = abs_real(z);
   const real near = fma_real((real)0.5, fma_real(z, erf_ratio(z * z), z), (real)0.5);
-  const real tail = (real)0.5 * exp_flushed((real)-0.5 * x * x) * erfc_scaled(a);
-  const real phi = a < (real)1 ? near : (x > (real)0 ? (real)1 - tail : tail);
-  return x * phi;
+  *bell = exp_flushed((real)-0.5 * x * x);
+  const real tail = (real)0.5 * *bell * erfc_scaled(a);
+  return a < (real)1 ? near : (x > (real)0 ? (real)1 - tail : tail);
+}
+
+static inline real gelu_real(real x) {
+  real bell;
+  return x * normal_cdf(x, &bell);
 }
 
 /* ½ x (1 + tanh u) = x σ(2u) with u = √(2/π) (x + 0.044715 x³) */

@@ -582,6 +582,69 @@ static void F(test_activations)(const char *isa) {
     }
 }
 
+static long double F(slope)(clew_act act, long double x) {
+  const long double pi = 3.14159265358979323846264338327950288L, c = 2 * sqrtl(2 / pi), a = 0.044715L;
+  const long double steep = act == CLEW_ACT_GELU_TANH    ? c * (1 + 3 * a * x * x)
+                            : act == CLEW_ACT_QUICK_GELU ? 1.702L
+                                                         : 1;
+  const long double v = act == CLEW_ACT_GELU_TANH ? c * (x + a * x * x * x) : steep * x;
+  const long double s = 1 / (1 + expl(-v)), t = tanhl(x);
+  switch (act) {
+  case CLEW_ACT_GELU:
+    return 0.5L * erfcl(-x / sqrtl(2)) + x * expl(-x * x / 2) / sqrtl(2 * pi);
+  case CLEW_ACT_GELU_TANH:
+  case CLEW_ACT_SILU:
+  case CLEW_ACT_QUICK_GELU:
+    return s + x * s * (1 - s) * steep;
+  case CLEW_ACT_RELU:
+    return x > 0;
+  case CLEW_ACT_RELU2:
+    return x > 0 ? 2 * x : 0;
+  case CLEW_ACT_TANH:
+    return 1 - t * t;
+  case CLEW_ACT_SIGMOID:
+    return s * (1 - s);
+  case CLEW_ACT_NONE:
+  case CLEW_N_ACT:
+  default:
+    return 1;
+  }
+}
+
+static void F(test_slopes)(const char *isa) {
+  enum { N = 4000 };
+  static T x[N], one[N], out[N], same[N], other[N];
+  for (int act = 0; act < CLEW_N_ACT; act++) {
+    for (int range = 0; range < 3; range++) {
+      const double width = range == 0 ? 1e-3 : range == 1 ? 3 : 12;
+      for (size_t i = 0; i < N; i++)
+        x[i] = (T)uniform(-width, width), one[i] = 1;
+      F(kernels)->act_grad(out, NULL, one, x, NULL, N, (clew_act)act);
+      long double worst = 0;
+      double where = 0;
+      for (size_t i = 0; i < N; i++) {
+        const long double exact = F(slope)((clew_act)act, (long double)x[i]);
+        const long double u = fabsl((long double)out[i] - exact) / (EPSILON * (1 + fabsl(exact)));
+        if (!(u <= worst)) {
+          worst = u;
+          where = (double)x[i];
+        }
+      }
+      CHECK(worst <= 1.5L, "%s slope %d: %.3Lf ε at %.17g", isa, act, worst, where);
+      F(kernels)->act_grad(same, other, one, x, one, N, (clew_act)act); /* beside a gate */
+      CHECK(memcmp(same, out, sizeof out) == 0, "%s slope %d beside a gate", isa, act);
+    }
+    const T far[4] = {(T)NAN, (T)1e15, (T)-1e15, 0};
+    const bool grows = act != CLEW_ACT_TANH && act != CLEW_ACT_SIGMOID;
+    F(kernels)->act_grad(out, NULL, one, far, NULL, 4, (clew_act)act);
+    CHECK(isnan(out[0]) || act == CLEW_ACT_RELU || act == CLEW_ACT_NONE, "%s slope %d of NaN: %g", isa, act,
+          (double)out[0]);
+    CHECK(out[1] == (act == CLEW_ACT_RELU2 ? (T)2 * far[1] : (T)grows), "%s slope %d of 1e15: %g", isa, act,
+          (double)out[1]);
+    CHECK(out[2] == (T)(act == CLEW_ACT_NONE), "%s slope %d of -1e15: %g", isa, act, (double)out[2]);
+  }
+}
+
 /* ---- Scores and softmax ------------------------------------------------------------------------------------- */
 
 static bool F(seen)(const clew_mask *mask, size_t i, size_t j) {
@@ -794,6 +857,7 @@ static void F(all)(const char *isa) {
   F(test_packed)(isa);
   F(test_norm)(isa);
   F(test_activations)(isa);
+  F(test_slopes)(isa);
   F(test_scores)(isa);
   F(test_rest)(isa);
 }
