@@ -208,7 +208,7 @@ void R(clew_op_linear_dx)(const clew_exec *x, const clew_step *s) {
 static clew_tiling R(dw_tiling)(size_t k, size_t n) {
   clew_tiling t = {.n_rows = (k + CLEW_DW_TILE - 1) / CLEW_DW_TILE, .n_cols = (n + CLEW_DW_TILE - 1) / CLEW_DW_TILE};
   if (t.n_rows * t.n_cols == 1) {
-    *(k > n ? &t.n_rows : &t.n_cols) = 2;
+    *(k >= n ? &t.n_rows : &t.n_cols) = 2;
   }
   t.rows = (k + t.n_rows - 1) / t.n_rows, t.cols = (n + t.n_cols - 1) / t.n_cols;
   return t;
