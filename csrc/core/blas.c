@@ -32,6 +32,8 @@
 /* With b's rows contiguous and longer, and no more rows of a than this, leaving b unpacked saves more than packing
  * gains (128 x 3072 x 768: 106 against 80 GF/s), where no kernel packs. */
 #define SOME_ROWS ((size_t)256)
+/* So many rows are summed at a time, and the sums of all then: less is rounded. */
+#define SUM_ROWS ((size_t)384)
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -109,7 +111,8 @@ static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) 
                                                                                                                        \
   static clew_status gemm##suffix(type *c /* [m, n] */, ptrdiff_t rs_c, ptrdiff_t cs_c, const type *a /* [m, k] */,    \
                                   ptrdiff_t rs_a, ptrdiff_t cs_a, const type *b /* [k, n] */, ptrdiff_t rs_b,          \
-                                  ptrdiff_t cs_b, size_t m, size_t n, size_t k, type alpha, type beta, bool whole) {   \
+                                  ptrdiff_t cs_b, size_t m, size_t n, size_t k, type alpha, type beta, bool whole,     \
+                                  type **sums) {                                                                       \
     if (!addressable(m, n, rs_c, cs_c, sizeof(type)) || !addressable(m, k, rs_a, cs_a, sizeof(type)) ||                \
         !addressable(k, n, rs_b, cs_b, sizeof(type)) || !distinct(m, n, rs_c, cs_c))                                   \
       return CLEW_ERROR_SHAPE;                                                                                         \
@@ -139,13 +142,15 @@ static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) 
         !small && (across || down) && (across ? m : n) >= PACKED_ROWS && (across ? n : m) >= PACKED_COLUMNS;           \
     const bool some = whole && safe && across && m >= WHOLE_ROWS && (cs_b == 1 || cs_a != 1 || 12 * m >= k);           \
     if (kernels->gemm_packed != NULL && !vector && (many || some)) {                                                   \
-      type *room = panels_of_thread();                                                                                 \
+      type *room = panels_of_thread(), *taken = across ? *sums : NULL;                                                 \
       if (room != NULL && across)                                                                                      \
-        kernels->gemm_packed(c, rs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, room);                       \
+        kernels->gemm_packed(c, rs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, taken, room);                \
       else if (room != NULL)                                                                                           \
-        kernels->gemm_packed(c, cs_c, b, cs_b, rs_b, a, cs_a, rs_a, n, m, k, alpha, beta, room);                       \
-      if (room != NULL)                                                                                                \
+        kernels->gemm_packed(c, cs_c, b, cs_b, rs_b, a, cs_a, rs_a, n, m, k, alpha, beta, NULL, room);                 \
+      if (room != NULL) {                                                                                              \
+        *sums = taken ? NULL : *sums;                                                                                  \
         return CLEW_OK;                                                                                                \
+      }                                                                                                                \
     }                                                                                                                  \
     const bool ours = m <= few_rows || (cs_b == 1 && m <= SOME_ROWS && n > SHORT_COLUMNS) || small ||                  \
                       (rs_b == 1 && k <= SHORT_COLUMNS);                                                               \
@@ -169,13 +174,24 @@ static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) 
   clew_status clew_gemm##suffix(type *c, ptrdiff_t rs_c, ptrdiff_t cs_c, const type *a, ptrdiff_t rs_a,                \
                                 ptrdiff_t cs_a, const type *b, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n,     \
                                 size_t k, type alpha, type beta) {                                                     \
-    return gemm##suffix(c, rs_c, cs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, false);                     \
+    return gemm##suffix(c, rs_c, cs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, false, &(type *){NULL});    \
   }                                                                                                                    \
                                                                                                                        \
   clew_status clew_gemm_whole##suffix(type *c, ptrdiff_t rs_c, ptrdiff_t cs_c, const type *a, ptrdiff_t rs_a,          \
                                       ptrdiff_t cs_a, const type *b, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m,         \
                                       size_t n, size_t k, type alpha, type beta) {                                     \
-    return gemm##suffix(c, rs_c, cs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, true);                      \
+    return gemm##suffix(c, rs_c, cs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, true, &(type *){NULL});     \
+  }                                                                                                                    \
+                                                                                                                       \
+  clew_status clew_gemm_sums##suffix(type *c, ptrdiff_t rs_c, ptrdiff_t cs_c, type *sums, const type *a,               \
+                                     ptrdiff_t rs_a, ptrdiff_t cs_a, const type *b, ptrdiff_t rs_b, size_t m,          \
+                                     size_t n, size_t k) {                                                             \
+    type *left = sums; /* a kernel that copies b adds as it goes */                                                    \
+    clew_status status = gemm##suffix(c, rs_c, cs_c, a, rs_a, cs_a, b, rs_b, 1, m, n, k, 1, 0, false, &left);          \
+    for (size_t p = 0; left != NULL && status == CLEW_OK && (p == 0 || p < k); p += SUM_ROWS)                          \
+      clew_get_kernels##suffix()->column_sums(left, b + (ptrdiff_t)p * rs_b, rs_b,                                     \
+                                              k - p < SUM_ROWS ? k - p : SUM_ROWS, n, p > 0);                          \
+    return status;                                                                                                     \
   }
 
 DEFINE_GEMM(_f32, float, s)

@@ -3,8 +3,9 @@
  * c [m, n] = alpha · a [m, k] · b [k, n] + beta · c. rs and cs are the row and column strides in elements, positive
  * or, for a dimension of length 1, anything. With beta 0, c is not read. Serial, callable from several threads at once.
  * clew_gemm_whole is the same for products that no number of threads cuts, such as a head's: it may choose by their
- * size. Few rows (m ≤ CLEW_FEW_ROWS), small products and, with AVX2 or AVX-512, all others go to our own kernels, the
- * rest to BLIS. Operands of BLIS need CLEW_SLACK readable bytes behind them: give it memory from slabs only. */
+ * size. clew_gemm_sums is c = a · b, with the sums [n] of b's contiguous rows, or NULL. Few rows (m ≤ CLEW_FEW_ROWS),
+ * small products and, with AVX2 or AVX-512, all others go to our own kernels, the rest to BLIS. Operands of BLIS need
+ * CLEW_SLACK readable bytes behind them: give it memory from slabs only. */
 #ifndef CLEW_BLAS_H
 #define CLEW_BLAS_H
 
@@ -20,7 +21,10 @@
                                 size_t k, type alpha, type beta);                                                      \
   clew_status clew_gemm_whole##suffix(type *c, ptrdiff_t rs_c, ptrdiff_t cs_c, const type *a, ptrdiff_t rs_a,          \
                                       ptrdiff_t cs_a, const type *b, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m,         \
-                                      size_t n, size_t k, type alpha, type beta);
+                                      size_t n, size_t k, type alpha, type beta);                                      \
+  clew_status clew_gemm_sums##suffix(type *c, ptrdiff_t rs_c, ptrdiff_t cs_c, type *sums, const type *a,               \
+                                     ptrdiff_t rs_a, ptrdiff_t cs_a, const type *b, ptrdiff_t rs_b, size_t m,          \
+                                     size_t n, size_t k);
 
 CLEW_DECLARE_GEMM(_f32, float)
 CLEW_DECLARE_GEMM(_f64, double)

@@ -64,7 +64,7 @@ struct clew_adaptive_chunk_f64;
      */                                                                                                                  \
     void (*gemm_packed)(real * c, ptrdiff_t ld_c, const real *a, ptrdiff_t rs_a, ptrdiff_t cs_a, const real *b,          \
                         ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta,             \
-                        real *room);                                                                                     \
+                        real *sums, real *room);                                                                         \
     /* Layer norm (centre) or RMS norm of x [rows, d]: scale = √(mean square of the centred x + eps),                  \
      * normalized = centred / scale, out = normalized · w + b. w, b, normalized [rows, d], scale [rows] may be NULL;    \
      * out may be x. */                                                                                                  \

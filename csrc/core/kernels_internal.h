@@ -154,7 +154,8 @@ static inline visible visible_keys(const clew_mask *mask, size_t row, size_t n) 
 void K(gemm_few)(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b, ptrdiff_t cs_b,
                  size_t m, size_t n, size_t k, real alpha, real beta);
 void K(gemm_packed)(real *c, ptrdiff_t ld_c, const real *a, ptrdiff_t rs_a, ptrdiff_t cs_a, const real *b,
-                    ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta, real *room);
+                    ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta, real *sums,
+                    real *room);
 void K(norm)(real *out, real *normalized, real *scale, const real *x, const real *w, const real *b, size_t rows,
              size_t d, real eps, bool centre);
 void K(bias_act)(real *post, ptrdiff_t ld_post, real *pre, ptrdiff_t ld_pre, const real *bias, const real *gate,

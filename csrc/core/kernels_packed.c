@@ -31,6 +31,7 @@
 #define ROWS ((size_t)1024)
 #define COLUMNS ((size_t)(VEC_BYTES == 64 ? 512 : 96)) /* the second-level cache has 1 MiB; 512 KiB on Zen 2 and 3 */
 #define LINE 64                                        /* bytes of a line of the caches */
+#define RUNS (LINE / sizeof(real))                     /* of a block's k: a tile fetches as many lines for each */
 /* From a panel of so many values to the next: a line more, as multiples of 4 KiB meet in the same sets of a cache. */
 #define APART(values) ((values) + LINE / sizeof(real))
 #define ROWS_AHEAD 8  /* of what is copied */
@@ -67,10 +68,12 @@ INLINE shape shape_of(size_t n) {
   return high ? (shape){TILE_ROWS, HIGH_WIDTH} : (shape){WIDE_ROWS, WIDE_WIDTH};
 }
 
-/* What is fetched while a tile is computed: two runs of lines, of as many bytes as a row of the tile. */
+/* What is fetched while tiles are computed, two runs of lines for each: `runs` of them begin `next` bytes apart, and go
+ * on by `step`; then come those that begin a line later. `run` is the next one. */
 typedef struct runs_of {
   const char *at;
-  ptrdiff_t next;
+  ptrdiff_t next, step;
+  size_t run, runs;
 } runs_of;
 
 /* c [rows, width registers] = Σ_p a[p] b[p] + beta · c. a: [rows, k], b: [k, step]
@@ -88,7 +91,7 @@ INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, re
     if (i % 3 == 0)
       three[i / 3] = a.at + (ptrdiff_t)i * a.row;
   }
-  for (size_t p = 0; p < k; ahead.at += LINE) {
+  for (size_t p = 0; p < k; ahead.at += ahead.step) {
     __builtin_prefetch(ahead.at, 0, 2);
     __builtin_prefetch(ahead.at + ahead.next, 0, 2);
 #if VEC_BYTES == 32
@@ -124,18 +127,22 @@ INLINE void tile(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, re
   }
 }
 
-/* The same for n columns of c, whose panels of b follow one another. What of a is fetched: two rows for each tile. */
+/* The same for n columns of c, whose panels of b follow one another. */
 INLINE void tiles(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, size_t n, real beta, runs_of behind,
                   const size_t rows, const size_t widest) {
   const size_t step = widest * LANES;
   real part[WIDE_ROWS * WIDE_WIDTH * LANES] __attribute__((aligned(64)));
-  for (size_t j = 0, row = 0; j < n; j += step, b += APART(k * step), row = row + 2 < rows ? row + 2 : 0) {
+  for (size_t j = 0; j < n; j += step, b += APART(k * step)) {
     const size_t left = least(step, n - j), width = (left + LANES - 1) / LANES;
     const bool whole = left == width * LANES; /* registers: else they go through a buffer */
     real *to = whole ? c + j : part;
     const ptrdiff_t ld = whole ? ld_c : (ptrdiff_t)step;
     const real old = whole ? beta : (real)0;
-    const runs_of ahead = {behind.at + (ptrdiff_t)row * behind.next, behind.next};
+    runs_of ahead = behind;
+    ahead.at += (ptrdiff_t)behind.run * behind.next;
+    behind.run += 2;
+    if (behind.run >= behind.runs)
+      behind.run = 0, behind.at += LINE;
     if (width == widest)
       tile(to, ld, a, b, k, old, ahead, rows, widest, step);
     else if (width == 1)
@@ -184,9 +191,9 @@ static void tiles_of(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k
 
 /* Panels [k, width], APART(k · width) values apart, each of `step` columns of in [k, n], step ≤ width. What lies behind
  * its own columns is 0 or anything else of in. Contiguous rows are read from end to end, contiguous columns turned in
- * squares. */
+ * squares. To sums [n], or NULL, the columns of contiguous rows are added, where step = width. */
 INLINE void fill(real *out, const real *in, ptrdiff_t along, ptrdiff_t across, size_t k, size_t n, const size_t step,
-                 const size_t width) {
+                 const size_t width, real *sums) {
   if (along == 1 && across != 1) {
     for (size_t j = 0; j < n; j += step, out += APART(k * width))
       for (size_t l = 0; l < width; l += LANES) {
@@ -208,15 +215,38 @@ INLINE void fill(real *out, const real *in, ptrdiff_t along, ptrdiff_t across, s
       __builtin_prefetch(row + ROWS_AHEAD * along + l);
     size_t j = 0;
     for (; across == 1 && j + width <= n; j += step, to += APART(k * width))
-      for (size_t l = 0; l < width; l += LANES)
-        store(to + l, load(row + j + l));
+      for (size_t l = 0; l < width; l += LANES) {
+        const vec values = load(row + j + l);
+        store(to + l, values);
+        if (sums)
+          store(sums + j + l, load(sums + j + l) + values);
+      }
     for (; j < n; j += step, to += APART(k * width)) {
       for (size_t l = 0; l < width; l += LANES)
         store(to + l, (vec){0});
-      for (size_t l = 0; l < least(n - j, step); l++)
+      for (size_t l = 0; l < least(n - j, step); l++) {
         to[l] = row[(ptrdiff_t)(j + l) * across];
+        if (sums)
+          sums[j + l] += to[l];
+      }
     }
   }
+}
+
+/* The values of a block of k that are copied: those of a, turned, and of b. */
+typedef struct raw {
+  const char *a, *b;
+  ptrdiff_t step_a, step_b; /* bytes from one of k to the next */
+  size_t lines_of_a;
+} raw;
+
+/* Fetches the block behind this one: a line of all of k after the other, those of a first. */
+INLINE runs_of next_block(const raw *now, size_t depth, size_t run) {
+  const size_t line = run / RUNS, each = (depth + RUNS - 1) / RUNS;
+  const bool of_a = line < now->lines_of_a;
+  const char *at = of_a ? now->a + line * LINE : now->b + (line - now->lines_of_a) * LINE;
+  const ptrdiff_t step = of_a ? now->step_a : now->step_b;
+  return (runs_of){at + (ptrdiff_t)depth * step, (ptrdiff_t)each * step, step, run % RUNS, RUNS};
 }
 
 /* out [n, ld] = alpha · in [n, k], rows a little farther apart than they are long. */
@@ -228,7 +258,7 @@ INLINE void copy_rows(real *out, size_t ld, const real *in, ptrdiff_t ld_in, siz
 
 void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k] */, ptrdiff_t rs_a, ptrdiff_t cs_a,
                     const real *b /* [k, n] */, ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k,
-                    real alpha, real beta, real *room) {
+                    real alpha, real beta, real *sums /* [n] = those of b's contiguous rows, or NULL */, real *room) {
   const ptrdiff_t item = sizeof(real);
   real *columns_of_b = room, *rows_of_a = room + B_VALUES; /* panels */
   /* Contiguous rows of a serve as they are, but where their distance puts them into the same lines of the cache. */
@@ -238,13 +268,16 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
     depth = k / blocks + (block < k % blocks);
     const real old = block == 0 ? beta : (real)1;
     const size_t ld = (depth + LANES - 1) / LANES * LANES + LANES; /* of rows that are copied */
+    size_t fetched = 0;                                            /* runs, of the next block */
     for (size_t first = 0; first < m; first += ROWS) {
       const size_t n_rows = least(ROWS, m - first);
       const char *rows = (const char *)(a + (ptrdiff_t)first * rs_a + (ptrdiff_t)p * cs_a);
       const shape turned = shape_of(n); /* of panels of a, which serve all columns */
       const size_t rows_of_panel = PANEL_ROWS / turned.rows * turned.rows;
+      const raw next = {rows, (const char *)(b + (ptrdiff_t)p * rs_b), cs_a * item, rs_b * item,
+                        (n_rows * sizeof(real) + LINE - 1) / LINE};
       if (!in_rows) {
-        fill(rows_of_a, (const real *)rows, cs_a, rs_a, depth, n_rows, rows_of_panel, PANEL_ROWS);
+        fill(rows_of_a, (const real *)rows, cs_a, rs_a, depth, n_rows, rows_of_panel, PANEL_ROWS, NULL);
         const size_t values = (n_rows + rows_of_panel - 1) / rows_of_panel * APART(PANEL_ROWS * depth);
         for (size_t t = 0; t < values && alpha != (real)1; t++)
           rows_of_a[t] *= alpha;
@@ -252,16 +285,25 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
       for (size_t j = 0; j < n; j += COLUMNS) {
         const size_t n_cols = least(COLUMNS, n - j);
         const shape of = in_rows ? shape_of(n_cols) : turned;
-        fill(columns_of_b, b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p * rs_b, rs_b, cs_b, depth, n_cols, of.width * LANES,
-             of.width * LANES);
+        const real *from = b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p * rs_b;
+        const size_t wide = of.width * LANES;
+        if (sums != NULL && first == 0) { /* of a block, then of all: small rounding */
+          real of_block[COLUMNS] = {0};
+          fill(columns_of_b, from, rs_b, 1, depth, n_cols, wide, wide, of_block);
+          for (size_t l = 0; l < n_cols; l++)
+            sums[j + l] = block == 0 ? of_block[l] : sums[j + l] + of_block[l];
+        } else {
+          fill(columns_of_b, from, rs_b, cs_b, depth, n_cols, wide, wide, NULL);
+        }
         for (size_t i = 0; i < n_rows; i += of.rows) {
           const size_t height = least(of.rows, n_rows - i);
           rows_of here = {rows + (ptrdiff_t)i * rs_a * item, rs_a * item, item};
-          runs_of behind = {here.at + (ptrdiff_t)of.rows * here.row, here.row};
+          runs_of behind = {here.at + (ptrdiff_t)of.rows * here.row, here.row, LINE, 0, of.rows / 2 * 2};
           if (!in_rows) {
             const size_t panel = i / rows_of_panel * APART(PANEL_ROWS * depth);
             here = (rows_of){(const char *)(rows_of_a + panel + i % rows_of_panel), item, PANEL_ROWS * item};
-            behind = (runs_of){(const char *)(rows_of_a + panel + APART(PANEL_ROWS * depth)), (ptrdiff_t)depth * item};
+            behind = block + 1 < blocks ? next_block(&next, depth, fetched) : (runs_of){here.at, 0, 0, 0, RUNS};
+            fetched += 2 * ((n_cols + wide - 1) / wide);
           } else if (!as_it_is) {
             copy_rows(rows_of_a, ld, (const real *)here.at, rs_a, height, depth, alpha);
             here = (rows_of){(const char *)rows_of_a, (ptrdiff_t)ld * item, item};

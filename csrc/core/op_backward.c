@@ -244,15 +244,8 @@ static void R(dw_task)(void *ctx, size_t index, unsigned slot) {
   if (s->dw.b[i] != CLEW_NONE && row == 0) {
     db = (real *)clew_grad_data(x, s->dw.b[i]) + col;
   }
-  for (size_t at = 0; at < job->n_rows; at += CLEW_SUM_ROWS, in += CLEW_SUM_ROWS * k, g += CLEW_SUM_ROWS * n) {
-    const size_t depth = clew_min(CLEW_SUM_ROWS, job->n_rows - at);
-    if (db != NULL) {
-      R(clew_get_kernels)()->column_sums(db, g, (ptrdiff_t)n, depth, cols, at > 0);
-    }
-    if (dw != NULL) {
-      (void)R(clew_gemm)(dw, rs, cs, in, 1, (ptrdiff_t)k, g, (ptrdiff_t)n, 1, rows, cols, depth, 1, at > 0 ? 1 : 0);
-    }
-  }
+  const size_t n_rows = dw != NULL ? rows : 0; /* the bias alone: no row of a product */
+  (void)R(clew_gemm_sums)(dw, rs, cs, db, in, 1, (ptrdiff_t)k, g, (ptrdiff_t)n, n_rows, cols, job->n_rows);
 }
 
 void R(clew_op_linear_dw)(const clew_exec *x, const clew_step *s) {

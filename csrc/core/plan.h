@@ -312,9 +312,8 @@ static inline bool clew_last_only(clew_logits logits) { return logits == CLEW_LO
 #define CLEW_LOSS_ROWS 256
 #define CLEW_LOSS_COLS 1024
 
-/* The longest side of a tile of a weight's gradient, and how many rows are summed at a time. */
+/* The longest side of a tile of a weight's gradient. */
 #define CLEW_DW_TILE 256
-#define CLEW_SUM_ROWS 384
 
 /* How a product of m rows and n columns is cut into tiles for so many threads; for 0, as large as for any number of
  * them. Which kernel multiplies a tile does not depend on the threads. */

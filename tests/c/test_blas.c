@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 
 #include "blas.h"
+#include "memory.h"
 #include "test.h"
 
 static uint64_t random_state = 1;
@@ -168,6 +169,44 @@ static void F(test_products)(void) {
 }
 
 /* Rows further apart than the slack, k no multiple of 8: nothing may be read behind it. */
+/* The product is that of clew_gemm to the bit; sums of rows that are summed block by block are the exact ones. */
+static void F(test_sums)(void) {
+  static const size_t few[] = {0, 1, 5, 33, 64, 130, 1030}, columns[] = {1, 7, 24, 60, 97, 128, 200, 520},
+                      depths[] = {0, 1, 63, 384, 385, 1100, 2000};
+  for (size_t t = 0; t < 3 * 7 * 8 * 7; t++) {
+    const size_t m = few[t % 7], n = columns[t / 7 % 8], k = depths[t / 56 % 7];
+    if (m > 200 && (n > 100 || k > 500))
+      continue;
+    const bool down = t / 392 == 1, alone = t / 392 == 2; /* c transposed; no sums */
+    const size_t ld_b = n + below(4), ld_a = m + 1 + below(4);
+    const ptrdiff_t rs_c = down ? 1 : (ptrdiff_t)n, cs_c = down ? (ptrdiff_t)m + 1 : 1;
+    clew_slab *slabs[4] = {clew_slab_new((k * ld_a + 1) * sizeof(T)), clew_slab_new((k * ld_b + 1) * sizeof(T)),
+                           clew_slab_new((m + 1) * (n + 1) * sizeof(T)), clew_slab_new((m + 1) * (n + 1) * sizeof(T))};
+    T *in = clew_slab_data(slabs[0]), *b = clew_slab_data(slabs[1]), *c = clew_slab_data(slabs[2]),
+      *same = clew_slab_data(slabs[3]), sums[521];
+    F(random)(in, k * ld_a);
+    F(random)(b, k * ld_b);
+    for (size_t j = 0; j < 521; j++)
+      sums[j] = 77;
+    memset(c, 0, (m + 1) * (n + 1) * sizeof(T));
+    memset(same, 0, (m + 1) * (n + 1) * sizeof(T));
+    const clew_status status =
+        F(clew_gemm_sums)(c, rs_c, cs_c, alone ? NULL : sums, in, 1, (ptrdiff_t)ld_a, b, (ptrdiff_t)ld_b, m, n, k);
+    (void)F(clew_gemm)(same, rs_c, cs_c, in, 1, (ptrdiff_t)ld_a, b, (ptrdiff_t)ld_b, 1, m, n, k, 1, 0);
+    CHECK(status == CLEW_OK && memcmp(c, same, (m + 1) * (n + 1) * sizeof(T)) == 0, "product %zu x %zu x %zu", m, n, k);
+    bool right = sums[n] == 77;
+    for (size_t j = 0; j < n; j++) {
+      long double exact = 0, size = 0;
+      for (size_t p = 0; p < k; p++)
+        exact += (long double)b[p * ld_b + j], size += fabsl((long double)b[p * ld_b + j]);
+      right = right && (alone ? sums[j] == 77 : fabsl((long double)sums[j] - exact) <= EPSILON * size * 16);
+    }
+    CHECK(right, "sums of %zu x %zu beside %zu rows, %s", k, n, m, down ? "transposed" : "as they lie");
+    for (size_t i = 0; i < 4; i++)
+      clew_slab_release(slabs[i]);
+  }
+}
+
 static void F(test_slack)(void) {
   static const size_t shapes[][3] = {{1, 16, 7},     {33, 65, 20},  {40, 200, 33},
                                      {100, 48, 100}, {100, 200, 9}, {64, 64, 64}};
@@ -315,6 +354,7 @@ static void F(test_threads)(void) {
 
 static void F(all)(void) {
   F(test_products)();
+  F(test_sums)();
   F(test_slack)();
   F(test_edges)();
   F(test_threads)();

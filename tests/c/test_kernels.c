@@ -269,7 +269,7 @@ static void F(multiply)(F(way) way, T *c, size_t ld_c, const T *a, ptrdiff_t rs_
   if (way == F(few))
     F(kernels)->gemm_few(c, (ptrdiff_t)ld_c, a, rs_a, b, rs_b, cs_b, m, n, k, alpha, beta);
   else
-    F(kernels)->gemm_packed(c, (ptrdiff_t)ld_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, room);
+    F(kernels)->gemm_packed(c, (ptrdiff_t)ld_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, NULL, room);
 }
 
 static void F(gemm_case)(const char *isa, F(way) way, size_t m, size_t n, size_t k, bool columns, T alpha, T beta) {
