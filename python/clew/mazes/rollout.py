@@ -178,7 +178,9 @@ def rollouts(
 ) -> list[Array]:
     """New token ids of each maze as the model says them, <PATH_START> and <PATH_END> included: see :func:`solve`.
 
-    A walk that was cut off, by `max_cells` or where the model's positions end, has no <PATH_END>.
+    A walk that was cut off, by `max_cells` or where the model's positions end, has no <PATH_END>. The maze's own path
+    is read as a guess of what is said: a walk that follows it takes one pass behind the prompt instead of one for each
+    cell, and no walk becomes another. Edits see every cell come by itself.
     """
     from ..edit import as_edits
 
