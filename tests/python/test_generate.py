@@ -89,7 +89,7 @@ def trained() -> clew.Model:
     return clew.load("shakespeare")
 
 
-GUESSED = ("gpt2", "llama", "gemma2", "mistral", "linear")
+GUESSED = ("gpt2", "llama", "gemma2", "mistral")
 
 
 @pytest.mark.parametrize("name", [n for n in CAUSAL if n in GUESSED])
