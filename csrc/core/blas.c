@@ -142,15 +142,14 @@ static bool within_slack(ptrdiff_t rs_a, ptrdiff_t cs_b, size_t k, size_t item) 
         !small && (across || down) && (across ? m : n) >= PACKED_ROWS && (across ? n : m) >= PACKED_COLUMNS;           \
     const bool some = whole && safe && across && m >= WHOLE_ROWS && (cs_b == 1 || cs_a != 1 || 12 * m >= k);           \
     if (kernels->gemm_packed != NULL && !vector && (many || some)) {                                                   \
-      type *room = panels_of_thread(), *taken = across ? *sums : NULL;                                                 \
-      if (room != NULL && across)                                                                                      \
-        kernels->gemm_packed(c, rs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, taken, room);                \
-      else if (room != NULL)                                                                                           \
+      type *room = panels_of_thread();                                                                                 \
+      if (room != NULL && across) {                                                                                    \
+        kernels->gemm_packed(c, rs_c, a, rs_a, cs_a, b, rs_b, cs_b, m, n, k, alpha, beta, *sums, room);                \
+        *sums = NULL;                                                                                                  \
+      } else if (room != NULL)                                                                                         \
         kernels->gemm_packed(c, cs_c, b, cs_b, rs_b, a, cs_a, rs_a, n, m, k, alpha, beta, NULL, room);                 \
-      if (room != NULL) {                                                                                              \
-        *sums = taken ? NULL : *sums;                                                                                  \
+      if (room != NULL)                                                                                                \
         return CLEW_OK;                                                                                                \
-      }                                                                                                                \
     }                                                                                                                  \
     const bool ours = m <= few_rows || (cs_b == 1 && m <= SOME_ROWS && n > SHORT_COLUMNS) || small ||                  \
                       (rs_b == 1 && k <= SHORT_COLUMNS);                                                               \

@@ -61,7 +61,7 @@ struct clew_adaptive_chunk_f64;
     void (*gemm_few)(real * c, ptrdiff_t ld_c, const real *a, ptrdiff_t ld_a, const real *b, ptrdiff_t rs_b,             \
                      ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta);                               \
     /* The same with any strides of a and b, copied into panels in room [CLEW_PACK_BYTES], 64-byte aligned: many rows.   \
-     */                                                                                                                  \
+     * sums [n] = those of the columns of b, whose rows are then contiguous, or NULL. */                                 \
     void (*gemm_packed)(real * c, ptrdiff_t ld_c, const real *a, ptrdiff_t rs_a, ptrdiff_t cs_a, const real *b,          \
                         ptrdiff_t rs_b, ptrdiff_t cs_b, size_t m, size_t n, size_t k, real alpha, real beta,             \
                         real *sums, real *room);                                                                         \

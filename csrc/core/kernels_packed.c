@@ -287,14 +287,13 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
         const shape of = in_rows ? shape_of(n_cols) : turned;
         const real *from = b + (ptrdiff_t)j * cs_b + (ptrdiff_t)p * rs_b;
         const size_t wide = of.width * LANES;
-        if (sums != NULL && first == 0) { /* of a block, then of all: small rounding */
-          real of_block[COLUMNS] = {0};
-          fill(columns_of_b, from, rs_b, 1, depth, n_cols, wide, wide, of_block);
-          for (size_t l = 0; l < n_cols; l++)
-            sums[j + l] = block == 0 ? of_block[l] : sums[j + l] + of_block[l];
-        } else {
-          fill(columns_of_b, from, rs_b, cs_b, depth, n_cols, wide, wide, NULL);
-        }
+        const bool summed = sums != NULL && first == 0;
+        real of_block[COLUMNS]; /* sums of a block, then of all: less is rounded */
+        for (size_t l = 0; summed && l < n_cols; l++)
+          of_block[l] = 0;
+        fill(columns_of_b, from, rs_b, cs_b, depth, n_cols, wide, wide, summed ? of_block : NULL);
+        for (size_t l = 0; summed && l < n_cols; l++)
+          sums[j + l] = block == 0 ? of_block[l] : sums[j + l] + of_block[l];
         for (size_t i = 0; i < n_rows; i += of.rows) {
           const size_t height = least(of.rows, n_rows - i);
           rows_of here = {rows + (ptrdiff_t)i * rs_a * item, rs_a * item, item};

@@ -277,14 +277,9 @@ static void R(heads_grad_task)(void *ctx, size_t head, unsigned slot) {
                     (ptrdiff_t)row * w->rs;
     (void)R(clew_gemm)(dx, ld_in, 1, g, ld_g, 1, b, w->cs, w->rs, job->n_rows, k, n, 1, 0);
   }
-  if (s->heads_grad.w != CLEW_NONE) {
-    real *dw = (real *)clew_grad_data(x, s->heads_grad.w) + row * n_all + col;
-    (void)R(clew_gemm)(dw, (ptrdiff_t)n_all, 1, in, 1, ld_in, g, ld_g, 1, k, n, job->n_rows, 1, 0);
-  }
-  if (s->heads_grad.b != CLEW_NONE) {
-    R(clew_get_kernels)
-    ()->column_sums((real *)clew_grad_data(x, s->heads_grad.b) + col, g, ld_g, job->n_rows, n, false);
-  }
+  real *dw = s->heads_grad.w != CLEW_NONE ? (real *)clew_grad_data(x, s->heads_grad.w) + row * n_all + col : NULL;
+  real *db = s->heads_grad.b != CLEW_NONE ? (real *)clew_grad_data(x, s->heads_grad.b) + col : NULL;
+  (void)R(clew_gemm_sums)(dw, (ptrdiff_t)n_all, 1, db, in, 1, ld_in, g, ld_g, dw != NULL ? k : 0, n, job->n_rows);
 }
 
 void R(clew_op_heads_grad)(const clew_exec *x, const clew_step *s) {

@@ -168,7 +168,6 @@ static void F(test_products)(void) {
   F(gemm_case)(100, 1, 33, 1, 1, 1);
 }
 
-/* Rows further apart than the slack, k no multiple of 8: nothing may be read behind it. */
 /* The product is that of clew_gemm to the bit; sums of rows that are summed block by block are the exact ones. */
 static void F(test_sums)(void) {
   static const size_t few[] = {0, 1, 5, 33, 64, 130, 1030}, columns[] = {1, 7, 24, 60, 97, 128, 200, 520},
@@ -207,6 +206,7 @@ static void F(test_sums)(void) {
   }
 }
 
+/* Rows further apart than the slack, k no multiple of 8: nothing may be read behind it. */
 static void F(test_slack)(void) {
   static const size_t shapes[][3] = {{1, 16, 7},     {33, 65, 20},  {40, 200, 33},
                                      {100, 48, 100}, {100, 200, 9}, {64, 64, 64}};

@@ -343,9 +343,9 @@ def test_intervals_are_scipys() -> None:
 def test_the_bundled_model_has_the_walls_between_attention_and_mlp() -> None:
     """At <ORIGIN_START>: better than behind the layer, and than at <PATH_START>; 90 % with 15,000 mazes to learn."""
     solver = clew.load("maze-6x6")
-    train, test = mazes.generate(900, 6, seed=1, split="train"), mazes.generate(150, 6, seed=2, split="test")
+    train, test = mazes.generate(1500, 6, seed=1, split="train"), mazes.generate(200, 6, seed=2, split="test")
     within = mazes.wall_probes(solver, train, test, position="origin_start", site="resid_mid", methods=["ridge"])
     along = mazes.wall_probes_along(solver, train, test, positions=["origin_start", "path_start"])
     best, behind, later = (one["ridge"].accuracy.max() for one in (within, along["origin_start"], along["path_start"]))
-    assert best > 0.86 and within["ridge"].best == 4
+    assert best > 0.87 and within["ridge"].best == 4
     assert best > behind + 0.01 and behind > later + 0.1 and later > within.majority + 0.1
