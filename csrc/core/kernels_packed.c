@@ -2,10 +2,10 @@
  *
  * The loops, from outside: a block of k; a block of rows; a block of columns, whose panels are copied and stay in the
  * second-level cache; a panel of rows, which stays in the first; a panel of columns. The last two meet in a tile of c
- * that is computed in registers, while what comes next is fetched: the next panel of rows into the second-level cache
- * and, with AVX-512, b's lines a few steps ahead into the first (elsewhere the processor does so by itself, and the
- * instructions cost 5 %). Every element of c is a sum in the order of k within each block of k, added to c, wherever
- * the tile edges fall: cutting m or n among threads does not change a bit. */
+ * that is computed in registers, while what comes next is fetched: the next panel of rows and the next block of columns
+ * into the second-level cache and, with AVX-512, b's lines a few steps ahead into the first (elsewhere the processor
+ * does so by itself, and the instructions cost 5 %). Every element of c is a sum in the order of k within each block of
+ * k, added to c, wherever the tile edges fall: cutting m or n among threads does not change a bit. */
 #include "kernels_contract.h"
 
 #include <string.h>
@@ -69,11 +69,12 @@ INLINE shape shape_of(size_t n) {
 }
 
 /* What is fetched while tiles are computed, two runs of lines for each: `runs` of them begin `next` bytes apart, and go
- * on by `step`; then come those that begin a line later. `run` is the next one. */
+ * on by `step`. `run` is the next one. Then come other ones, or else those that begin a line later. */
 typedef struct runs_of {
   const char *at;
   ptrdiff_t next, step;
   size_t run, runs;
+  const struct runs_of *then;
 } runs_of;
 
 /* c [rows, width registers] = Σ_p a[p] b[p] + beta · c. a: [rows, k], b: [k, step]
@@ -141,7 +142,9 @@ INLINE void tiles(real *c, ptrdiff_t ld_c, rows_of a, const real *b, size_t k, s
     runs_of ahead = behind;
     ahead.at += (ptrdiff_t)behind.run * behind.next;
     behind.run += 2;
-    if (behind.run >= behind.runs)
+    if (behind.run >= behind.runs && behind.then)
+      behind = *behind.then;
+    else if (behind.run >= behind.runs)
       behind.run = 0, behind.at += LINE;
     if (width == widest)
       tile(to, ld, a, b, k, old, ahead, rows, widest, step);
@@ -246,7 +249,34 @@ INLINE runs_of next_block(const raw *now, size_t depth, size_t run) {
   const bool of_a = line < now->lines_of_a;
   const char *at = of_a ? now->a + line * LINE : now->b + (line - now->lines_of_a) * LINE;
   const ptrdiff_t step = of_a ? now->step_a : now->step_b;
-  return (runs_of){at + (ptrdiff_t)depth * step, (ptrdiff_t)each * step, step, run % RUNS, RUNS};
+  return (runs_of){at + (ptrdiff_t)depth * step, (ptrdiff_t)each * step, step, run % RUNS, RUNS, NULL};
+}
+
+/* The block of b [depth, n] that will be copied next. What a's next rows leave of this block's runs, `spare` for a
+ * panel, fetches it: the last panels, as it would be driven out again. `run` is the next of all its runs, lines of its
+ * rows in RUNS pieces or whole columns; below 0 it is too early. */
+typedef struct coming {
+  const real *b;
+  ptrdiff_t rs, cs;
+  size_t depth, n;
+  ptrdiff_t run, runs, spare;
+} coming;
+
+INLINE coming coming_block(const real *b, ptrdiff_t rs, ptrdiff_t cs, size_t depth, size_t n, size_t panels,
+                           size_t spare) {
+  const size_t runs = cs != 1 ? n : (n * sizeof(real) + LINE - 1) / LINE * RUNS;
+  const size_t early = panels * spare > runs ? panels * spare - runs : 0;
+  return (coming){b, rs, cs, depth, n, -(ptrdiff_t)early, (ptrdiff_t)runs, (ptrdiff_t)spare};
+}
+
+INLINE bool is_due(const coming *x) { return x->run >= 0 && x->run < x->runs; }
+
+INLINE runs_of due(const coming *x) {
+  const ptrdiff_t item = sizeof(real), each = (ptrdiff_t)((x->depth + RUNS - 1) / RUNS);
+  const size_t run = is_due(x) ? (size_t)x->run : 0;
+  if (x->cs != 1)
+    return (runs_of){(const char *)x->b, x->cs * item, LINE, run, x->n, NULL};
+  return (runs_of){(const char *)x->b + run / RUNS * LINE, each * x->rs * item, x->rs * item, run % RUNS, RUNS, NULL};
 }
 
 /* out [n, ld] = alpha · in [n, k], rows a little farther apart than they are long. */
@@ -294,15 +324,28 @@ void K(gemm_packed)(real *c /* [m, n] */, ptrdiff_t ld_c, const real *a /* [m, k
         fill(columns_of_b, from, rs_b, cs_b, depth, n_cols, wide, wide, summed ? of_block : NULL);
         for (size_t l = 0; summed && l < n_cols; l++)
           sums[j + l] = block == 0 ? of_block[l] : sums[j + l] + of_block[l];
-        for (size_t i = 0; i < n_rows; i += of.rows) {
+        const size_t n_tiles = (n_cols + wide - 1) / wide, n_panels = (n_rows + of.rows - 1) / of.rows;
+        const bool beside = j + COLUMNS < n, any = beside || first + ROWS < m || block + 1 < blocks;
+        const real *next_b = beside ? from + (ptrdiff_t)COLUMNS * cs_b
+                             : any  ? b + (ptrdiff_t)(first + ROWS < m ? p : p + depth) * rs_b
+                                    : b;
+        coming soon = coming_block(next_b, rs_b, cs_b, depth, !any ? 0 : least(COLUMNS, beside ? n - j - COLUMNS : n),
+                                   n_panels, 2 * n_tiles > of.rows ? 2 * n_tiles - of.rows : 0);
+        for (size_t i = 0; i < n_rows; i += of.rows, soon.run += soon.spare) {
           const size_t height = least(of.rows, n_rows - i);
           rows_of here = {rows + (ptrdiff_t)i * rs_a * item, rs_a * item, item};
-          runs_of behind = {here.at + (ptrdiff_t)of.rows * here.row, here.row, LINE, 0, of.rows / 2 * 2};
+          const runs_of then = due(&soon);
+          runs_of behind = {here.at + (ptrdiff_t)of.rows * here.row,
+                            here.row,
+                            LINE,
+                            0,
+                            of.rows / 2 * 2,
+                            is_due(&soon) ? &then : NULL};
           if (!in_rows) {
             const size_t panel = i / rows_of_panel * APART(PANEL_ROWS * depth);
             here = (rows_of){(const char *)(rows_of_a + panel + i % rows_of_panel), item, PANEL_ROWS * item};
-            behind = block + 1 < blocks ? next_block(&next, depth, fetched) : (runs_of){here.at, 0, 0, 0, RUNS};
-            fetched += 2 * ((n_cols + wide - 1) / wide);
+            behind = block + 1 < blocks ? next_block(&next, depth, fetched) : (runs_of){here.at, 0, 0, 0, RUNS, NULL};
+            fetched += 2 * n_tiles;
           } else if (!as_it_is) {
             copy_rows(rows_of_a, ld, (const real *)here.at, rs_a, height, depth, alpha);
             here = (rows_of){(const char *)rows_of_a, (ptrdiff_t)ld * item, item};
