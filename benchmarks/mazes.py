@@ -111,16 +111,16 @@ def hugging_face(model: clew.Model) -> Any:
 
 
 def _walking(setting: Setting) -> list[Figure]:
-    """1,000 rollouts of one model through the key-value cache, against generate in batches of 250 and maze by maze."""
+    """1,000 rollouts of one model through the key-value cache, against generate in batches, by itself and at once."""
     n, batch, bound = (250 if setting.quick else 1000), 250, at_least(10.0)
     model, which = _model()
-    name, single, why = (
-        f"{n} rollouts  HF generate / clew",
-        f"{n} rollouts  HF generate, a maze at a time / clew",
-        models.missing_hf(),
+    name, single, once = (
+        f"{n} rollouts  HF generate{how} / clew"
+        for how in (f" in batches of {batch}", ", a maze at a time", " at once")
     )
+    why = models.missing_hf()
     if why:
-        return [skipped(label, bound, why) for label in (name, single)]
+        return [skipped(label, bound, why) for label in (name, single, once)]
     import torch
 
     tokenizer, ms = mazes.Tokenizer(7), mazes.generate(n, GRID, split="test")
@@ -152,13 +152,17 @@ def _walking(setting: Setting) -> list[Figure]:
     if same < 0.98:  # a tie may fall otherwise
         raise RuntimeError(f"the two sides walk differently in {1 - same:.0%} of the mazes")
     few = 25
-    times = alternate({"clew": walk, "hf": generate, "single": partial(generate, few, 1)}, setting.rounds, 0)
+    sides: dict[str, models.Forward] = {"clew": walk, "hf": generate, "single": partial(generate, few, 1)}
+    if n > batch:
+        sides["once"] = partial(generate, n, n)
+    times = alternate(sides, setting.rounds, 0)
     times["single"] = [t * n / few for t in times["single"]]
     tokens = sum(map(len, ours)) / n
     note = f"{which} weights, {tokens:.1f} tokens a maze, {same:.1%} the same paths"
     return [
         of_times(name, times, "hf", "clew", bound, note),
         of_times(single, times, "single", "clew", bound, f"{few} mazes of theirs, scaled"),
+        of_times(once, times, "once" if "once" in times else "hf", "clew", bound, "one call of theirs"),
     ]
 
 

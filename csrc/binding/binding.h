@@ -72,6 +72,7 @@ PyObject *clew_py_maze_generate(PyObject *module, PyObject *args);
 PyObject *clew_py_maze_hashes(PyObject *module, PyObject *batch);
 PyObject *clew_py_maze_paths(PyObject *module, PyObject *batch);
 PyObject *clew_py_maze_distances(PyObject *module, PyObject *batch);
+PyObject *clew_py_maze_guess(PyObject *module, PyObject *args);
 PyObject *clew_py_maze_tokens(PyObject *module, PyObject *args);
 
 /* binding_nearest.c: a function of the module. */

@@ -155,34 +155,41 @@ PyObject *clew_py_maze_distances(PyObject *module, PyObject *batch) {
   return distances;
 }
 
-PyObject *clew_py_maze_tokens(PyObject *module, PyObject *args) {
-  PyObject *batch, *specials, *cells;
-  int with_path;
-  clew_mazes mazes;
-  if (!PyArg_ParseTuple(args, "OOOp", &batch, &specials, &cells, &with_path) ||
-      read_checked(&mazes, module, batch, 0) < 0) {
-    return NULL;
-  }
+/* Reads a vocabulary, borrowed: ids of the ten tokens in the struct's order, and of cells; −1 with an exception. */
+static int read_vocabulary(clew_maze_vocabulary *out, PyObject *specials, PyObject *cells) {
   PyArrayObject *s = (PyArrayObject *)specials, *c = (PyArrayObject *)cells;
   if (!PyArray_Check(specials) || PyArray_TYPE(s) != NPY_INT32 || PyArray_SIZE(s) != 10 || !PyArray_ISCARRAY_RO(s) ||
       !PyArray_Check(cells) || PyArray_TYPE(c) != NPY_INT32 || PyArray_NDIM(c) != 2 || !PyArray_ISCARRAY_RO(c) ||
       PyArray_DIM(c, 0) != PyArray_DIM(c, 1) || PyArray_DIM(c, 0) > CLEW_MAZE_MAX) {
-    PyErr_SetString(PyExc_ValueError, "maze_tokens: specials must be int32 [10], cells int32 [side, side], contiguous");
-    return NULL;
+    PyErr_SetString(PyExc_ValueError, "a vocabulary of mazes: specials must be int32 [10], cells int32 [side, side], "
+                                      "contiguous");
+    return -1;
   }
   const int32_t *id = PyArray_DATA(s);
-  const clew_maze_vocabulary vocabulary = {.adjacency_start = id[0],
-                                           .adjacency_end = id[1],
-                                           .target_start = id[2],
-                                           .target_end = id[3],
-                                           .origin_start = id[4],
-                                           .origin_end = id[5],
-                                           .path_start = id[6],
-                                           .path_end = id[7],
-                                           .connector = id[8],
-                                           .line_end = id[9],
-                                           .side = (int32_t)PyArray_DIM(c, 0),
-                                           .cells = PyArray_DATA(c)};
+  *out = (clew_maze_vocabulary){.adjacency_start = id[0],
+                                .adjacency_end = id[1],
+                                .target_start = id[2],
+                                .target_end = id[3],
+                                .origin_start = id[4],
+                                .origin_end = id[5],
+                                .path_start = id[6],
+                                .path_end = id[7],
+                                .connector = id[8],
+                                .line_end = id[9],
+                                .side = (int32_t)PyArray_DIM(c, 0),
+                                .cells = PyArray_DATA(c)};
+  return 0;
+}
+
+PyObject *clew_py_maze_tokens(PyObject *module, PyObject *args) {
+  PyObject *batch, *specials, *cells;
+  int with_path;
+  clew_mazes mazes;
+  clew_maze_vocabulary vocabulary;
+  if (!PyArg_ParseTuple(args, "OOOp", &batch, &specials, &cells, &with_path) ||
+      read_checked(&mazes, module, batch, 0) < 0 || read_vocabulary(&vocabulary, specials, cells) < 0) {
+    return NULL;
+  }
   const npy_intp n = (npy_intp)mazes.n;
   PyObject *lengths = PyArray_SimpleNew(1, &n, NPY_INT32), *tokens = NULL;
   if (lengths == NULL) {
@@ -208,4 +215,71 @@ PyObject *clew_py_maze_tokens(PyObject *module, PyObject *args) {
   clew_maze_tokens(out, &mazes, length, &vocabulary, with_path);
   Py_END_ALLOW_THREADS;
   return Py_BuildValue("NN", tokens, lengths);
+}
+
+/* Walks in mazes that a vocabulary has cells for; −1 with an exception. */
+static int read_walks(clew_maze_walks *out, const clew_mazes *mazes, int32_t side, PyObject *which, PyObject *said,
+                      PyObject *lengths, PyObject *most) {
+  PyObject *const objects[4] = {which, lengths, most, said};
+  for (int i = 0; i < 4; i++) {
+    PyArrayObject *array = (PyArrayObject *)objects[i];
+    if (!PyArray_Check(objects[i]) || PyArray_TYPE(array) != NPY_INT32 || PyArray_NDIM(array) != 1 ||
+        !PyArray_ISCARRAY_RO(array) || (i < 3 && PyArray_SIZE(array) != PyArray_SIZE((PyArrayObject *)which))) {
+      PyErr_SetString(PyExc_ValueError, "walks: mazes, lengths and most must be int32 [n], said int32 [Σ lengths]");
+      return -1;
+    }
+  }
+  *out = (clew_maze_walks){.n = (size_t)PyArray_SIZE((PyArrayObject *)which),
+                           .mazes = PyArray_DATA((PyArrayObject *)which),
+                           .said = PyArray_DATA((PyArrayObject *)said),
+                           .lengths = PyArray_DATA((PyArrayObject *)lengths),
+                           .most = PyArray_DATA((PyArrayObject *)most)};
+  npy_intp total = 0;
+  for (size_t i = 0; i < out->n; i++) {
+    if (out->mazes[i] < 0 || (size_t)out->mazes[i] >= mazes->n || out->lengths[i] < 0 || out->most[i] < 0) {
+      PyErr_Format(PyExc_ValueError, "walk %zu: maze %d of %zu, %d tokens, %d to guess", i, (int)out->mazes[i],
+                   mazes->n, (int)out->lengths[i], (int)out->most[i]);
+      return -1;
+    }
+    if (mazes->grids[out->mazes[i]] > side) {
+      PyErr_Format(PyExc_ValueError, "walk %zu: a maze of %d rows, the vocabulary has %d", i,
+                   (int)mazes->grids[out->mazes[i]], (int)side);
+      return -1;
+    }
+    total += out->lengths[i];
+  }
+  if (total != PyArray_SIZE((PyArrayObject *)said)) {
+    PyErr_Format(PyExc_ValueError, "walks: %zd tokens in all, lengths say %zd",
+                 (Py_ssize_t)PyArray_SIZE((PyArrayObject *)said), (Py_ssize_t)total);
+    return -1;
+  }
+  return 0;
+}
+
+PyObject *clew_py_maze_guess(PyObject *module, PyObject *args) {
+  PyObject *batch, *specials, *cells, *which, *said, *lengths, *most;
+  clew_mazes mazes;
+  clew_maze_vocabulary vocabulary;
+  clew_maze_walks walks;
+  if (!PyArg_ParseTuple(args, "OOOOOOO", &batch, &specials, &cells, &which, &said, &lengths, &most) ||
+      read_checked(&mazes, module, batch, 0) < 0 || read_vocabulary(&vocabulary, specials, cells) < 0 ||
+      read_walks(&walks, &mazes, vocabulary.side, which, said, lengths, most) < 0) {
+    return NULL;
+  }
+  npy_intp room = 0;
+  const npy_intp n = (npy_intp)walks.n;
+  for (npy_intp i = 0; i < n; i++) {
+    room += walks.most[i];
+  }
+  PyObject *counts = PyArray_ZEROS(1, &n, NPY_INT32, 0), *guesses = PyArray_ZEROS(1, &room, NPY_INT32, 0);
+  if (counts == NULL || guesses == NULL) {
+    Py_XDECREF(counts);
+    Py_XDECREF(guesses);
+    return NULL;
+  }
+  Py_BEGIN_ALLOW_THREADS;
+  clew_maze_guess(PyArray_DATA((PyArrayObject *)guesses), PyArray_DATA((PyArrayObject *)counts), &mazes, &walks,
+                  &vocabulary);
+  Py_END_ALLOW_THREADS;
+  return Py_BuildValue("NN", guesses, counts);
 }

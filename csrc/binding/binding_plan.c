@@ -26,22 +26,24 @@ static clew_site_ref *site_refs(PyArrayObject *array, size_t n) {
 }
 
 /* Plan(model, lengths, capture, positions, start_layer, stop_layer, from_embeddings, logits, edits=(), past=None,
- * past_seq=None, append=False, wrt=None, weights=False, objective=0, recompute=False) */
+ * past_seq=None, append=False, wrt=None, weights=False, objective=0, recompute=False, last=None) */
 static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
   static char *keywords[] = {
       "model", "lengths",  "capture", "positions", "start_layer", "stop_layer", "from_embeddings", "logits", "edits",
-      "past",  "past_seq", "append",  "wrt",       "weights",     "objective",  "recompute",       NULL};
+      "past",  "past_seq", "append",  "wrt",       "weights",     "objective",  "recompute",       "last",   NULL};
   clew_state *state = clew_state_of(type);
   PyObject *model, *lengths_object, *capture_object, *positions_object;
-  PyObject *edits_object = NULL, *past_object = Py_None, *past_seq_object = Py_None, *wrt_object = Py_None;
+  PyObject *edits_object = NULL, *past_object = Py_None, *past_seq_object = Py_None, *wrt_object = Py_None,
+           *last_object = Py_None;
   int start, stop, from_embeddings, logits, append = 0, weights = 0, objective = 0, recompute = 0;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOiipi|OOOpOpip", keywords, state->model_type, &model,
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOiipi|OOOpOpipO", keywords, state->model_type, &model,
                                    &lengths_object, &capture_object, &positions_object, &start, &stop, &from_embeddings,
                                    &logits, &edits_object, &past_object, &past_seq_object, &append, &wrt_object,
-                                   &weights, &objective, &recompute)) {
+                                   &weights, &objective, &recompute, &last_object)) {
     return NULL;
   }
-  PyArrayObject *lengths = NULL, *capture = NULL, *positions = NULL, *past = NULL, *past_seq = NULL, *wrt = NULL;
+  PyArrayObject *lengths = NULL, *capture = NULL, *positions = NULL, *past = NULL, *past_seq = NULL, *wrt = NULL,
+                *last = NULL;
   PyObject *edit_list = NULL;
   clew_edit *edits = NULL;
   clew_plan_object *self = NULL;
@@ -52,6 +54,7 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
       (positions_object != Py_None && (positions = clew_int_array(positions_object, "positions")) == NULL) ||
       (past_object != Py_None && (past = clew_int_array(past_object, "past")) == NULL) ||
       (past_seq_object != Py_None && (past_seq = clew_int_array(past_seq_object, "past_seq")) == NULL) ||
+      (last_object != Py_None && (last = clew_int_array(last_object, "last")) == NULL) ||
       (wrt_object != Py_None && (wrt = clew_int_array(wrt_object, "wrt")) == NULL)) {
     goto done;
   }
@@ -61,8 +64,9 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     goto done;
   }
   if ((past && PyArray_SIZE(past) != PyArray_SIZE(lengths)) ||
-      (past_seq && PyArray_SIZE(past_seq) != PyArray_SIZE(lengths))) {
-    PyErr_SetString(PyExc_ValueError, "past and past_seq must be as long as lengths");
+      (past_seq && PyArray_SIZE(past_seq) != PyArray_SIZE(lengths)) ||
+      (last && PyArray_SIZE(last) != PyArray_SIZE(lengths))) {
+    PyErr_SetString(PyExc_ValueError, "past, past_seq and last must be as long as lengths");
     goto done;
   }
   if (PyArray_NDIM(capture) != 2 || PyArray_DIM(capture, 1) != 2 || PyArray_NDIM(lengths) != 1 || logits < 0 ||
@@ -87,6 +91,7 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
                                 .past = past ? PyArray_DATA(past) : NULL,
                                 .past_seq = past_seq ? PyArray_DATA(past_seq) : NULL,
                                 .append = append != 0,
+                                .last = last ? PyArray_DATA(last) : NULL,
                                 .wrt = wrt_refs,
                                 .n_wrt = n_wrt,
                                 .weight_gradients = weights != 0,
@@ -136,6 +141,7 @@ done:
   Py_XDECREF(edit_list);
   Py_XDECREF(past);
   Py_XDECREF(past_seq);
+  Py_XDECREF(last);
   Py_XDECREF(lengths);
   Py_XDECREF(capture);
   Py_XDECREF(positions);

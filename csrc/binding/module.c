@@ -387,6 +387,8 @@ static PyMethodDef core_methods[] = {
     {"maze_paths", clew_py_maze_paths, METH_O, "maze_paths(batch)\n--\n\nWrites each maze's shortest path."},
     {"maze_distances", clew_py_maze_distances, METH_O,
      "maze_distances(batch)\n--\n\nSteps between all cells of each maze."},
+    {"maze_guess", clew_py_maze_guess, METH_VARARGS,
+     "maze_guess(batch, specials, cells, mazes, said, lengths, most)\n--\n\nHow walks probably go on."},
     {"maze_tokens", clew_py_maze_tokens, METH_VARARGS,
      "maze_tokens(batch, specials, cells, with_path)\n--\n\nTokens of all mazes, and how many each has."},
     {"sites", core_sites, METH_NOARGS, "sites()\n--\n\nEvery capture site: (name, axes, meaning, layered)."},

@@ -12,7 +12,7 @@ static void copy_rows(const clew_exec *x, const clew_step *s, int32_t id, char *
   char *buffer = clew_buffer_data(x, id);
   const clew_rowset *rows = &plan->rows[s->rowset];
   const size_t item = clew_dtype_size(plan->model->config.dtype), row = b->cols * item;
-  const size_t longest = s->rowset == 0 ? (size_t)plan->longest : 1;
+  const size_t longest = (size_t)plan->rows[s->rowset].longest;
   if (b->square || b->scattered) {
     memcpy(to_array ? array : buffer, to_array ? buffer : array,
            (size_t)plan->n_seq * longest * row * (b->square ? (size_t)plan->model->config.n_heads : 1));
@@ -45,7 +45,7 @@ static void take_rows(const clew_exec *x, const clew_step *s, char *array) {
   const clew_rowset *rows = &plan->rows[s->rowset];
   const size_t row = b->cols * clew_dtype_size(plan->model->config.dtype);
   const size_t heads = b->square ? (size_t)plan->model->config.n_heads : 1;
-  const size_t longest = s->rowset == 0 ? (size_t)plan->longest : 1;
+  const size_t longest = (size_t)plan->rows[s->rowset].longest;
   for (size_t seq = 0; seq < (size_t)plan->n_seq; seq++) {
     const size_t n = (size_t)(rows->row0[seq + 1] - rows->row0[seq]);
     const size_t keys = (size_t)rows->pos[rows->row0[seq + 1] - 1] + 1;
@@ -66,7 +66,7 @@ clew_status clew_op_call(const clew_exec *x, const clew_step *s, clew_error *err
   const int32_t n_dims = (int32_t)strlen(axes);
   for (int32_t d = 0; d < n_dims; d++) {
     shape[d] = axes[d] == 'b'   ? (size_t)plan->n_seq
-               : axes[d] == 'p' ? (s->rowset == 0 ? (size_t)plan->longest : 1)
+               : axes[d] == 'p' ? (size_t)plan->rows[s->rowset].longest
                : axes[d] == 'k' ? (size_t)plan->most_keys
                : axes[d] == 'v' ? (size_t)c->d_vocab_out
                                 : clew_axis_length(c, axes[d]);
@@ -92,7 +92,7 @@ clew_status clew_op_call(const clew_exec *x, const clew_step *s, clew_error *err
 clew_status clew_op_objective_call(const clew_exec *x, const clew_step *s, clew_error *err) {
   const clew_plan *plan = x->plan;
   const clew_config *c = &plan->model->config;
-  const size_t shape[3] = {(size_t)plan->n_seq, s->rowset == 0 ? (size_t)plan->longest : 1, (size_t)c->d_vocab_out};
+  const size_t shape[3] = {(size_t)plan->n_seq, (size_t)plan->rows[s->rowset].longest, (size_t)c->d_vocab_out};
   const size_t bytes = shape[0] * shape[1] * shape[2] * clew_dtype_size(c->dtype);
   clew_slab *logits = clew_slab_new(bytes);
   if (logits == NULL) {

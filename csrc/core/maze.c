@@ -1,6 +1,7 @@
 /* What a maze's edges say: hashes, shortest paths, distances, tokens. */
 #include "maze.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "maze_graph.h"
@@ -202,4 +203,74 @@ void clew_maze_tokens(int32_t *tokens, const clew_mazes *mazes, const int32_t *l
     tokens += lengths[i];
   }
 #undef CELL
+}
+
+/* ---- Guesses ---------------------------------------------------------------------------------------------------- */
+
+/* The number of a token's cell, row by row of a grid; −1 where it has none there. */
+static int32_t cell_of(int32_t token, const clew_maze_vocabulary *v, int32_t grid) {
+  for (int32_t row = 0; row < grid; row++) {
+    for (int32_t col = 0; col < grid; col++) {
+      if (v->cells[row * v->side + col] == token) {
+        return row * grid + col;
+      }
+    }
+  }
+  return -1;
+}
+
+static int32_t apart(int32_t a, int32_t b, int32_t grid) { return abs(a / grid - b / grid) + abs(a % grid - b % grid); }
+
+/* Where a walk goes from a cell that it came to from `back`; −1: nowhere. distance: [grid²] to the target;
+ * seen: [grid²] visits. */
+static int32_t next_cell(const clew_maze_graph *graph, const int16_t *distance, const int32_t *seen, int32_t here,
+                         int32_t back, int32_t target) {
+  const int32_t grid = graph->grid, step[CLEW_MAZE_WAYS] = {-grid, -1, 1, grid};
+  int32_t best = -1;
+  int64_t least = INT64_MAX;
+  for (int way = 0; way < CLEW_MAZE_WAYS; way++) {
+    if (graph->open[here] >> way & 1) {
+      const int32_t cell = here + step[way];
+      const bool farther = distance[cell] >= distance[here];
+      const int64_t cost = ((((int64_t)(cell == back) << 1 | farther) << 32) + seen[cell]) * (2 * CLEW_MAZE_MAX) +
+                           apart(cell, target, grid);
+      if (cost < least) {
+        best = cell, least = cost;
+      }
+    }
+  }
+  return best;
+}
+
+void clew_maze_guess(int32_t *guesses, int32_t *counts, const clew_mazes *mazes, const clew_maze_walks *walks,
+                     const clew_maze_vocabulary *vocabulary) {
+  const int32_t *said = walks->said;
+  for (size_t i = 0; i < walks->n; said += walks->lengths[i], guesses += walks->most[i], i++) {
+    const size_t maze = (size_t)walks->mazes[i];
+    const int32_t grid = mazes->grids[maze], length = walks->lengths[i], most = walks->most[i];
+    const clew_cell *ends = mazes->ends + 2 * maze;
+    const int32_t origin = ends[0].row * grid + ends[0].col, target = ends[1].row * grid + ends[1].col;
+    clew_maze_graph graph;
+    int16_t distance[CLEW_MAZE_CELLS];
+    int32_t seen[CLEW_MAZE_CELLS] = {0}, here = -1, back = -1, n = 0;
+    clew_maze_graph_of(&graph, mazes->edges + 2 * maze * mazes->max_edges, mazes->n_edges[maze], grid);
+    clew_maze_flood(distance, &graph, target, -1);
+    for (int32_t t = 0; t < length; t++) {
+      back = here, here = cell_of(said[t], vocabulary, grid);
+      seen[here < 0 ? 0 : here] += here >= 0;
+    }
+    if (length == 0 && most > 0) {
+      guesses[n++] = vocabulary->path_start;
+    }
+    int32_t cell = length == 0 || said[length - 1] == vocabulary->path_start ? origin
+                   : here < 0 || here == target                              ? -1
+                                                : next_cell(&graph, distance, seen, here, back, target);
+    while (cell >= 0 && n < most) {
+      guesses[n++] = vocabulary->cells[cell / grid * vocabulary->side + cell % grid];
+      seen[cell]++;
+      back = here, here = cell;
+      cell = here == target ? -1 : next_cell(&graph, distance, seen, here, back, target);
+    }
+    counts[i] = n;
+  }
 }

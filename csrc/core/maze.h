@@ -90,4 +90,21 @@ clew_status clew_maze_lengths(int32_t *lengths, const clew_mazes *mazes, const c
 void clew_maze_tokens(int32_t *tokens, const clew_mazes *mazes, const int32_t *lengths,
                       const clew_maze_vocabulary *vocabulary, bool with_path);
 
+/* Walks so far: what is said behind the tokens of mazes. */
+typedef struct clew_maze_walks {
+  size_t n;
+  const int32_t *mazes;   /* [n] which maze each is in */
+  const int32_t *said;    /* [Σ lengths] tokens of one walk after the other */
+  const int32_t *lengths; /* [n] */
+  const int32_t *most;    /* [n] tokens to guess, at most */
+} clew_maze_walks;
+
+/* How walks probably go on: <PATH_START>, the origin, and then along connections, back only where nothing else is
+ * left; nearer to the target rather than farther from it, else to the cell that was visited less often, else to the one
+ * that lies nearest to the target as if there were no walls. A guess ends at the target, and is empty behind a token
+ * that is neither <PATH_START> nor a cell of the maze. guesses: [Σ most], each walk's where its room begins;
+ * counts: [n]. */
+void clew_maze_guess(int32_t *guesses, int32_t *counts, const clew_mazes *mazes, const clew_maze_walks *walks,
+                     const clew_maze_vocabulary *vocabulary);
+
 #endif

@@ -251,7 +251,7 @@ static void R(attention_task)(void *ctx, size_t index, unsigned slot) {
 
 static void R(for_blocks)(const clew_exec *x, const clew_step *s, clew_task task) {
   R(attention_job) job = {.x = x, .s = s};
-  const size_t longest = s->rowset == 0 ? (size_t)x->plan->longest : 1;
+  const size_t longest = (size_t)x->plan->rows[s->rowset].longest;
   job.blocks = (longest + CLEW_QUERY_BLOCK - 1) / CLEW_QUERY_BLOCK;
   clew_pool_for((size_t)x->plan->n_seq * job.blocks * (size_t)x->model->config.n_heads, task, &job, x->n_slots,
                 x->cancel);
@@ -263,7 +263,7 @@ void R(clew_op_attention)(const clew_exec *x, const clew_step *s) { R(for_blocks
 
 /* Rows of a block in a square [n_seq, h, queries, most_keys]. */
 static real *R(square_rows)(const clew_exec *x, const clew_step *s, int32_t square, const R(block) * b) {
-  const size_t most = (size_t)x->plan->most_keys, queries = s->rowset == 0 ? (size_t)x->plan->longest : 1;
+  const size_t most = (size_t)x->plan->most_keys, queries = (size_t)x->plan->rows[s->rowset].longest;
   const size_t first = s->rowset == 0 ? (size_t)b->q0 - b->n_past : 0;
   const size_t heads = (size_t)x->model->config.n_heads;
   return (real *)clew_buffer_data(x, square) + ((b->seq * heads + b->head) * queries + first) * most;
@@ -558,7 +558,7 @@ static void R(attention_grad_task)(void *ctx, size_t index, unsigned slot) {
 
 void R(clew_op_attention_grad)(const clew_exec *x, const clew_step *s) {
   R(attention_job) job = {.x = x, .s = s};
-  const size_t longest = s->rowset == 0 ? (size_t)x->plan->longest : 1;
+  const size_t longest = (size_t)x->plan->rows[s->rowset].longest;
   job.blocks = (longest + CLEW_QUERY_BLOCK - 1) / CLEW_QUERY_BLOCK;
   const int32_t square = s->op == CLEW_OP_WEIGH_GRAD     ? s->attention_grad.dpattern
                          : s->op == CLEW_OP_SOFTMAX_GRAD ? s->attention_grad.dscores

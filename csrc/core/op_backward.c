@@ -98,8 +98,8 @@ void R(clew_op_add_into)(const clew_exec *x, const clew_step *s) {
   const clew_buffer *b = &x->plan->buffers[s->add_into.out];
   size_t values = b->cols * x->plan->rows[b->rowset].n_rows;
   if (b->square) {
-    values = b->cols * (size_t)x->plan->n_seq * (size_t)x->model->config.n_heads *
-             (b->rowset == 0 ? (size_t)x->plan->longest : 1);
+    values =
+        b->cols * (size_t)x->plan->n_seq * (size_t)x->model->config.n_heads * (size_t)x->plan->rows[b->rowset].longest;
   }
   R(back_job) job = {.x = x, .s = s, .n_rows = values, .per_task = (size_t)1 << 14};
   clew_pool_for((values + job.per_task - 1) / job.per_task, R(add_into_task), &job, x->n_slots, x->cancel);

@@ -78,7 +78,7 @@ static size_t R(edit_end)(const R(edit_job) * job, size_t seq) {
 
 /* Where the last axis of a head begins. */
 static size_t R(edit_at)(const R(edit_job) * job, size_t seq, ptrdiff_t row, size_t head) {
-  const size_t queries = job->s->rowset == 0 ? (size_t)job->x->plan->longest : 1;
+  const size_t queries = (size_t)job->x->plan->rows[job->s->rowset].longest;
   const size_t vector =
       job->square ? (seq * job->heads + head) * queries + (size_t)row : (size_t)row * job->heads + head;
   return vector * job->width;

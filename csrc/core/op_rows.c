@@ -158,8 +158,10 @@ void R(clew_op_gather)(const clew_exec *x, const clew_step *s) {
   const size_t cols = clew_cols(x, s->gather.in);
   real *out = clew_buffer_data(x, s->gather.out);
   const real *in = clew_buffer_data(x, s->gather.in);
-  for (int32_t i = 0; i < x->plan->n_seq; i++) { /* the last row of each sequence */
-    memcpy(out + (size_t)i * cols, in + (size_t)(x->plan->rows[0].row0[i + 1] - 1) * cols, cols * sizeof *out);
+  const int32_t *all = x->plan->rows[0].row0, *last = x->plan->rows[1].row0;
+  for (int32_t i = 0; i < x->plan->n_seq; i++) { /* the last rows of each sequence */
+    const size_t n = (size_t)(last[i + 1] - last[i]);
+    memcpy(out + (size_t)last[i] * cols, in + ((size_t)all[i + 1] - n) * cols, n * cols * sizeof *out);
   }
 }
 

@@ -67,7 +67,7 @@ int32_t clew_add_square(clew_builder *b, int32_t rowset) {
   }
   clew_buffer *buffer = &plan->buffers[id];
   buffer->square = true;
-  size_t queries = rowset == 0 ? (size_t)plan->longest : 1;
+  const size_t queries = (size_t)plan->rows[rowset].longest;
   if (__builtin_mul_overflow(queries * (size_t)plan->most_keys, (size_t)plan->n_seq, &buffer->bytes) ||
       __builtin_mul_overflow(buffer->bytes, (size_t)b->config->n_heads * b->item, &buffer->bytes)) {
     b->out_of_memory = true;
@@ -183,6 +183,10 @@ static clew_status add_output(clew_builder *b, clew_site site, const int32_t *at
     overflow = __builtin_mul_overflow(values, length, &values) || overflow;
   }
   o->cols = site_cols(b, site);
+  if (site == CLEW_LOGITS && plan->several_last) {
+    o->info.n_dims = 2, o->info.shape[0] = plan->rows[1].n_rows, o->info.shape[1] = o->cols;
+    values = b->item * o->info.shape[0] * o->info.shape[1];
+  }
   if (site == CLEW_LOGITS && plan->logits == CLEW_LOGITS_LOSS) {
     o->info.n_dims = 2, o->info.shape[1] = (size_t)plan->longest - 1, o->cols = 1;
     values = b->item * o->info.shape[0] * o->info.shape[1];
@@ -293,6 +297,10 @@ static clew_status check_lengths(const clew_model *model, const clew_request *r,
       return clew_fail(err, CLEW_ERROR_TOKEN, "prompt %d has %zu tokens, but the model has %zu learned positions", i,
                        (size_t)past + (size_t)r->lengths[i], model->W_pos.k - (size_t)c->pos_offset);
     }
+    if (r->last != NULL && (r->last[i] < 1 || r->last[i] > r->lengths[i])) {
+      return clew_fail(err, CLEW_ERROR_VALUE, "logits of the last %d positions of prompt %d, which has %d", r->last[i],
+                       i, r->lengths[i]);
+    }
     total += (size_t)r->lengths[i];
   }
   if (total > INT32_MAX) {
@@ -304,9 +312,10 @@ static clew_status check_lengths(const clew_model *model, const clew_request *r,
 static clew_status make_rows(clew_plan *plan, const clew_request *r, clew_error *err) {
   const size_t n_seq = (size_t)r->n_seq;
   plan->n_seq = r->n_seq;
-  size_t total = 0;
+  size_t total = 0, total_last = 0;
   for (size_t i = 0; i < n_seq; i++) {
     total += (size_t)r->lengths[i];
+    total_last += r->last != NULL ? (size_t)r->last[i] : 1;
     const int32_t past = r->past != NULL ? r->past[i] : 0;
     plan->longest = r->lengths[i] > plan->longest ? r->lengths[i] : plan->longest;
     plan->most_keys = past + r->lengths[i] > plan->most_keys ? past + r->lengths[i] : plan->most_keys;
@@ -314,7 +323,7 @@ static clew_status make_rows(clew_plan *plan, const clew_request *r, clew_error 
   }
   for (int set = 0; set < 2; set++) {
     clew_rowset *rows = &plan->rows[set];
-    rows->n_rows = set == 0 ? total : n_seq;
+    rows->n_rows = set == 0 ? total : total_last;
     rows->pos = clew_alloc(rows->n_rows, sizeof *rows->pos);
     rows->row0 = clew_alloc(n_seq + 1, sizeof *rows->row0);
     if (rows->pos == NULL || rows->row0 == NULL) {
@@ -323,8 +332,10 @@ static clew_status make_rows(clew_plan *plan, const clew_request *r, clew_error 
     int32_t row = 0;
     for (size_t i = 0; i < n_seq; i++) {
       rows->row0[i] = row;
-      const int32_t past = r->past != NULL ? r->past[i] : 0;
-      for (int32_t p = set == 0 ? 0 : r->lengths[i] - 1; p < r->lengths[i]; p++) {
+      const int32_t past = r->past != NULL ? r->past[i] : 0, last = r->last != NULL ? r->last[i] : 1;
+      const int32_t count = set == 0 ? r->lengths[i] : last;
+      rows->longest = count > rows->longest ? count : rows->longest;
+      for (int32_t p = r->lengths[i] - count; p < r->lengths[i]; p++) {
         rows->pos[row++] = past + p;
       }
     }
@@ -342,6 +353,7 @@ static clew_status make_rows(clew_plan *plan, const clew_request *r, clew_error 
     }
   }
   plan->append = r->append;
+  plan->several_last = r->last != NULL;
   plan->n_positions = (size_t)plan->longest;
   if (r->positions != NULL) {
     plan->n_positions = r->n_positions;
@@ -658,6 +670,10 @@ clew_status clew_plan_new(clew_plan **out, const clew_model *model, const clew_r
   }
   if (r->objective == CLEW_OBJECTIVE_NONE && (r->n_wrt > 0 || r->weight_gradients)) {
     return clew_fail(err, CLEW_ERROR_VALUE, "a gradient needs an objective");
+  }
+  if (r->last != NULL && (r->logits != CLEW_LOGITS_LAST || r->n_capture > 0 || r->n_edits > 0 || r->n_wrt > 0 ||
+                          r->objective != CLEW_OBJECTIVE_NONE)) {
+    return clew_fail(err, CLEW_ERROR_VALUE, "logits of several last positions are for plain runs that want the last");
   }
   clew_status status = check_lengths(model, r, err);
   if (status != CLEW_OK) {

@@ -13,8 +13,9 @@
 
 typedef struct clew_rowset {
   size_t n_rows;
-  int32_t *pos;  /* [n_rows] position of each row in its sequence */
-  int32_t *row0; /* [n_seq + 1] first row of each sequence */
+  int32_t longest; /* rows of a sequence */
+  int32_t *pos;    /* [n_rows] position of each row in its sequence */
+  int32_t *row0;   /* [n_seq + 1] first row of each sequence */
 } clew_rowset;
 
 typedef struct clew_buffer {
@@ -265,6 +266,7 @@ struct clew_plan {
   int32_t *past;     /* [n_seq] positions before a sequence's first row, whose keys and values are given; NULL: none */
   int32_t *past_seq; /* [n_seq] the sequence of the cache that holds them */
   bool append;       /* new keys and values go into the cache */
+  bool several_last; /* logits LAST are those of rows[1], one after the other */
   clew_edit *edits;  /* [n_edits]; values are the caller's */
   size_t n_edits;
   clew_site_ref *wrt; /* [n_wrt] sites that are differentiated by */

@@ -255,6 +255,18 @@ def maze_paths(batch: _Mazes, /) -> None:
 def maze_distances(batch: _Mazes, /) -> NDArray[Any]:
     """Steps between all cells, int16 [n, cells, cells]; -1: no way."""
 
+def maze_guess(
+    batch: _Mazes,
+    specials: NDArray[Any],
+    cells: NDArray[Any],
+    mazes: NDArray[Any],
+    said: NDArray[Any],
+    lengths: NDArray[Any],
+    most: NDArray[Any],
+    /,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """How walks in some of the mazes probably go on: tokens [sum of most] and how many each has, int32."""
+
 def maze_tokens(
     batch: _Mazes, specials: NDArray[Any], cells: NDArray[Any], with_path: bool, /
 ) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -308,6 +320,7 @@ class Plan:
         weights: bool = False,
         objective: int = 0,
         recompute: bool = False,
+        last: NDArray[Any] | None = None,
     ) -> Plan: ...
     def trim(self) -> None:
         """Gives back the memory that weight gradients keep between runs."""

@@ -376,8 +376,11 @@ class _Decoder:
         self.kept: list[tuple[Ints, Ints, Ints, Any]] = []
         """Of each step: sequences, first positions, lengths, outputs."""
 
-    def run(self, tokens: Ints, lengths: Ints, past: Ints, sequences: Ints, logits: int = LOGITS_LAST) -> Array | None:
-        """Logits [sequences, 1, vocab] behind new tokens; [sequences, pos, vocab] of each with LOGITS_ALL."""
+    def run(
+        self, tokens: Ints, lengths: Ints, past: Ints, sequences: Ints, logits: int = LOGITS_LAST,
+        last: Ints | None = None,
+    ) -> Array | None:  # fmt: skip
+        """Logits [sequences, 1, vocab] behind new tokens, or [sum of last, vocab] behind so many of each sequence's."""
         plan = core_plan(
             self.model,
             lengths,
@@ -389,6 +392,7 @@ class _Decoder:
             past=past,
             past_seq=sequences,
             append=True,
+            last=last,
         )
         outputs = plan.run(tokens, None, self.calls, self.cache)
         if self.capture:
@@ -396,10 +400,10 @@ class _Decoder:
             self.kept.append((sequences, past, lengths, wanted))
         if logits == 0:
             return None
-        last: Array = outputs[-1][2]
+        found: Array = outputs[-1][2]
         if self.keeps_logits and logits == LOGITS_LAST:
-            last = np.ascontiguousarray(last[np.arange(len(lengths)), lengths - 1][:, None])
-        return last
+            found = np.ascontiguousarray(found[np.arange(len(lengths)), lengths - 1][:, None])
+        return found
 
     def newest(self, rows: list[int], tokens: Ints) -> Run | None:
         """Captured sites of some rows of the step that was just run, which are not kept for whole texts."""
@@ -504,52 +508,16 @@ def _chosen(logits: Array, decoder: _Decoder, active: Ints, step: int) -> tuple[
         raise
 
 
-def _follow(model: Model, decoder: _Decoder, texts: list[_Text], guesses: Sequence[Array]) -> None:
-    """Lengthens texts by what greedy decoding says as far as it was guessed, and by the first token that was not.
-
-    Every text has the token that its prompt is followed by. One pass reads all guesses that begin with it: the logits
-    behind a guess's first tokens are those of a text that says the same, and the likeliest of them tell how far it
-    does. Keys and values behind that place are written over by what follows.
-    """
-    guesses = [np.asarray(guess[:limit], np.int32) for guess, limit in zip(guesses, decoder.limits, strict=True)]
-    stops = np.array([*decoder.how.stop_tokens], np.int32)
-    guesses = [guess[: np.append(np.flatnonzero(np.isin(guess, stops)), len(guess))[0] + 1] for guess in guesses]
-    begun = [
-        seq for seq, (guess, text) in enumerate(zip(guesses, texts, strict=True))
-        if text.stopped is None and len(guess) > 1 and guess[0] == text.tokens[0]
-    ]  # fmt: skip
-    if not begun:
-        return
-    known = [guesses[seq] for seq in begun]
-    n = np.array([len(guess) - 1 for guess in known], np.int32)
-    read, wanted = (np.concatenate([guess[part] for guess in known]) for part in (slice(-1), slice(1, None)))
-    logits = decoder.run(read, n, decoder.lengths[begun], np.array(begun, np.int32), LOGITS_ALL)
-    assert logits is not None
-    places = np.zeros(logits.shape[0] * logits.shape[1], np.int64)
-    try:
-        flat = _core.sample(logits.reshape(len(places), 1, -1), places, places, 0.0, 0, 1.0, 0)
-    except ConfigError:  # NaN, which may stand behind a wrong token only
-        return
-    said, log_probs = (values.reshape(logits.shape[:2]) for values in flat)
-    right = np.cumprod(said == padded(wanted, n), axis=1).sum(axis=1)
-    for seq, k, ids, likely in zip(begun, np.minimum(right + 1, n), said, log_probs, strict=True):
-        texts[seq].tokens += ids[:k].tolist()
-        texts[seq].log_probs += likely[:k].tolist()
-        _ended(model, texts[seq], decoder.how)
-
-
 def steps(
     model: Model,
     decoder: _Decoder,
     batch: Batch,
     texts: list[_Text],
     stream: bool = False,
-    guesses: Sequence[Array] | None = None,
 ) -> Iterator[Step]:
     """Grows the texts, a token each at a time, until all have stopped.
 
     stream: each step takes the captured values with it. Otherwise the decoder keeps them, those of last tokens too.
-    guesses: how each text may go on, its stop token last; the likeliest tokens are the same with them and come sooner.
     """
     how = decoder.how
     assert batch.tokens is not None
@@ -571,10 +539,6 @@ def steps(
             pieces.append(_ended(model, text, how))
         said, chosen, likely = (tuple(values[grown].tolist()) for values in (active, ids, log_probs))
         yield Step(said, chosen, tuple(pieces), likely, decoder.newest(grown, tokens) if stream else None)
-        if guesses is not None and step == 0:
-            _follow(model, decoder, texts, guesses)
-            ids = np.array([text.tokens[-1] for text in texts], np.int32)
-            past = batch.lengths + np.array([len(text.tokens) - 1 for text in texts], np.int32)
         going = np.array([texts[seq].stopped is None for seq in active])
         if decoder.edits and going.any():  # edits count sequences: those that have ended stay
             going[:] = True
@@ -608,11 +572,9 @@ def prepare(
     return decoder, batch, [_Text([], [], limit=limit) for limit in decoder.limits.tolist()]
 
 
-def generate(
-    model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text], guesses: Sequence[Array] | None = None
-) -> Generation:
+def generate(model: Model, decoder: _Decoder, batch: Batch, texts: list[_Text]) -> Generation:
     """Runs all steps."""
-    for _ in steps(model, decoder, batch, texts, guesses=guesses):
+    for _ in steps(model, decoder, batch, texts):
         pass
     assert batch.tokens is not None
     prompts = np.split(batch.tokens, np.cumsum(batch.lengths)[:-1])
@@ -623,19 +585,23 @@ def generate(
     return Generation(prompts, new, [np.array(t.log_probs) for t in texts], stopped, shown, run, decoder.how.seed)
 
 
+Guess = Callable[[Ints, list[list[int]], Ints], Sequence[Array]]
+"""Numbers of texts, what has been said of each, how many tokens are wanted at most → how each may go on."""
+
+
 def likeliest(
     model: Model,
     tokens: Sequence[Array],
     limits: Array,
     stop: int,
     edits: Edit | Iterable[Edit] = (),
-    guesses: Sequence[Array] | None = None,
+    guess: Guess | None = None,
 ) -> list[Array]:
     """The likeliest new tokens of each prompt until `stop`, the stop included; of each at most its own limit [batch].
 
-    What one prompt is followed by depends on no other's length or limit. Guesses of what it is, ending with the stop,
-    are read in one pass instead of a token at a time: right ones save time, wrong ones change nothing. Under edits,
-    which may look at how a text is read, they are not used. Raises as `Model.generate`.
+    What one prompt is followed by depends on no other's length or limit. Guesses of how texts go on are read in one
+    pass instead of a token at a time: right ones save time, wrong ones change nothing. Under edits, which may look at
+    how a text is read, they are not used. Raises as `Model.generate`.
 
     >>> import clew
     >>> model = clew.load("stories260K")
@@ -644,7 +610,60 @@ def likeliest(
     """
     how = settings(model, limits.max(), 0.0, None, None, None, stop)
     decoder, batch, texts = prepare(model, tokens, how, (), edits, limits.astype(np.int32))
-    return generate(model, decoder, batch, texts, None if decoder.edits else guesses).tokens
+    if guess is None or decoder.edits:
+        return generate(model, decoder, batch, texts).tokens
+    return _guessed(decoder, batch, stop, guess)
+
+
+def _guessed(decoder: _Decoder, batch: Batch, stop: int, guess: Guess) -> list[Array]:
+    """The likeliest new tokens, guesses read along.
+
+    A pass reads what it has not read of each text, the prompt and later the last token, and a guess behind it. Keys and
+    values of wrong tokens are written over by the next one. A guess may be twice as long as what the last one brought.
+    """
+    assert batch.tokens is not None
+    unread = np.split(batch.tokens, np.cumsum(batch.lengths)[:-1])
+    said: list[list[int]] = [[] for _ in unread]
+    past = np.zeros(len(unread), np.int32)
+    most = decoder.limits.copy()
+    active = np.arange(len(unread), dtype=np.int32)
+    while len(active):
+        known = [said[i] for i in active]
+        room = np.minimum(most[active], decoder.limits[active] - [len(text) + 1 for text in known]).astype(np.int32)
+        guesses = guess(active, known, room)
+        given = [unread[i] for i in active]
+        try:
+            new = _read_along(decoder, active, past[active], given, guesses)
+        except ConfigError:  # NaN, which may stand behind a wrong token only
+            new = _read_along(decoder, active, past[active], given, [g[:0] for g in guesses])
+        for i, text in zip(active.tolist(), new, strict=True):
+            said[i] += text[: text.index(stop) + 1] if stop in text else text
+            past[i] += len(unread[i]) + len(text) - 1
+            unread[i] = np.array(text[-1:], np.int32)
+            most[i] = 2 * len(text)
+        going = [said[i][-1] != stop and len(said[i]) < decoder.limits[i] for i in active]
+        active = active[going]
+    return [np.array(text, np.int32) for text in said]
+
+
+def _read_along(
+    decoder: _Decoder, active: Ints, past: Ints, unread: Sequence[Array], guesses: Sequence[Array]
+) -> list[list[int]]:
+    """What each text says as far as it was guessed, and the first token that was not.
+
+    The logits behind a guess's first tokens are those of a text that says the same: the likeliest of them tell how far
+    it does, and what it says next.
+    """
+    tokens = np.concatenate([part for pair in zip(unread, guesses, strict=True) for part in pair]).astype(np.int32)
+    guessed = np.array([len(g) for g in guesses], np.int32)
+    lengths = np.array([len(text) for text in unread], np.int32) + guessed
+    logits = decoder.run(tokens, lengths, past, active, last=guessed + 1)
+    assert logits is not None
+    streams = np.repeat(active.astype(np.int64), guessed + 1)
+    flat, _ = _core.sample(logits[:, None], streams, np.zeros_like(streams), 0.0, 0, 1.0, 0)
+    ids = padded(flat, guessed + 1)
+    right = np.cumprod(ids[:, :-1] == padded(np.concatenate(guesses), guessed), axis=1).sum(axis=1)
+    return [row[: k + 1] for row, k in zip(ids.tolist(), right.tolist(), strict=True)]
 
 
 def _final_text(model: Model, text: _Text, how: Settings) -> str:

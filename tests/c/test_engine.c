@@ -573,6 +573,14 @@ static void test_refused_requests(clew_dtype dtype) {
   REFUSED_REQUEST((FORWARD, r.logits = CLEW_LOGITS_LAST), CLEW_ERROR_VALUE, "taken at all positions");
   REFUSED_REQUEST((FORWARD, r.weight_gradients = true), CLEW_ERROR_VALUE, "none by weights");
   REFUSED_REQUEST((FORWARD, r.append = true), CLEW_ERROR_VALUE, "cached keys");
+  const int32_t tail[2] = {3, 2}, none_of_it[2] = {0, 1}, too_much[2] = {1, 3};
+#define LAST(counts) r.last = counts, r.logits = CLEW_LOGITS_LAST
+  REFUSED_REQUEST(r.last = tail, CLEW_ERROR_VALUE, "plain runs that want the last");
+  REFUSED_REQUEST((LAST(tail), CAPTURES(before)), CLEW_ERROR_VALUE, "plain runs that want the last");
+  REFUSED_REQUEST((LAST(tail), r.edits = &on_logits, r.n_edits = 1), CLEW_ERROR_VALUE, "plain runs");
+  REFUSED_REQUEST((LAST(tail), r.objective = CLEW_OBJECTIVE_CROSS_ENTROPY), CLEW_ERROR_VALUE, "plain runs");
+  REFUSED_REQUEST((LAST(none_of_it)), CLEW_ERROR_VALUE, "the last 0 positions of prompt 0, which has 3");
+  REFUSED_REQUEST((LAST(too_much)), CLEW_ERROR_VALUE, "the last 3 positions of prompt 1, which has 2");
   REFUSED_REQUEST((r.positions = positions, r.n_positions = 2), CLEW_ERROR_SHAPE, "position 3 of a prompt of 3 tokens");
 
   clew_plan *plan = NULL;

@@ -135,6 +135,65 @@ static void test_tokens(void) {
         err.message);
 }
 
+/* One walk's guess, as digits of cells: those of expected, and as many? */
+static void check_guess(const char *expected, const char *said, int32_t most, const clew_mazes *m,
+                        const clew_maze_vocabulary *v, int32_t maze) {
+  int32_t tokens[16], guesses[16], count = -1, length = (int32_t)strlen(said);
+  char found[17] = "";
+  for (int32_t i = 0; i < length; i++) {
+    tokens[i] = said[i] - '0';
+  }
+  const clew_maze_walks walks = {1, &maze, tokens, &length, &most};
+  clew_maze_guess(guesses, &count, m, &walks, v);
+  for (int32_t i = 0; i < count; i++) {
+    found[i] = (char)(guesses[i] + '0');
+  }
+  CHECK(strcmp(found, expected) == 0, "behind \"%s\": %s, expected %s", said, found, expected);
+}
+
+/* Maze 0, cells by their tokens, from 2 to 8:   0 - 1 - 2     Maze 1, 2 by 2, from 0 to 4:   0 - 1
+ *                                               |   |                                        |
+ *                                               3   4 - 5                                    3   4
+ *                                               |   |
+ *                                               6   7   8 */
+static void test_guesses(void) {
+  uint8_t grids[2] = {3, 2};
+  clew_cell edges[2][14] = {
+      {{0, 0}, {0, 1}, {0, 1}, {0, 2}, {0, 0}, {1, 0}, {1, 0}, {2, 0}, {1, 1}, {0, 1}, {1, 1}, {1, 2}, {1, 1}, {2, 1}},
+      {{0, 0}, {0, 1}, {1, 0}, {0, 0}}};
+  clew_cell ends[2][2] = {{{0, 2}, {2, 1}}, {{0, 0}, {1, 1}}}, path[18] = {{0}};
+  int32_t n_edges[2] = {7, 2}, n_path[2] = {0};
+  const int32_t cells[9] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
+  const clew_mazes m = {2, 7, 9, grids, &edges[0][0], n_edges, &ends[0][0], path, n_path};
+  const clew_maze_vocabulary v = {.path_start = 9, .side = 3, .cells = cells};
+  check_guess("92147", "", 10, &m, &v, 0); /* <PATH_START>, the origin, the shortest path, and no more */
+  check_guess("921", "", 3, &m, &v, 0);    /* as many as are wanted */
+  check_guess("", "", 0, &m, &v, 0);
+  check_guess("2147", "9", 10, &m, &v, 0);
+  check_guess("147", "92", 10, &m, &v, 0);
+  check_guess("3630147", "9210", 10, &m, &v, 0); /* not back, until nothing else is left */
+  check_guess("147", "92141452", 10, &m, &v, 0); /* also through walls */
+  check_guess("", "92147", 10, &m, &v, 0);       /* there already */
+  check_guess("", "98", 10, &m, &v, 0);          /* no way from a cell that is cut off */
+  check_guess("", "92:", 10, &m, &v, 0);         /* behind what is no cell */
+  check_guess("90103010", "", 8, &m, &v, 1);     /* no way to the target: where it was less often */
+}
+
+static void test_walks_share_a_call(void) {
+  uint8_t grid = 2;
+  clew_cell edges[6] = {{0, 0}, {0, 1}, {0, 1}, {1, 1}, {0, 0}, {1, 0}}, ends[2] = {{0, 0}, {1, 1}}, path[4] = {{0}};
+  int32_t n_edges = 3, n_path = 0;
+  const int32_t cells[9] = {0, 1, 5, 2, 3, 6, 7, 8, 4}, which[3] = {0, 0, 0}, said[4] = {9, 0, 9, 2};
+  const int32_t lengths[3] = {2, 0, 2}, most[3] = {4, 2, 3}, expected[9] = {1, 3, -1, -1, 9, 0, 0, 1, 3};
+  const clew_mazes m = {1, 3, 4, &grid, edges, &n_edges, ends, path, &n_path};
+  const clew_maze_vocabulary v = {.path_start = 9, .side = 3, .cells = cells};
+  int32_t guesses[9], counts[3];
+  memset(guesses, 255, sizeof guesses);
+  clew_maze_guess(guesses, counts, &m, &(clew_maze_walks){3, which, said, lengths, most}, &v);
+  CHECK(counts[0] == 2 && counts[1] == 2 && counts[2] == 3);
+  CHECK(memcmp(guesses, expected, sizeof expected) == 0, "each in its own room, ids of the vocabulary");
+}
+
 static void test_hashes(void) {
   uint8_t grids[2] = {3, 3};
   clew_cell edges[8] = {{0, 0}, {0, 1}, {0, 1}, {1, 1}, {1, 1}, {0, 1}, {0, 1}, {0, 0}}, ends[4] = {{0, 0}}, path[2];
@@ -210,6 +269,8 @@ int main(void) {
   test_cuts_and_threads();
   test_paths_and_distances();
   test_tokens();
+  test_guesses();
+  test_walks_share_a_call();
   test_hashes();
   test_parts();
   test_refusals();

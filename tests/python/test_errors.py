@@ -21,6 +21,7 @@ from clew import (
     _core,
     edit,
     lens,
+    mazes,
     metrics,
 )
 from clew.attribution import direct_logit_attribution
@@ -561,6 +562,7 @@ def test_the_extension_checks_what_it_is_given(gpt2: clew.Model) -> None:
         ((core, lengths, none, np.array([3], np.int32), -1, -1, False, 2), ShapeError),
         ((core, lengths, none, None, 9, -1, False, 2), ConfigError),
         ((core, lengths, none, None, -1, 0, False, 2), ConfigError),
+        ((core, lengths, none, None, -1, -1, False, 1, (), *[None] * 2, False, None, False, 0, False, ok), ValueError),
     ]:  # fmt: skip
         with pytest.raises(error):
             _core.Plan(*arguments)
@@ -585,6 +587,29 @@ def test_the_extension_checks_what_it_is_given(gpt2: clew.Model) -> None:
     with pytest.raises(FileNotFoundError):
         _core.map_file("/nowhere/at/all")
     assert list(plan.run(ok, None)[0][2].shape) == [1, 3, 31]
+
+
+def test_the_extension_checks_walks_in_mazes() -> None:
+    batch, tok = mazes.generate(2, 3).batch, mazes.Tokenizer(7)
+
+    def guess(**given: Any) -> Any:
+        how: dict[str, Any] = {"batch": batch, "specials": tok.special_ids, "cells": tok.cell_ids}
+        how |= {"mazes": [0, 1], "said": [6, 11, 6], "lengths": [2, 1], "most": [4, 0]} | given
+        return _core.maze_guess(*(np.array(v, np.int32) if isinstance(v, list) else v for v in how.values()))
+
+    tokens, counts = guess()
+    assert len(tokens) == 4 and counts.tolist()[1] == 0
+    for given, words in [
+        ({"mazes": [0, 2]}, "walk 1: maze 2 of 2"), ({"mazes": [-1, 0]}, "walk 0: maze -1 of 2"),
+        ({"most": [4, -1]}, "walk 1: .* -1 to guess"), ({"lengths": [4, -1]}, "walk 1: .* -1 tokens"),
+        ({"lengths": [2, 2]}, "3 tokens in all, lengths say 4"), ({"lengths": [3]}, "int32"),
+        ({"said": np.zeros(3)}, "int32"), ({"specials": np.zeros(9, np.int32)}, "specials must be"),
+        ({"cells": mazes.Tokenizer(2).cell_ids}, "walk 0: a maze of 3 rows, the vocabulary has 2"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            guess(**given)
+    with pytest.raises(TypeError, match="a tuple of six arrays"):
+        guess(batch=None)
 
 
 # ---- What Python does to objects ------------------------------------------------------------------------------------

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import clew
 import numpy as np
 import pytest
-from clew import _core, edit, generate
+from clew import _core, edit, generate, replay
 from clew.loaders.checkpoint import Checkpoint
 from clew.tokenizer import Tokenizer
 from numpy.typing import NDArray
@@ -92,65 +93,106 @@ def trained() -> clew.Model:
 GUESSED = ("gpt2", "llama", "gemma2", "mistral")
 
 
+@pytest.mark.parametrize("name", CAUSAL)
+def test_logits_of_several_last_positions(name: str) -> None:
+    """They are those that a run of all positions gives there, one text after the other, also behind a cache."""
+    model, _ = make(CAUSAL[name])
+    c, ids = model.config, random_tokens(model.config, 4, 3, 10)
+    lengths, last = np.array([6, 1, 4], np.int32), np.array([3, 1, 4], np.int32)
+    tokens = np.concatenate([row[:n] for row, n in zip(ids, lengths, strict=True)]).astype(np.int32)
+    shape = (3, 12, c.n_key_value_heads, c.d_head)
+    cache = tuple([_core.empty(shape, model.dtype.name) for _ in range(c.n_layers)] for _ in range(2))
+
+    def logits(tokens: Array, lengths: Array, last: Array, past: Array) -> Array:
+        how: dict[str, Any] = {"past": past, "past_seq": np.arange(3, dtype=np.int32), "append": True, "last": last}
+        plan = replay.core_plan(model, lengths, [], -1, replay.LOGITS_LAST, False, **how)
+        ((_, _, found),) = plan.run(tokens, None, [], cache)
+        return np.asarray(found)
+
+    everything = model.run([row[:n].tolist() for row, n in zip(ids, lengths + 4, strict=True)]).logits
+    found = logits(tokens, lengths, last, np.zeros(3, np.int32))
+    expected = np.concatenate([everything[i, n - k : n] for i, (n, k) in enumerate(zip(lengths, last, strict=True))])
+    assert found.shape == (8, c.d_vocab_out) and relative_error(found, expected) < 1e-12
+    more, few = np.array([4, 4, 4], np.int32), np.array([2, 4, 1], np.int32)
+    tokens = np.concatenate([row[n : n + 4] for row, n in zip(ids, lengths, strict=True)]).astype(np.int32)
+    found = logits(tokens, more, few, lengths)
+    expected = np.concatenate(
+        [everything[i, n + 4 - k : n + 4] for i, (n, k) in enumerate(zip(lengths, few, strict=True))]
+    )
+    assert found.shape == (7, c.d_vocab_out) and relative_error(found, expected) < 1e-12
+
+
+def guess_of(texts: Sequence[Sequence[int]]) -> generate.Guess:
+    """Guesses that texts go on as these do, whatever has been said, the stop and all."""
+
+    def guess(which: Array, said: list[list[int]], most: Array) -> list[Array]:
+        known = zip(which, said, most, strict=True)
+        return [np.array(texts[i][len(text) : len(text) + n], np.int32) for i, text, n in known]
+
+    return guess
+
+
 @pytest.mark.parametrize("name", [n for n in CAUSAL if n in GUESSED])
 def test_guesses_change_nothing_but_the_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts are the same whatever is guessed of them; a right guess takes two passes, one that is wrong at its j-th
-    token saves j."""
+    """Texts are the same whatever is guessed of them; a right guess takes one pass, prompt and all, and each wrong
+    token one more."""
     model, _ = make(CAUSAL[name])
     given, limits, read = prompts(model.config), np.array([NEW, 3, 5]), []
     run = generate._Decoder.run
 
-    def counted(self: Any, tokens: Array, lengths: Array, *more: Any) -> Any:
+    def counted(self: Any, tokens: Array, lengths: Array, *more: Any, **named: Any) -> Any:
         read.append(lengths.tolist())
-        return run(self, tokens, lengths, *more)
+        return run(self, tokens, lengths, *more, **named)
 
     monkeypatch.setattr(generate._Decoder, "run", counted)
 
-    def said(guesses: Any, stop: int) -> list[list[int]]:
+    def said(guess: generate.Guess | None, stop: int) -> list[list[int]]:
         read.clear()
-        return [t.tolist() for t in generate.likeliest(model, given, limits, stop, guesses=guesses)]
+        return [t.tolist() for t in generate.likeliest(model, given, limits, stop, guess=guess)]
 
     free = said(None, 0)
     for stop in (0, free[0][2], free[2][1]):
         plain = said(None, stop)
         longest = max(map(len, plain))
         assert len(read) == longest
-        assert said([np.array(t) for t in plain], stop) == plain
-        assert read[1:] == [[len(t) - 1 for t in plain if len(t) > 1]], "all in one pass behind the prompts"
-        assert said([np.array([*t, *t, *t]) for t in plain], stop) == plain, "longer than there is room for"
-        assert said([[] for _ in plain], stop) == said([t[:1] for t in plain], stop) == plain
+        assert said(guess_of(plain), stop) == plain
+        whole = [len(p) + min(len(t), n - 1) for p, t, n in zip(given, plain, limits, strict=True)]
+        assert read == [whole], "all in one pass, but the last token that there is room for"
+        assert said(guess_of([[*t, *t, *t] for t in plain]), stop) == plain
+        assert len(read) == 1, "what is guessed behind a stop is not said"
+        assert said(guess_of([[] for _ in plain]), stop) == plain
         assert len(read) == longest
         for j in range(longest):
-            wrong = [
-                np.array([*t[:j], (t[j] + 1) % model.config.d_vocab, *t[j + 1 :]] if j < len(t) else t) for t in plain
-            ]
-            assert said(wrong, stop) == plain, j
-            assert len(read) == (longest if j == 0 else 2 + max([len(t) - j - 1 for t in plain if j < len(t)]))
-        assert said([np.array(plain[0]), np.array([]), np.array(plain[2])], stop) == plain
+            wrong = [[*t[:j], (t[j] + 1) % model.config.d_vocab, *t[j + 1 :]] if j < len(t) else t for t in plain]
+            assert said(guess_of(wrong), stop) == plain, j
+            assert len(read) <= 3, "one more, and another where twice the tokens before the wrong one are not enough"
+        assert said(guess_of([plain[0], [], plain[2]]), stop) == plain
+    assert said(guess_of([[t + 1 for t in text] for text in free]), 0) == free
+    assert len(read) == max(map(len, free)), "nothing right: a token each pass"
+    assert max(max(lengths) for lengths in read[1:]) <= 3, "of which a guess is at most twice as long"
 
 
 def test_guesses_are_not_used_under_edits(model: clew.Model) -> None:
     given, seen = prompts(model.config), []
     look = edit.call("z.0", lambda value, _: seen.append(value.shape[1]))
-    plain = generate.likeliest(model, given, np.full(3, NEW), 0)
-    assert [t.tolist() for t in generate.likeliest(model, given, np.full(3, NEW), 0, [look], plain)] == [
-        t.tolist() for t in plain
-    ]
+    plain = [t.tolist() for t in generate.likeliest(model, given, np.full(3, NEW), 0)]
+    guessed = generate.likeliest(model, given, np.full(3, NEW), 0, [look], guess_of(plain))
+    assert [t.tolist() for t in guessed] == plain
     assert seen[1:] == [1] * (len(seen) - 1)
 
 
 def test_what_a_wrong_guess_breaks_is_of_no_use(model: clew.Model) -> None:
-    """NaN behind a token that is guessed wrongly does not end a text that never says it."""
+    """NaN behind a token that is guessed wrongly does not end a text that never says it; NaN behind a prompt does."""
     given, limits = prompts(model.config), np.full(3, NEW)
-    plain = generate.likeliest(model, given, limits, 0)
+    plain = [t.tolist() for t in generate.likeliest(model, given, limits, 0)]
     absent = min(set(range(model.config.d_vocab)) - {int(t) for text in (*plain, *given) for t in text})
     weights = make(ZOO["llama"])[1]
     weights["embed.W_E"][absent] = np.nan
     broken = clew.Model(Checkpoint(model.config, weights, np.dtype(np.float64)))
-    guesses = [np.array([*text[:2], absent, absent, 0]) for text in plain]
-    assert [t.tolist() for t in generate.likeliest(broken, given, limits, 0, guesses=guesses)] == [
-        t.tolist() for t in plain
-    ]
+    guess = guess_of([[*text[:2], absent, absent, 0] for text in plain])
+    assert [t.tolist() for t in generate.likeliest(broken, given, limits, 0, guess=guess)] == plain
+    with pytest.raises(clew.ConfigError, match="logits of sequence 1 hold NaN"):
+        generate.likeliest(broken, [given[0], [absent], given[2]], limits, 0, guess=guess)
 
 
 EDITS = {

@@ -8,7 +8,7 @@ from typing import Any
 import clew
 import numpy as np
 import pytest
-from clew import ConfigError, TokenError, edit, mazes
+from clew import ConfigError, TokenError, edit, generate, mazes
 from clew.mazes.evaluate import PATHS
 from clew.mazes.maze import shortest_lengths
 from clew.mazes.rollout import walk_cells
@@ -136,6 +136,32 @@ def test_rollouts_are_greedy(model: clew.Model, learned: clew.Model) -> None:
         ):
             assert len(row) == cells + 1 if row[-1] != 7 else len(row) <= cells + 2
             assert len(path) <= cells + (row[0] != 6)  # a walk that does not begin with <PATH_START>
+
+
+def test_walks_take_few_passes(learned: clew.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with the prompt where the shortest path is walked; fewer than cells where a walk goes astray."""
+    passes: list[int] = []
+    run = generate._Decoder.run
+
+    def counted(*given: Any, **named: Any) -> Any:
+        passes.append(len(given[2]))
+        return run(*given, **named)
+
+    monkeypatch.setattr(generate._Decoder, "run", counted)
+    model, tok = clew.load("maze-6x6"), mazes.Tokenizer(7)
+    for m, ms in ((learned, mazes.generate(20, 2)), (model, mazes.generate(60, 6, split="test"))):
+        walks = mazes.rollouts(m, ms)
+        prompts = tok.encode_batch(ms, path=False)
+        solved = [tok.encode(maze).tolist() == [*p, *row] for maze, p, row in zip(ms, prompts, walks, strict=True)]
+        assert sum(solved) > len(ms) // 2
+        passes.clear()
+        mazes.rollouts(m, ms[solved])
+        assert passes == [sum(solved)]
+    astray = np.flatnonzero(~np.array(solved))
+    longest = max(len(walks[i]) for i in astray)
+    passes.clear()
+    mazes.rollouts(model, ms[astray])
+    assert passes[0] == len(astray) and 1 < len(passes) <= longest // 2
 
 
 @pytest.fixture(scope="module")

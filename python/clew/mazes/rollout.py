@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _core
 from ..errors import ConfigError, TokenError
-from ..generate import likeliest
+from ..generate import Guess, likeliest
 from ..inputs import check_type
 from ..model import Model, check_model
 from ..weights import whole
@@ -178,9 +179,10 @@ def rollouts(
 ) -> list[Array]:
     """New token ids of each maze as the model says them, <PATH_START> and <PATH_END> included: see :func:`solve`.
 
-    A walk that was cut off, by `max_cells` or where the model's positions end, has no <PATH_END>. The maze's own path
-    is read as a guess of what is said: a walk that follows it takes one pass behind the prompt instead of one for each
-    cell, and no walk becomes another. Edits see every cell come by itself.
+    A walk that was cut off, by `max_cells` or where the model's positions end, has no <PATH_END>. What the maze makes
+    likely is read as a guess of what is said: a walk that takes the shortest path takes one pass with its prompt
+    instead of one for each cell, one that goes astray a few, and no walk becomes another. Edits see every cell come by
+    itself.
     """
     from ..edit import as_edits
 
@@ -188,17 +190,34 @@ def rollouts(
     if max_cells is not None and (isinstance(max_cells, bool) or whole(max_cells, "max_cells") < 1):
         raise ConfigError(f"max_cells = {max_cells!r}: at least 1")
     prompts = tok.encode_batch(batch, path=False)
-    solved = [row[len(prompt) :] for row, prompt in zip(tok.encode_batch(batch), prompts, strict=True)]
     wanted = path_tokens(batch) if max_cells is None else min(int(max_cells), MOST_CELLS) + 2
     room = room_for_paths(model, np.array([len(row) for row in prompts], int), wanted)
     out: list[Array] = []
     size = max(len(batch), 1) if held else BATCH  # edits may count sequences
     for start in range(0, len(batch), size):
         part = slice(start, start + size)
-        out += likeliest(model, prompts[part], room[part], tok.ids["<PATH_END>"], held, solved[part])
+        out += likeliest(model, prompts[part], room[part], PATH_END, held, _corridors(batch[part], tok))
     # The last of the wanted tokens is the place of <PATH_END>: what stands there instead is a cell too many.
     most = np.broadcast_to(wanted, len(batch)).tolist()
     return [row[:-1] if len(row) == n and row[-1] != PATH_END else row for row, n in zip(out, most, strict=True)]
+
+
+def _corridors(ms: Mazes, tokenizer: Tokenizer) -> Guess:
+    """Guesses that walk along what is connected, nearer to the target wherever they can.
+
+    A model that has learned its mazes does so most of the time, also where it has taken a wrong turn.
+    """
+
+    def guess(walks: Array, said: list[list[int]], most: Array) -> list[Array]:
+        lengths = np.array([len(text) for text in said], np.int32)
+        tokens = np.array([token for text in said for token in text], np.int32)
+        found, counts = _core.maze_guess(
+            ms.batch, tokenizer.special_ids, tokenizer.cell_ids, walks, tokens, lengths, most
+        )
+        starts = np.cumsum(most) - most
+        return [found[i : i + n] for i, n in zip(starts.tolist(), counts.tolist(), strict=True)]
+
+    return guess
 
 
 def path_tokens(ms: Mazes) -> Array:
