@@ -152,17 +152,15 @@ def _walking(setting: Setting) -> list[Figure]:
     if same < 0.98:  # a tie may fall otherwise
         raise RuntimeError(f"the two sides walk differently in {1 - same:.0%} of the mazes")
     few = 25
-    sides: dict[str, models.Forward] = {"clew": walk, "hf": generate, "single": partial(generate, few, 1)}
-    if n > batch:
-        sides["once"] = partial(generate, n, n)
-    times = alternate(sides, setting.rounds, 0)
+    times = alternate({"clew": walk, "hf": generate, "single": partial(generate, few, 1)}, setting.rounds, 0)
+    at_once = alternate({"clew": walk, "hf": partial(generate, n, n)}, 2, 0) if n > batch else times
     times["single"] = [t * n / few for t in times["single"]]
     tokens = sum(map(len, ours)) / n
     note = f"{which} weights, {tokens:.1f} tokens a maze, {same:.1%} the same paths"
     return [
         of_times(name, times, "hf", "clew", bound, note),
         of_times(single, times, "single", "clew", bound, f"{few} mazes of theirs, scaled"),
-        of_times(once, times, "once" if "once" in times else "hf", "clew", bound, "one call of theirs"),
+        of_times(once, at_once, "hf", "clew", bound, "one call of theirs"),
     ]
 
 
