@@ -138,6 +138,13 @@ def test_rollouts_are_greedy(model: clew.Model, learned: clew.Model) -> None:
             assert len(path) <= cells + (row[0] != 6)  # a walk that does not begin with <PATH_START>
 
 
+def test_walks_towards_what_cannot_be_reached(model: clew.Model) -> None:
+    maze = mazes.Maze(3, [[(0, 0), (0, 1)], [(2, 2), (1, 2)]], (0, 0), (2, 2))
+    said = greedy(model, mazes.Tokenizer(7).encode(maze, path=False).tolist(), 11)
+    (walk,) = mazes.rollouts(model, maze)
+    assert walk.tolist() == (said if said[-1] == 7 else said[:10])
+
+
 def test_walks_take_few_passes(learned: clew.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """One with the prompt where the shortest path is walked; fewer than cells where a walk goes astray."""
     passes: list[int] = []
