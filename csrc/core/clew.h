@@ -211,7 +211,7 @@ typedef struct clew_request {
   const int32_t *past_seq; /* [n_seq] sequence of the cache; NULL: the same number */
   bool append;             /* put the new keys and values behind them */
   const int32_t *last;     /* [n_seq] with logits LAST and nothing captured, edited or differentiated: they are those of
-                            * so many last positions, one after the other [Σ last, d_vocab_out]; NULL: of one */
+                            * so many last positions, one after the other [Σ last, 1, d_vocab_out]; NULL: of one */
   const clew_edit *edits;  /* [n_edits], in the order in which edits of one site apply */
   size_t n_edits;
   const clew_site_ref

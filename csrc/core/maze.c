@@ -262,14 +262,15 @@ void clew_maze_guess(int32_t *guesses, int32_t *counts, const clew_mazes *mazes,
     if (length == 0 && most > 0) {
       guesses[n++] = vocabulary->path_start;
     }
-    int32_t cell = length == 0 || said[length - 1] == vocabulary->path_start ? origin
-                   : here < 0 || here == target                              ? -1
-                                                : next_cell(&graph, distance, seen, here, back, target);
-    while (cell >= 0 && n < most) {
+    bool begins = length == 0 || said[length - 1] == vocabulary->path_start;
+    while (n < most && (begins || (here >= 0 && here != target))) {
+      const int32_t cell = begins ? origin : next_cell(&graph, distance, seen, here, back, target);
+      if (cell < 0) {
+        break;
+      }
       guesses[n++] = vocabulary->cells[cell / grid * vocabulary->side + cell % grid];
       seen[cell]++;
-      back = here, here = cell;
-      cell = here == target ? -1 : next_cell(&graph, distance, seen, here, back, target);
+      back = here, here = cell, begins = false;
     }
     counts[i] = n;
   }

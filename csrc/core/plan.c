@@ -178,15 +178,13 @@ static clew_status add_output(clew_builder *b, clew_site site, const int32_t *at
     size_t length = site_axis(b, axes[d]);
     if (site == CLEW_LOGITS && axes[d] == 'p') {
       length = clew_last_only(plan->logits) ? 1 : (size_t)plan->longest;
+    } else if (site == CLEW_LOGITS && axes[d] == 'b' && clew_last_only(plan->logits)) {
+      length = plan->rows[1].n_rows; /* of one last position each as many as sequences */
     }
     o->info.shape[d] = length;
     overflow = __builtin_mul_overflow(values, length, &values) || overflow;
   }
   o->cols = site_cols(b, site);
-  if (site == CLEW_LOGITS && plan->several_last) {
-    o->info.n_dims = 2, o->info.shape[0] = plan->rows[1].n_rows, o->info.shape[1] = o->cols;
-    values = b->item * o->info.shape[0] * o->info.shape[1];
-  }
   if (site == CLEW_LOGITS && plan->logits == CLEW_LOGITS_LOSS) {
     o->info.n_dims = 2, o->info.shape[1] = (size_t)plan->longest - 1, o->cols = 1;
     values = b->item * o->info.shape[0] * o->info.shape[1];
@@ -353,7 +351,6 @@ static clew_status make_rows(clew_plan *plan, const clew_request *r, clew_error 
     }
   }
   plan->append = r->append;
-  plan->several_last = r->last != NULL;
   plan->n_positions = (size_t)plan->longest;
   if (r->positions != NULL) {
     plan->n_positions = r->n_positions;

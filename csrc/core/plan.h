@@ -266,7 +266,6 @@ struct clew_plan {
   int32_t *past;     /* [n_seq] positions before a sequence's first row, whose keys and values are given; NULL: none */
   int32_t *past_seq; /* [n_seq] the sequence of the cache that holds them */
   bool append;       /* new keys and values go into the cache */
-  bool several_last; /* logits LAST are those of rows[1], one after the other */
   clew_edit *edits;  /* [n_edits]; values are the caller's */
   size_t n_edits;
   clew_site_ref *wrt; /* [n_wrt] sites that are differentiated by */

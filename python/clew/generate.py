@@ -380,7 +380,7 @@ class _Decoder:
         self, tokens: Ints, lengths: Ints, past: Ints, sequences: Ints, logits: int = LOGITS_LAST,
         last: Ints | None = None,
     ) -> Array | None:  # fmt: skip
-        """Logits [sequences, 1, vocab] behind new tokens, or [sum of last, vocab] behind so many of each sequence's."""
+        """Logits [sequences, 1, vocab] behind new tokens, or [sum of last, 1, vocab] behind so many of each one's."""
         plan = core_plan(
             self.model,
             lengths,
@@ -622,32 +622,29 @@ def _guessed(decoder: _Decoder, batch: Batch, stop: int, guess: Guess) -> list[A
     values of wrong tokens are written over by the next one. A guess may be twice as long as what the last one brought.
     """
     assert batch.tokens is not None
-    unread = np.split(batch.tokens, np.cumsum(batch.lengths)[:-1])
-    said: list[list[int]] = [[] for _ in unread]
-    past = np.zeros(len(unread), np.int32)
+    prompts = np.split(batch.tokens, np.cumsum(batch.lengths)[:-1])
+    said: list[list[int]] = [[] for _ in prompts]
     most = decoder.limits.copy()
-    active = np.arange(len(unread), dtype=np.int32)
+    active = np.arange(len(prompts), dtype=np.int32)
     while len(active):
         known = [said[i] for i in active]
-        room = np.minimum(most[active], decoder.limits[active] - [len(text) + 1 for text in known]).astype(np.int32)
-        guesses = guess(active, known, room)
-        given = [unread[i] for i in active]
+        n = np.array([len(text) for text in known], np.int32)
+        past = np.where(n > 0, batch.lengths[active] + n - 1, 0).astype(np.int32)
+        unread = [text[-1:] or prompts[i] for i, text in zip(active, known, strict=True)]
+        guesses = guess(active, known, np.minimum(most[active], decoder.limits[active] - n - 1))
         try:
-            new = _read_along(decoder, active, past[active], given, guesses)
+            new = _read_along(decoder, active, past, unread, guesses)
         except ConfigError:  # NaN, which may stand behind a wrong token only
-            new = _read_along(decoder, active, past[active], given, [g[:0] for g in guesses])
+            new = _read_along(decoder, active, past, unread, [g[:0] for g in guesses])
         for i, text in zip(active.tolist(), new, strict=True):
             said[i] += text[: text.index(stop) + 1] if stop in text else text
-            past[i] += len(unread[i]) + len(text) - 1
-            unread[i] = np.array(text[-1:], np.int32)
             most[i] = 2 * len(text)
-        going = [said[i][-1] != stop and len(said[i]) < decoder.limits[i] for i in active]
-        active = active[going]
+        active = active[[said[i][-1] != stop and len(said[i]) < decoder.limits[i] for i in active]]
     return [np.array(text, np.int32) for text in said]
 
 
 def _read_along(
-    decoder: _Decoder, active: Ints, past: Ints, unread: Sequence[Array], guesses: Sequence[Array]
+    decoder: _Decoder, active: Ints, past: Ints, unread: Sequence[Sequence[int] | Array], guesses: Sequence[Array]
 ) -> list[list[int]]:
     """What each text says as far as it was guessed, and the first token that was not.
 
@@ -660,7 +657,7 @@ def _read_along(
     logits = decoder.run(tokens, lengths, past, active, last=guessed + 1)
     assert logits is not None
     streams = np.repeat(active.astype(np.int64), guessed + 1)
-    flat, _ = _core.sample(logits[:, None], streams, np.zeros_like(streams), 0.0, 0, 1.0, 0)
+    flat, _ = _core.sample(logits, streams, np.zeros_like(streams), 0.0, 0, 1.0, 0)
     ids = padded(flat, guessed + 1)
     right = np.cumprod(ids[:, :-1] == padded(np.concatenate(guesses), guessed), axis=1).sum(axis=1)
     return [row[: k + 1] for row, k in zip(ids.tolist(), right.tolist(), strict=True)]

@@ -562,10 +562,11 @@ def test_the_extension_checks_what_it_is_given(gpt2: clew.Model) -> None:
         ((core, lengths, none, np.array([3], np.int32), -1, -1, False, 2), ShapeError),
         ((core, lengths, none, None, 9, -1, False, 2), ConfigError),
         ((core, lengths, none, None, -1, 0, False, 2), ConfigError),
-        ((core, lengths, none, None, -1, -1, False, 1, (), *[None] * 2, False, None, False, 0, False, ok), ValueError),
     ]:  # fmt: skip
         with pytest.raises(error):
             _core.Plan(*arguments)
+    with pytest.raises(ValueError, match="past, past_seq and last must be as long as lengths"):
+        _core.Plan(core, lengths, none, None, -1, -1, False, 1, last=ok)
     with pytest.raises(TypeError):
         _core.first_bad(np.zeros(3, int))
     with pytest.raises(TypeError):
@@ -593,7 +594,7 @@ def test_the_extension_checks_walks_in_mazes() -> None:
     batch, tok = mazes.generate(2, 3).batch, mazes.Tokenizer(7)
 
     def guess(**given: Any) -> Any:
-        how: dict[str, Any] = {"batch": batch, "specials": tok.special_ids, "cells": tok.cell_ids}
+        how: dict[str, Any] = {"batch": batch, "specials": tok._specials, "cells": tok.cell_ids}
         how |= {"mazes": [0, 1], "said": [6, 11, 6], "lengths": [2, 1], "most": [4, 0]} | given
         return _core.maze_guess(*(np.array(v, np.int32) if isinstance(v, list) else v for v in how.values()))
 

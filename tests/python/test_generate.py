@@ -90,9 +90,6 @@ def trained() -> clew.Model:
     return clew.load("shakespeare")
 
 
-GUESSED = ("gpt2", "llama", "gemma2", "mistral")
-
-
 @pytest.mark.parametrize("name", CAUSAL)
 def test_logits_of_several_last_positions(name: str) -> None:
     """They are those that a run of all positions gives there, one text after the other, also behind a cache."""
@@ -107,7 +104,8 @@ def test_logits_of_several_last_positions(name: str) -> None:
         how: dict[str, Any] = {"past": past, "past_seq": np.arange(3, dtype=np.int32), "append": True, "last": last}
         plan = replay.core_plan(model, lengths, [], -1, replay.LOGITS_LAST, False, **how)
         ((_, _, found),) = plan.run(tokens, None, [], cache)
-        return np.asarray(found)
+        assert found.shape[1] == 1
+        return np.asarray(found[:, 0])
 
     everything = model.run([row[:n].tolist() for row, n in zip(ids, lengths + 4, strict=True)]).logits
     found = logits(tokens, lengths, last, np.zeros(3, np.int32))
@@ -122,6 +120,21 @@ def test_logits_of_several_last_positions(name: str) -> None:
     assert found.shape == (7, c.d_vocab_out) and relative_error(found, expected) < 1e-12
 
 
+def test_more_last_positions_than_a_block_of_attention() -> None:
+    config = clew.ModelConfig(n_layers=2, d_model=16, n_heads=2, n_ctx=160, d_vocab=11)
+    model = clew.Model.from_config(config, seed=1, dtype="float64")
+    ids, lengths, last = random_tokens(config, 4, 2, 150).astype(np.int32), np.array([150, 9]), np.array([100, 1])
+    plan = replay.core_plan(
+        model, lengths.astype(np.int32), [], -1, replay.LOGITS_LAST, False, last=last.astype(np.int32)
+    )
+    ((_, _, found),) = plan.run(np.concatenate([ids[0], ids[1, :9]]), None, [], None)
+    expected = np.concatenate([model.run(ids[0]).logits[0, 50:], model.run(ids[1, :9]).logits[0, 8:]])
+    assert found.shape == (101, 1, 11) and relative_error(found[:, 0], expected) < 1e-12
+
+
+GUESSED = ("gpt2", "llama", "gemma2", "mistral")
+
+
 def guess_of(texts: Sequence[Sequence[int]]) -> generate.Guess:
     """Guesses that texts go on as these do, whatever has been said, the stop and all."""
 
@@ -134,8 +147,8 @@ def guess_of(texts: Sequence[Sequence[int]]) -> generate.Guess:
 
 @pytest.mark.parametrize("name", [n for n in CAUSAL if n in GUESSED])
 def test_guesses_change_nothing_but_the_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts are the same whatever is guessed of them; a right guess takes one pass, prompt and all, and each wrong
-    token one more."""
+    """Texts are the same whatever is guessed of them; a right guess takes one pass, prompt and all; behind a wrong
+    token it goes on with twice what that pass brought."""
     model, _ = make(CAUSAL[name])
     given, limits, read = prompts(model.config), np.array([NEW, 3, 5]), []
     run = generate._Decoder.run
@@ -149,6 +162,14 @@ def test_guesses_change_nothing_but_the_passes(name: str, monkeypatch: pytest.Mo
     def said(guess: generate.Guess | None, stop: int) -> list[list[int]]:
         read.clear()
         return [t.tolist() for t in generate.likeliest(model, given, limits, stop, guess=guess)]
+
+    def passes(length: int, limit: int, wrong: int) -> int:
+        """Of a text whose guess is wrong in one token: each brings what is guessed rightly, and a token more."""
+        known, most, count = 0, limit, 0
+        while known < length:
+            right = min(most, limit - known - 1, wrong - known if known <= wrong else limit)
+            known, most, count = known + right + 1, 2 * (right + 1), count + 1
+        return count
 
     free = said(None, 0)
     for stop in (0, free[0][2], free[2][1]):
@@ -165,9 +186,9 @@ def test_guesses_change_nothing_but_the_passes(name: str, monkeypatch: pytest.Mo
         for j in range(longest):
             wrong = [[*t[:j], (t[j] + 1) % model.config.d_vocab, *t[j + 1 :]] if j < len(t) else t for t in plain]
             assert said(guess_of(wrong), stop) == plain, j
-            assert len(read) <= 3, "one more, and another where twice the tokens before the wrong one are not enough"
+            assert len(read) == max(passes(len(t), n, j) for t, n in zip(plain, limits, strict=True))
         assert said(guess_of([plain[0], [], plain[2]]), stop) == plain
-    assert said(guess_of([[t + 1 for t in text] for text in free]), 0) == free
+    assert said(guess_of([[(t + 1) % model.config.d_vocab for t in text] for text in free]), 0) == free
     assert len(read) == max(map(len, free)), "nothing right: a token each pass"
     assert max(max(lengths) for lengths in read[1:]) <= 3, "of which a guess is at most twice as long"
 

@@ -212,7 +212,7 @@ def _corridors(ms: Mazes, tokenizer: Tokenizer) -> Guess:
         lengths = np.array([len(text) for text in said], np.int32)
         tokens = np.array([token for text in said for token in text], np.int32)
         found, counts = _core.maze_guess(
-            ms.batch, tokenizer.special_ids, tokenizer.cell_ids, walks, tokens, lengths, most
+            ms.batch, tokenizer._specials, tokenizer.cell_ids, walks, tokens, lengths, most
         )
         starts = np.cumsum(most) - most
         return [found[i : i + n] for i, n in zip(starts.tolist(), counts.tolist(), strict=True)]

@@ -91,8 +91,7 @@ class Tokenizer:
         self.cell_ids = np.zeros((self.grid, self.grid), np.int32)
         """Id of each cell, int32 [grid, grid]."""
         self.cell_ids[self.cells[:, 0], self.cells[:, 1]] = np.arange(len(SPECIALS), len(self.vocab))
-        self.special_ids = np.arange(10, dtype=np.int32)
-        """Ids of the tokens that are no cells, int32 [10]; padding is the next one."""
+        self._specials = np.arange(10, dtype=np.int32)
 
     # ---- To tokens ------------------------------------------------------------------------------------------------
 
@@ -125,7 +124,7 @@ class Tokenizer:
         check_flags(path=path)
         if path and (bad := np.flatnonzero(batch.path_lengths == 0)).size:
             raise TokenError(f"maze {bad[0]}: its target cannot be reached: there is no path to write down")
-        tokens, lengths = _core.maze_tokens(batch.batch, self.special_ids, self.cell_ids, path)
+        tokens, lengths = _core.maze_tokens(batch.batch, self._specials, self.cell_ids, path)
         return tokens, lengths
 
     # ---- From tokens ----------------------------------------------------------------------------------------------
